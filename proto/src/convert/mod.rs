@@ -1,0 +1,14 @@
+//! Between wire and domain: one conversion each way per message, nowhere else.
+//!
+//! Reading collects every violation with its path; writing cannot fail.
+
+mod config;
+mod model;
+mod position;
+mod settings;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+pub use units::{duration_to_wire, timestamp_to_wire};

@@ -1,0 +1,226 @@
+//! `Model` and its parts.
+
+use super::units::{duration_in, duration_to_wire, duration_zero_or_in, number_in};
+use crate::{
+    endpoint::{Endpoint, EndpointUrl, Weight},
+    ids::{EndpointId, ModelId},
+    limits,
+    model::ModelSpec,
+    pool::{PoolOverrides, PoolParams, PoolSize, TimeoutOverrides, Timeouts},
+    violation::Violations,
+    wire,
+};
+
+impl TryFrom<wire::Model> for ModelSpec {
+    type Error = Violations;
+
+    /// Reads what an operator may set. Output-only fields are not looked at; whether
+    /// `pool.keepalive` may stand there is for the registry, which knows the size.
+    fn try_from(wire: wire::Model) -> Result<Self, Violations> {
+        let mut violations = Violations::new();
+        let (id, aliases, endpoints) =
+            names_and_endpoints(&mut violations, &wire.id, &wire.aliases, wire.endpoints);
+        let pool = violations.part("pool", wire.pool.unwrap_or_default().try_into());
+        let timeouts = violations.part("timeouts", wire.timeouts.unwrap_or_default().try_into());
+        // Without an id the rest is still checked, under a name that never leaves here.
+        let id = id.or_else(|| ModelId::new("refused").ok());
+        let spec = id.and_then(|id| violations.here(Self::new(id, aliases, endpoints)));
+        let all = spec.zip(pool).zip(timeouts);
+        violations.finish(all.map(|((spec, pool), timeouts)| spec.asking(pool, timeouts)))
+    }
+}
+
+impl From<&ModelSpec> for wire::Model {
+    fn from(spec: &ModelSpec) -> Self {
+        Self {
+            id: spec.id().to_string(),
+            aliases: spec.aliases().iter().map(ToString::to_string).collect(),
+            endpoints: spec.endpoints().iter().map(Into::into).collect(),
+            pool: Some((&spec.pool).into()).filter(|pool| *pool != wire::Pool::default()),
+            timeouts: Some((&spec.timeouts).into())
+                .filter(|timeouts| *timeouts != wire::Timeouts::default()),
+            ..Self::default()
+        }
+    }
+}
+
+/// Reads the id, the aliases and the endpoints. What is bad is noted and left out.
+pub(super) fn names_and_endpoints(
+    violations: &mut Violations,
+    id: &str,
+    aliases: &[String],
+    endpoints: Vec<wire::Endpoint>,
+) -> (Option<ModelId>, Vec<ModelId>, Vec<Endpoint>) {
+    let id = violations.check("id", ModelId::new(id));
+    let aliases = aliases.iter().enumerate();
+    let aliases = aliases
+        .filter_map(|(n, alias)| violations.check(&format!("aliases[{n}]"), ModelId::new(alias)))
+        .collect();
+    let given = endpoints.len();
+    let read: Vec<_> = endpoints
+        .into_iter()
+        .enumerate()
+        .filter_map(|(n, endpoint)| {
+            violations.part(&format!("endpoints[{n}]"), read_endpoint(n, endpoint))
+        })
+        .collect();
+    // With bad ones left out, the rest would be told of as "none" or as duplicates of nothing.
+    let endpoints = if read.is_empty() && given > 0 {
+        placeholder()
+    } else {
+        read
+    };
+    (id, aliases, endpoints)
+}
+
+/// Stands in for endpoints that were all refused already, so that "at least one is required" is
+/// not added to their own violations. Never leaves this module: a violation was noted.
+fn placeholder() -> Vec<Endpoint> {
+    let id = EndpointId::new("refused").ok();
+    let url = EndpointUrl::parse("http://refused").ok();
+    let endpoint = id.zip(url).map(|(id, url)| Endpoint {
+        id,
+        url,
+        weight: Weight::default(),
+    });
+    endpoint.into_iter().collect()
+}
+
+fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, Violations> {
+    let mut violations = Violations::new();
+    let id = if wire.id.is_empty() {
+        format!("e{}", n + 1)
+    } else {
+        wire.id
+    };
+    let id = violations.check("id", EndpointId::new(id));
+    let url = violations.check("url", EndpointUrl::parse(&wire.url));
+    let weight = match wire.weight {
+        Some(weight) => violations.check("weight", Weight::new(weight)),
+        None => Some(Weight::default()),
+    };
+    let all = id.zip(url).zip(weight);
+    violations.finish(all.map(|((id, url), weight)| Endpoint { id, url, weight }))
+}
+
+impl From<&Endpoint> for wire::Endpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self {
+            id: endpoint.id.to_string(),
+            url: endpoint.url.to_string(),
+            weight: Some(endpoint.weight.get()),
+        }
+    }
+}
+
+impl TryFrom<wire::Pool> for PoolOverrides {
+    type Error = Violations;
+
+    fn try_from(wire: wire::Pool) -> Result<Self, Violations> {
+        let mut violations = Violations::new();
+        let v = &mut violations;
+        if wire::PoolScope::try_from(wire.scope).is_err() {
+            v.add(
+                "scope",
+                format!("{} is not a scope; use PER_WORKER", wire.scope),
+            );
+        }
+        let size = wire.max_concurrent.map(PoolSize::new);
+        let queue = wire.queue.unwrap_or_default();
+        let pool = Self {
+            max_concurrent: size.and_then(|size| v.check("max_concurrent", size)),
+            max_waiting: number_in(
+                v,
+                "queue.max_waiting",
+                queue.max_waiting,
+                &limits::MAX_WAITING,
+            ),
+            max_wait: duration_in(v, "queue.max_wait", queue.max_wait, &limits::MAX_WAIT),
+            warm: number_in(v, "warm", wire.warm, &(0..=*limits::POOL_SIZE.end())),
+            idle_timeout: duration_in(v, "idle_timeout", wire.idle_timeout, &limits::IDLE_TIMEOUT),
+            max_connection_age: duration_zero_or_in(
+                v,
+                "max_connection_age",
+                wire.max_connection_age,
+                &limits::CONNECTION_AGE,
+            ),
+        };
+        violations.finish(Some(pool))
+    }
+}
+
+impl From<&PoolOverrides> for wire::Pool {
+    fn from(pool: &PoolOverrides) -> Self {
+        let queue = wire::Queue {
+            max_waiting: pool.max_waiting,
+            max_wait: pool.max_wait.map(duration_to_wire),
+        };
+        Self {
+            max_concurrent: pool.max_concurrent.map(PoolSize::get),
+            queue: Some(queue).filter(|queue| *queue != wire::Queue::default()),
+            warm: pool.warm,
+            idle_timeout: pool.idle_timeout.map(duration_to_wire),
+            max_connection_age: pool.max_connection_age.map(duration_to_wire),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&PoolParams> for wire::Pool {
+    /// Everything, output-only fields included.
+    fn from(pool: &PoolParams) -> Self {
+        Self {
+            max_concurrent: Some(pool.size.get()),
+            scope: wire::PoolScope::PerWorker.into(),
+            queue: Some(wire::Queue {
+                max_waiting: Some(pool.max_waiting),
+                max_wait: Some(duration_to_wire(pool.max_wait)),
+            }),
+            warm: Some(pool.warm),
+            idle_timeout: Some(duration_to_wire(pool.idle_timeout)),
+            max_connection_age: Some(duration_to_wire(
+                pool.max_connection_age.unwrap_or_default(),
+            )),
+            keepalive: Some(pool.size.get()),
+            coverage: Some(1.0),
+        }
+    }
+}
+
+impl TryFrom<wire::Timeouts> for TimeoutOverrides {
+    type Error = Violations;
+
+    fn try_from(wire: wire::Timeouts) -> Result<Self, Violations> {
+        let mut violations = Violations::new();
+        let v = &mut violations;
+        let timeouts = Self {
+            connect: duration_in(v, "connect", wire.connect, &limits::TIMEOUT),
+            first_byte: duration_in(v, "first_byte", wire.first_byte, &limits::TIMEOUT),
+            idle: duration_in(v, "idle", wire.idle, &limits::TIMEOUT),
+            total: duration_in(v, "total", wire.total, &limits::TIMEOUT),
+        };
+        violations.finish(Some(timeouts))
+    }
+}
+
+impl From<&TimeoutOverrides> for wire::Timeouts {
+    fn from(timeouts: &TimeoutOverrides) -> Self {
+        Self {
+            connect: timeouts.connect.map(duration_to_wire),
+            first_byte: timeouts.first_byte.map(duration_to_wire),
+            idle: timeouts.idle.map(duration_to_wire),
+            total: timeouts.total.map(duration_to_wire),
+        }
+    }
+}
+
+impl From<&Timeouts> for wire::Timeouts {
+    fn from(timeouts: &Timeouts) -> Self {
+        Self {
+            connect: Some(duration_to_wire(timeouts.connect)),
+            first_byte: Some(duration_to_wire(timeouts.first_byte)),
+            idle: Some(duration_to_wire(timeouts.idle)),
+            total: Some(duration_to_wire(timeouts.total)),
+        }
+    }
+}

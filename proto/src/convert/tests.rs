@@ -1,0 +1,183 @@
+//! What goes out comes back, and every bad field is named at once.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::{
+    Config, Digest, Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize,
+    Revision, Weight, pool::TimeoutOverrides, violation::Violations, wire,
+};
+
+fn duration() -> impl Strategy<Value = Duration> {
+    (1_000_u64..3_600_000).prop_map(Duration::from_millis)
+}
+
+prop_compose! {
+    fn spec()(
+        id in "[a-z][a-z0-9.-]{0,20}",
+        alias in proptest::option::of("[A-Z][A-Za-z0-9]{1,10}/[a-z]{1,5}"),
+        ports in proptest::collection::btree_set(1_u16.., 1..5),
+        weight in 1_u32..1000,
+        size in proptest::option::of(1_u32..=150),
+        max_waiting in proptest::option::of(0_u32..100_000),
+        max_wait in proptest::option::of(duration()),
+        idle_timeout in proptest::option::of(duration()),
+        age in proptest::option::of(duration()),
+        total in proptest::option::of(duration()),
+    ) -> ModelSpec {
+        let endpoints = ports.into_iter().enumerate().map(|(n, port)| Endpoint {
+            id: EndpointId::new(format!("e{n}")).unwrap(),
+            url: EndpointUrl::parse(&format!("http://10.0.0.1:{port}")).unwrap(),
+            weight: Weight::new(weight).unwrap(),
+        });
+        let aliases = alias.into_iter().map(|alias| ModelId::new(alias).unwrap());
+        let mut spec =
+            ModelSpec::new(ModelId::new(id).unwrap(), aliases.collect(), endpoints.collect())
+                .unwrap();
+        spec.pool.max_concurrent = size.map(|size| PoolSize::new(size).unwrap());
+        spec.pool.max_waiting = max_waiting;
+        spec.pool.max_wait = max_wait;
+        spec.pool.idle_timeout = idle_timeout;
+        spec.pool.max_connection_age = age;
+        spec.timeouts = TimeoutOverrides { total, ..TimeoutOverrides::default() };
+        spec
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_model_survives_the_wire(spec in spec()) {
+        let wire = wire::Model::from(&spec);
+        prop_assert_eq!(ModelSpec::try_from(wire).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_config_survives_the_wire_and_has_one_digest(
+        specs in proptest::collection::btree_map("[a-z]{1,8}", spec(), 0..6),
+        seed in any::<u64>(),
+    ) {
+        let settings = PoolSettings::default();
+        let mut models: Vec<_> = specs
+            .into_iter()
+            .map(|(id, spec)| {
+                let id = ModelId::new(id).unwrap();
+                let spec = ModelSpec::new(id, vec![], spec.endpoints().to_vec()).unwrap()
+                    .asking(spec.pool.clone(), spec.timeouts.clone());
+                spec.resolve(&settings, Revision::new(7)).unwrap()
+            })
+            .collect();
+        let sorted = Config::new(settings.budget().unwrap(), models.clone()).unwrap();
+        let turn = models.len().checked_rem(seed as usize).unwrap_or(0).min(models.len());
+        models.rotate_left(turn);
+        models.reverse();
+        let shuffled = Config::new(settings.budget().unwrap(), models).unwrap();
+        let (bytes, digest) = sorted.encode();
+        prop_assert_eq!(shuffled.encode().1, digest);
+        prop_assert_eq!(Digest::of(&bytes), digest);
+        prop_assert_eq!(Config::decode(&bytes).unwrap(), sorted);
+    }
+
+    #[test]
+    fn no_bytes_panic_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Config::decode(&bytes);
+    }
+}
+
+fn fields(violations: &Violations) -> Vec<&str> {
+    violations
+        .as_slice()
+        .iter()
+        .map(|violation| violation.field.as_str())
+        .collect()
+}
+
+#[test]
+fn every_bad_field_is_named_at_once() {
+    let zero = Some(prost_types::Duration {
+        seconds: 0,
+        nanos: 1,
+    });
+    let negative = Some(prost_types::Duration {
+        seconds: -1,
+        nanos: 0,
+    });
+    let bad = wire::Model {
+        id: "a b".into(),
+        aliases: vec!["ok".into(), "/".into()],
+        endpoints: vec![
+            wire::Endpoint {
+                url: "ftp://x".into(),
+                ..Default::default()
+            },
+            wire::Endpoint {
+                id: "Up".into(),
+                url: "http://x/p".into(),
+                weight: Some(0),
+            },
+        ],
+        pool: Some(wire::Pool {
+            max_concurrent: Some(0),
+            scope: 9,
+            queue: Some(wire::Queue {
+                max_waiting: Some(100_001),
+                max_wait: negative,
+            }),
+            idle_timeout: zero,
+            ..Default::default()
+        }),
+        timeouts: Some(wire::Timeouts {
+            connect: zero,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let violations = ModelSpec::try_from(bad).unwrap_err();
+    assert_eq!(
+        fields(&violations),
+        [
+            "id",
+            "aliases[1]",
+            "endpoints[0].url",
+            "endpoints[1].id",
+            "endpoints[1].url",
+            "endpoints[1].weight",
+            "pool.scope",
+            "pool.max_concurrent",
+            "pool.queue.max_waiting",
+            "pool.queue.max_wait",
+            "pool.idle_timeout",
+            "timeouts.connect",
+        ]
+    );
+}
+
+#[test]
+fn an_empty_model_lacks_an_id_and_endpoints() {
+    let violations = ModelSpec::try_from(wire::Model::default()).unwrap_err();
+    assert_eq!(fields(&violations), ["id", "endpoints"]);
+}
+
+#[test]
+fn a_pushed_model_must_be_resolved() {
+    let model = wire::Model {
+        id: "a".into(),
+        endpoints: vec![wire::Endpoint {
+            url: "http://a".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let config = wire::Config {
+        budget: 150,
+        models: vec![model],
+    };
+    let violations = Config::try_from(config).unwrap_err();
+    assert_eq!(
+        fields(&violations),
+        [
+            "models[0].resolved_pool.max_concurrent",
+            "models[0].resolved_timeouts.connect"
+        ]
+    );
+}

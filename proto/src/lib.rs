@@ -1,0 +1,26 @@
+//! Forebay's contract: the generated wire types and the validated domain types.
+//!
+//! Wire types ([`wire`]) stop at the edge of each plane. Inside there are domain types that cannot
+//! be invalid: private fields, fallible constructors, one conversion each way ([`convert`]).
+//!
+//! This crate does no IO, knows no runtime, no clock and no logging. Both planes validate with it,
+//! so that what the control plane accepts a worker can apply.
+
+pub mod config;
+pub mod convert;
+pub mod endpoint;
+pub mod ids;
+pub mod limits;
+pub mod model;
+pub mod pool;
+pub mod revision;
+pub mod violation;
+pub mod wire;
+
+pub use config::Config;
+pub use endpoint::{Endpoint, EndpointUrl, Weight};
+pub use ids::{EndpointId, InstanceId, ModelId, WorkerId};
+pub use model::{ModelSpec, ResolvedModel};
+pub use pool::{Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, Timeouts};
+pub use revision::{Digest, Epoch, Position, Revision};
+pub use violation::{Violation, Violations};

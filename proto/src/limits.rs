@@ -1,0 +1,52 @@
+//! Every limit of the contract, in one place. The `.proto` comments repeat them for operators.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+/// Longest model id or alias, in characters.
+pub const MODEL_ID_CHARS: usize = 128;
+/// Longest endpoint, worker or instance id, in characters.
+pub const SHORT_ID_CHARS: usize = 63;
+/// Longest endpoint url, in characters.
+pub const URL_CHARS: usize = 512;
+/// Most aliases of a model.
+pub const ALIASES: usize = 16;
+/// Most endpoints of a model.
+pub const ENDPOINTS: usize = 64;
+/// Most models in a configuration.
+pub const MODELS: usize = 10_000;
+/// Largest encoded configuration, in bytes.
+pub const CONFIG_BYTES: usize = 8 << 20;
+/// Largest message on any gRPC stream of ours, in bytes: a configuration and its envelope.
+pub const MESSAGE_BYTES: usize = CONFIG_BYTES + (1 << 20);
+/// Most reasons in one refusal.
+pub const REFUSALS: usize = 100;
+/// Longest text of one refusal, in characters.
+pub const REFUSAL_CHARS: usize = 512;
+
+/// Requests in flight of one model on one worker.
+pub const POOL_SIZE: RangeInclusive<u32> = 1..=10_000;
+/// Models of default size that a budget holds.
+pub const MODELS_CONCURRENT: RangeInclusive<u32> = 1..=1_000;
+/// Connections of one worker, all models together.
+pub const BUDGET: RangeInclusive<u32> = 1..=100_000;
+/// Requests waiting for one model on one worker.
+pub const MAX_WAITING: RangeInclusive<u32> = 0..=100_000;
+/// Weight of an endpoint.
+pub const WEIGHT: RangeInclusive<u32> = 1..=1_000;
+
+/// Longest wait for a connection.
+pub const MAX_WAIT: RangeInclusive<Duration> = ms(1)..=secs(3_600);
+/// Idle limit of a connection.
+pub const IDLE_TIMEOUT: RangeInclusive<Duration> = ms(100)..=secs(3_600);
+/// Oldest age of a connection, when there is a limit.
+pub const CONNECTION_AGE: RangeInclusive<Duration> = secs(1)..=secs(86_400);
+/// Each deadline of a request.
+pub const TIMEOUT: RangeInclusive<Duration> = ms(1)..=secs(86_400);
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}

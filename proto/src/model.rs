@@ -1,0 +1,166 @@
+//! A registration: what an operator asked for, and what a worker makes of it.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    endpoint::Endpoint,
+    ids::ModelId,
+    limits,
+    pool::{PoolOverrides, PoolParams, PoolSettings, TimeoutOverrides, Timeouts},
+    revision::Revision,
+    violation::Violations,
+};
+
+/// A model as it was registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    id: ModelId,
+    aliases: Vec<ModelId>,
+    endpoints: Vec<Endpoint>,
+    /// What it asks of its pool.
+    pub pool: PoolOverrides,
+    /// What it asks of deadlines.
+    pub timeouts: TimeoutOverrides,
+}
+
+impl ModelSpec {
+    /// Checks what can be checked of a model alone.
+    pub fn new(
+        id: ModelId,
+        aliases: Vec<ModelId>,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<Self, Violations> {
+        let mut violations = Violations::new();
+        check_aliases(&id, &aliases, &mut violations);
+        check_endpoints(&endpoints, &mut violations);
+        let (pool, timeouts) = Default::default();
+        violations.finish(Some(Self {
+            id,
+            aliases,
+            endpoints,
+            pool,
+            timeouts,
+        }))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn id(&self) -> &ModelId {
+        &self.id
+    }
+
+    /// The same model, asking this much of its pool and deadlines.
+    #[must_use]
+    pub fn asking(self, pool: PoolOverrides, timeouts: TimeoutOverrides) -> Self {
+        Self {
+            pool,
+            timeouts,
+            ..self
+        }
+    }
+
+    /// Other names.
+    #[must_use]
+    pub fn aliases(&self) -> &[ModelId] {
+        &self.aliases
+    }
+
+    /// Where it is served. Never empty.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The id and the aliases.
+    pub fn names(&self) -> impl Iterator<Item = &ModelId> {
+        std::iter::once(&self.id).chain(&self.aliases)
+    }
+
+    /// What a worker uses for this model under these settings.
+    pub fn resolve(
+        &self,
+        settings: &PoolSettings,
+        revision: Revision,
+    ) -> Result<ResolvedModel, Violations> {
+        let pool = settings
+            .resolve(&self.pool)
+            .map_err(|violations| violations.under("pool"))?;
+        Ok(ResolvedModel {
+            id: self.id.clone(),
+            aliases: self.aliases.clone(),
+            endpoints: self.endpoints.clone(),
+            pool,
+            timeouts: self.timeouts.or(&settings.timeouts()),
+            revision,
+        })
+    }
+}
+
+/// A model as a worker uses it: everything inherited is filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedModel {
+    /// The name.
+    pub id: ModelId,
+    /// Other names.
+    pub aliases: Vec<ModelId>,
+    /// Where it is served. Never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// Pool parameters.
+    pub pool: PoolParams,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// The revision that last changed the registration.
+    pub revision: Revision,
+}
+
+impl ResolvedModel {
+    /// The id and the aliases.
+    pub fn names(&self) -> impl Iterator<Item = &ModelId> {
+        std::iter::once(&self.id).chain(&self.aliases)
+    }
+}
+
+fn check_aliases(id: &ModelId, aliases: &[ModelId], violations: &mut Violations) {
+    if aliases.len() > limits::ALIASES {
+        let message = format!(
+            "{} aliases, at most {} are allowed",
+            aliases.len(),
+            limits::ALIASES
+        );
+        violations.add("aliases", message);
+    }
+    let mut seen = BTreeSet::from([id]);
+    for (n, alias) in aliases.iter().enumerate() {
+        if !seen.insert(alias) {
+            let message = format!("`{alias}` stands twice among the id and the aliases; leave one");
+            violations.add(format!("aliases[{n}]"), message);
+        }
+    }
+}
+
+fn check_endpoints(endpoints: &[Endpoint], violations: &mut Violations) {
+    if endpoints.is_empty() {
+        violations.add("endpoints", "at least one endpoint is required");
+    }
+    if endpoints.len() > limits::ENDPOINTS {
+        let (n, most) = (endpoints.len(), limits::ENDPOINTS);
+        violations.add(
+            "endpoints",
+            format!("{n} endpoints, at most {most} are allowed"),
+        );
+    }
+    let (mut ids, mut urls) = (BTreeSet::new(), BTreeSet::new());
+    for (n, endpoint) in endpoints.iter().enumerate() {
+        if !ids.insert(&endpoint.id) {
+            let message = format!("`{}` stands twice; give each its own id", endpoint.id);
+            violations.add(format!("endpoints[{n}].id"), message);
+        }
+        if !urls.insert(endpoint.url.to_string()) {
+            let message = format!(
+                "`{}` stands twice; use `weight` for a larger share",
+                endpoint.url
+            );
+            violations.add(format!("endpoints[{n}].url"), message);
+        }
+    }
+}
