@@ -1,1 +1,17 @@
-//! Placeholder.
+//! Forebay's worker: an OpenAI-compatible gateway that routes by the request's `model`, serves over
+//! connections that are always warm, and changes its configuration live.
+//!
+//! It never imports the control plane, and serves on when that is gone. See `ARCHITECTURE.md` for
+//! the way of a request and of a pushed configuration through these modules.
+
+pub mod admin;
+mod app;
+pub mod apply;
+pub mod config_client;
+pub mod gateway;
+pub mod live;
+pub mod metrics;
+pub mod pool;
+mod trace_context;
+
+pub use app::{BoundWorker, Exposure, WorkerError, WorkerSettings};

@@ -1,0 +1,57 @@
+//! `/config`: what is in force, as JSON. There is nothing secret in it; what there will be is to be
+//! left out here.
+
+use serde_json::{Value, json};
+
+use crate::{
+    config_client::{ConfigSource, ConfigStatus},
+    live::{Live, Route},
+};
+
+/// The document.
+pub(super) fn document(live: &Live, status: &ConfigStatus) -> Value {
+    let source = match status.source() {
+        ConfigSource::None => "none",
+        ConfigSource::LastKnownGood => "last_known_good",
+        ConfigSource::ControlPlane => "control_plane",
+    };
+    json!({
+        "source": source,
+        "stale_seconds": status.stale_for().map(|stale| stale.as_secs()),
+        "epoch": live.position.as_ref().map(|position| position.epoch.as_str()),
+        "revision": live.position.as_ref().map(|position| position.revision.get()),
+        "digest": live.position.as_ref().map(|position| position.digest.to_string()),
+        "budget": live.budget.map(|budget| budget.get()),
+        "models": live.models.values().map(|route| model(route)).collect::<Vec<_>>(),
+    })
+}
+
+fn model(route: &Route) -> Value {
+    let model = &route.model;
+    let (pool, timeouts) = (&model.pool, &model.timeouts);
+    json!({
+        "id": model.id.as_str(),
+        "aliases": model.aliases.iter().map(|alias| alias.as_str()).collect::<Vec<_>>(),
+        "revision": model.revision.get(),
+        "endpoints": model.endpoints.iter().map(|endpoint| json!({
+            "id": endpoint.id.as_str(),
+            "url": endpoint.url.to_string(),
+            "weight": endpoint.weight.get(),
+        })).collect::<Vec<_>>(),
+        "pool": {
+            "max_concurrent": pool.size.get(),
+            "keepalive": pool.size.get(),
+            "max_waiting": pool.max_waiting,
+            "max_wait_seconds": pool.max_wait.as_secs_f64(),
+            "warm": pool.warm,
+            "idle_timeout_seconds": pool.idle_timeout.as_secs_f64(),
+            "max_connection_age_seconds": pool.max_connection_age.map(|age| age.as_secs_f64()),
+        },
+        "timeouts": {
+            "connect_seconds": timeouts.connect.as_secs_f64(),
+            "first_byte_seconds": timeouts.first_byte.as_secs_f64(),
+            "idle_seconds": timeouts.idle.as_secs_f64(),
+            "total_seconds": timeouts.total.as_secs_f64(),
+        },
+    })
+}

@@ -1,0 +1,167 @@
+//! `/metrics`: what was measured as it happened, and what can be read off at this instant. The pools'
+//! numbers are taken from one look at each pool, so that opened - closed = open holds in every scrape.
+
+use std::time::UNIX_EPOCH;
+
+use prometheus::{Error, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use super::Admin;
+use crate::pool::PoolSnapshot;
+
+/// Everything, in Prometheus' text format.
+pub(super) fn text(admin: &Admin) -> Result<String, Error> {
+    let now = Registry::new();
+    configuration(admin, &now)?;
+    let live = admin.live.load();
+    let pools: Vec<PoolSnapshot> = live
+        .models
+        .values()
+        .map(|route| route.pool.snapshot())
+        .collect();
+    gauges(&now, &pools)?;
+    counters(&now, &pools)?;
+    let mut families = admin.registry.gather();
+    families.extend(now.gather());
+    TextEncoder::new().encode_to_string(&families)
+}
+
+fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
+    let set = |name: &str, help: &str, value: f64| {
+        let gauge = GaugeVec::new(Opts::new(name, help), &[])?;
+        gauge.with_label_values::<&str>(&[]).set(value);
+        registry.register(Box::new(gauge))
+    };
+    let live = admin.live.load();
+    let revision = live
+        .position
+        .as_ref()
+        .map_or(0, |position| position.revision.get());
+    set(
+        "forebay_config_revision",
+        "The revision in force; 0 before the first.",
+        revision as f64,
+    )?;
+    set(
+        "forebay_config_age_seconds",
+        "Time since the last word of the control plane, or since the start.",
+        admin.status.age().as_secs_f64(),
+    )?;
+    let applied = admin
+        .status
+        .applied_at()
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    set(
+        "forebay_config_applied_timestamp_seconds",
+        "When the configuration in force was put in force, in seconds since 1970.",
+        applied.unwrap_or_default().as_secs_f64(),
+    )
+}
+
+fn gauges(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+    let gauge = |name: &str, help: &str, labels: &[&str]| {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok::<_, Error>(gauge)
+    };
+    let model = &["model"];
+    let size = gauge(
+        "forebay_pool_size",
+        "Most requests in flight of a model.",
+        model,
+    )?;
+    let keepalive = gauge(
+        "forebay_pool_keepalive",
+        "Most connections kept warm for a model: its pool size.",
+        model,
+    )?;
+    let waiting = gauge(
+        "forebay_pool_waiting",
+        "Requests waiting for a connection.",
+        model,
+    )?;
+    let connections = gauge(
+        "forebay_pool_connections",
+        "Connections of a model, by state.",
+        &["model", "state"],
+    )?;
+    let coverage = GaugeVec::new(
+        Opts::new(
+            "forebay_pool_coverage_ratio",
+            "Keepalive divided by pool size.",
+        ),
+        model,
+    )?;
+    registry.register(Box::new(coverage.clone()))?;
+    for pool in pools {
+        let name = pool.model.as_str();
+        size.with_label_values(&[name]).set(i64::from(pool.size));
+        keepalive
+            .with_label_values(&[name])
+            .set(i64::from(pool.keepalive));
+        coverage.with_label_values(&[name]).set(pool.coverage);
+        waiting.with_label_values(&[name]).set(count(pool.waiting));
+        for (state, n) in [
+            ("idle", pool.idle),
+            ("active", pool.active),
+            ("connecting", pool.connecting),
+            ("draining", pool.draining),
+        ] {
+            connections.with_label_values(&[name, state]).set(count(n));
+        }
+    }
+    Ok(())
+}
+
+fn counters(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+    let counter = |name: &str, help: &str, label: &str| {
+        let counter = IntCounterVec::new(Opts::new(name, help), &["model", label])?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok::<_, Error>(counter)
+    };
+    let opened = counter(
+        "forebay_pool_connections_opened_total",
+        "Connections opened, by reason.",
+        "reason",
+    )?;
+    let closed = counter(
+        "forebay_pool_connections_closed_total",
+        "Connections closed, by reason.",
+        "reason",
+    )?;
+    let checkouts = counter(
+        "forebay_pool_checkouts_total",
+        "Connections handed out, reused or new.",
+        "kind",
+    )?;
+    let stale = counter(
+        "forebay_pool_stale_total",
+        "Connections found dead, at checkout or when the request was to be sent.",
+        "found",
+    )?;
+    for pool in pools {
+        let name = pool.model.as_str();
+        for (reason, n) in &pool.opened {
+            opened.with_label_values(&[name, reason]).inc_by(*n);
+        }
+        for (reason, n) in &pool.closed {
+            closed.with_label_values(&[name, reason]).inc_by(*n);
+        }
+        checkouts
+            .with_label_values(&[name, "reused"])
+            .inc_by(pool.checkouts_reused);
+        checkouts
+            .with_label_values(&[name, "new"])
+            .inc_by(pool.checkouts_new);
+        stale
+            .with_label_values(&[name, "checkout"])
+            .inc_by(pool.stale_at_checkout);
+        stale
+            .with_label_values(&[name, "send"])
+            .inc_by(pool.stale_at_send);
+    }
+    Ok(())
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,270 @@
+//! The composition root of a worker: binds every port and reads the last known good configuration,
+//! tells where it listens, then runs until told to stop.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use forebay_proto::{InstanceId, WorkerId};
+use http::Uri;
+use prometheus::Registry;
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use crate::{
+    admin::Admin,
+    apply::{Applier, raise_limit},
+    config_client::{ConfigClient, ConfigStatus, Identity, LastKnownGood, lkg_folder},
+    gateway::Gateway,
+    live::LiveCell,
+    metrics::Metrics,
+    pool::SWEEP,
+};
+
+/// How long the connections' tasks may take to end after the last request did.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+
+/// Who may reach the ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposure {
+    /// Programs on this machine.
+    LoopbackOnly,
+    /// Anybody, without authentication. Said explicitly.
+    Insecure,
+}
+
+/// Settings of the process; what the control plane pushes is not among them.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// Stable over restarts.
+    pub worker_id: WorkerId,
+    /// Control planes, any of which will do.
+    pub control: Vec<Uri>,
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// Where the admin port listens.
+    pub admin_listen: SocketAddr,
+    /// Whether these may be anything but loopback.
+    pub exposure: Exposure,
+    /// Where the last known good configuration is kept; nowhere if absent.
+    pub data_dir: Option<PathBuf>,
+    /// Largest body of a request, in bytes.
+    pub max_body_bytes: usize,
+    /// How long requests in flight get at the end.
+    pub grace: Duration,
+    /// Version of the build.
+    pub build: String,
+}
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No control plane was named.
+    #[error("no control plane is named; say --control http://HOST:50051")]
+    NoControl,
+    /// A port must not be reachable from elsewhere.
+    #[error(
+        "{flag} {addr} can be reached from other machines and there is no authentication; \
+         use a loopback address, or say --insecure if that is what you want"
+    )]
+    Exposed {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        addr: SocketAddr,
+    },
+    /// A port cannot be bound.
+    #[error("cannot listen on {addr}: {error}; choose another address with {flag}")]
+    Bind {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        addr: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error("data directory {} cannot be used: {error}; choose another with --data-dir", .folder.display())]
+    DataDir {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A bug of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A worker that is bound and ready to run.
+#[derive(Debug)]
+pub struct BoundWorker {
+    gateway: (TcpListener, SocketAddr),
+    admin: (TcpListener, SocketAddr),
+    parts: Parts,
+}
+
+#[derive(Debug)]
+struct Parts {
+    live: Arc<LiveCell>,
+    client: ConfigClient,
+    serving: Gateway,
+    admin: Admin,
+    tasks: TaskTracker,
+}
+
+impl BoundWorker {
+    /// Binds every port and puts the last known good configuration in force.
+    pub async fn bind(settings: WorkerSettings) -> Result<Self, WorkerError> {
+        if settings.control.is_empty() {
+            return Err(WorkerError::NoControl);
+        }
+        let gateway = bind("--listen", settings.listen, settings.exposure).await?;
+        let admin = bind("--admin-listen", settings.admin_listen, settings.exposure).await?;
+        let lkg = open_lkg(settings.data_dir.clone()).await?;
+        let parts = Parts::new(settings, gateway.1, lkg).await?;
+        Ok(Self {
+            gateway,
+            admin,
+            parts,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn gateway_addr(&self) -> SocketAddr {
+        self.gateway.1
+    }
+
+    /// Where operators and monitors connect.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.1
+    }
+
+    /// Serves until told to stop; then lets requests in flight finish and closes everything.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let Parts {
+            live,
+            client,
+            serving,
+            admin,
+            tasks,
+        } = self.parts;
+        let sweeping = CancellationToken::new();
+        let mut loops = JoinSet::new();
+        loops.spawn(sweep(live.clone(), sweeping.clone()));
+        loops.spawn(client.run(shutdown.child_token()));
+        let admin_stop = CancellationToken::new();
+        let mut admin_task = JoinSet::new();
+        admin_task.spawn(admin.run(self.admin.0, admin_stop.clone()));
+
+        serving.run(self.gateway.0, shutdown.clone()).await;
+        live.shutdown();
+        sweeping.cancel();
+        admin_stop.cancel();
+        tasks.close();
+        if timeout(LAST_TASKS, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                left = tasks.len(),
+                "upstream connections did not end in time"
+            );
+        }
+        while let Some(ended) = loops.join_next().await {
+            ended.map_err(|error| WorkerError::Internal(error.to_string()))?;
+        }
+        admin_task.shutdown().await;
+        Ok(())
+    }
+}
+
+impl Parts {
+    async fn new(
+        settings: WorkerSettings,
+        gateway_addr: SocketAddr,
+        lkg: Option<LastKnownGood>,
+    ) -> Result<Self, WorkerError> {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let metrics = Arc::new(metrics.map_err(|e| WorkerError::Internal(e.to_string()))?);
+        let live = Arc::new(LiveCell::default());
+        let status = Arc::new(ConfigStatus::default());
+        let tasks = TaskTracker::new();
+        let instance = InstanceId::new(Uuid::new_v4().to_string());
+        let identity = Identity {
+            worker: settings.worker_id,
+            instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
+            build: settings.build,
+            gateway_address: gateway_addr.to_string(),
+        };
+        let applier = Applier::new(live.clone(), tasks.clone(), metrics.clone(), raise_limit());
+        let mut client = ConfigClient::new(
+            settings.control,
+            identity,
+            applier,
+            live.clone(),
+            status.clone(),
+            metrics.clone(),
+            lkg,
+        );
+        client.start_from_disk();
+        let (max_body, grace) = (settings.max_body_bytes, settings.grace);
+        let serving = Gateway::new(live.clone(), metrics, max_body, grace);
+        let admin = Admin {
+            live: live.clone(),
+            status,
+            registry,
+        };
+        Ok(Self {
+            live,
+            client,
+            serving,
+            admin,
+            tasks,
+        })
+    }
+}
+
+async fn bind(
+    flag: &'static str,
+    addr: SocketAddr,
+    exposure: Exposure,
+) -> Result<(TcpListener, SocketAddr), WorkerError> {
+    if exposure == Exposure::LoopbackOnly && !addr.ip().is_loopback() {
+        return Err(WorkerError::Exposed { flag, addr });
+    }
+    let failed = |error| WorkerError::Bind { flag, addr, error };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn open_lkg(data_dir: Option<PathBuf>) -> Result<Option<LastKnownGood>, WorkerError> {
+    let Some(data_dir) = data_dir else {
+        return Ok(None);
+    };
+    let folder = lkg_folder(&data_dir);
+    let opened = tokio::task::spawn_blocking({
+        let folder = folder.clone();
+        move || LastKnownGood::open(&folder)
+    });
+    let opened = opened
+        .await
+        .map_err(|error| WorkerError::Internal(error.to_string()))?;
+    opened
+        .map(Some)
+        .map_err(|error| WorkerError::DataDir { folder, error })
+}
+
+async fn sweep(live: Arc<LiveCell>, stop: CancellationToken) {
+    let mut ticks = interval(SWEEP);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => live.sweep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Puts a pushed configuration in force, or refuses it with reasons and changes nothing.
+//!
+//! Order: decode and validate all, check what only this process knows, build what is new off to the
+//! side, swap routes and pools at once, then resize and retire. Connections that still fit stay open
+//! and requests in flight finish on what they began with. It must not do IO.
+
+mod open_files;
+mod plan;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations, limits};
+use tokio_util::task::TaskTracker;
+
+pub use self::{
+    open_files::raise_limit,
+    plan::{Action, Step, plan},
+};
+use crate::{
+    live::{Live, LiveCell, Route},
+    metrics::Metrics,
+    pool::Pool,
+};
+
+/// Why a configuration was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Path of the field; empty when it is the configuration as a whole.
+    pub field: String,
+    /// What kind of refusal it is.
+    pub reason: RefusalReason,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// A field is not valid.
+    InvalidField,
+    /// The bytes are not what the digest says.
+    DigestMismatch,
+    /// It is older than what is in force.
+    OlderRevision,
+    /// It has the number of what is in force but other content.
+    SameRevisionOtherDigest,
+    /// The process may not open that many files.
+    OpenFiles,
+}
+
+impl RefusalReason {
+    /// The stable word, also the metric's label.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InvalidField => "INVALID_FIELD",
+            Self::DigestMismatch => "DIGEST_MISMATCH",
+            Self::OlderRevision => "OLDER_REVISION",
+            Self::SameRevisionOtherDigest => "SAME_REVISION_OTHER_DIGEST",
+            Self::OpenFiles => "OPEN_FILES",
+        }
+    }
+}
+
+/// The one who changes what is in force. There is exactly one per worker.
+#[derive(Debug)]
+pub struct Applier {
+    live: Arc<LiveCell>,
+    tasks: TaskTracker,
+    metrics: Arc<Metrics>,
+    open_files: u64,
+}
+
+impl Applier {
+    /// Changes `live`; connections run on `tasks`; `open_files` is what the process may open.
+    #[must_use]
+    pub fn new(
+        live: Arc<LiveCell>,
+        tasks: TaskTracker,
+        metrics: Arc<Metrics>,
+        open_files: u64,
+    ) -> Self {
+        Self {
+            live,
+            tasks,
+            metrics,
+            open_files,
+        }
+    }
+
+    /// Puts a configuration in force.
+    pub fn apply(&self, position: &Position, bytes: &[u8]) -> Result<(), Vec<Refusal>> {
+        let old = self.live.load();
+        check_position(old.position.as_ref(), position).map_err(|refusal| vec![refusal])?;
+        let config = decode(position, bytes)?;
+        open_files::check(&config, self.open_files).map_err(|message| {
+            vec![Refusal {
+                field: String::new(),
+                reason: RefusalReason::OpenFiles,
+                message,
+            }]
+        })?;
+        self.put_in_force(&old, position, &config);
+        Ok(())
+    }
+
+    fn put_in_force(&self, old: &Live, position: &Position, config: &Config) {
+        let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
+        let steps = plan(&before, config.models());
+        let new = self.build(old, position, config);
+        let routes = new.models.clone();
+        self.live.publish(new);
+        for step in &steps {
+            self.settle(step, old, &routes);
+        }
+        log_changes(position, &steps, &routes);
+    }
+
+    /// The new value, with the pools of the old one where the model stays.
+    fn build(&self, old: &Live, position: &Position, config: &Config) -> Live {
+        let route = |model: &ResolvedModel| {
+            let pool = match old.models.get(&model.id) {
+                Some(route) => route.pool.clone(),
+                None => Pool::new(model, self.tasks.clone(), &self.metrics),
+            };
+            Arc::new(Route {
+                model: model.clone(),
+                pool,
+            })
+        };
+        let routes = config.models().iter().map(route).collect();
+        Live::new(position.clone(), config.budget(), routes)
+    }
+
+    fn settle(&self, step: &Step, old: &Live, new: &BTreeMap<ModelId, Arc<Route>>) {
+        match step.action {
+            Action::Create | Action::Keep => {}
+            Action::Resize | Action::Replace => {
+                if let Some(route) = new.get(&step.model) {
+                    route.pool.reshape(&route.model);
+                }
+            }
+            Action::Retire => {
+                if let Some(route) = old.models.get(&step.model) {
+                    self.live.retire(route.pool.clone());
+                    self.metrics.forget(&step.model);
+                }
+            }
+        }
+    }
+}
+
+/// Within an epoch the revision never goes down, and a number stands for one content.
+fn check_position(held: Option<&Position>, pushed: &Position) -> Result<(), Refusal> {
+    let Some(held) = held.filter(|held| held.epoch == pushed.epoch) else {
+        return Ok(());
+    };
+    let refuse = |reason, message| {
+        Err(Refusal {
+            field: "to.revision".to_owned(),
+            reason,
+            message,
+        })
+    };
+    if pushed.revision < held.revision {
+        let message = format!("{pushed} is older than {held}, which is in force");
+        return refuse(RefusalReason::OlderRevision, message);
+    }
+    if pushed.revision == held.revision && pushed.digest != held.digest {
+        let message =
+            format!("{pushed} has the number of {held}, which is in force, but other content");
+        return refuse(RefusalReason::SameRevisionOtherDigest, message);
+    }
+    Ok(())
+}
+
+fn decode(position: &Position, bytes: &[u8]) -> Result<Config, Vec<Refusal>> {
+    let digest = Digest::of(bytes);
+    if digest != position.digest {
+        let message = format!(
+            "the content has digest {digest}, announced was {}",
+            position.digest
+        );
+        let (field, reason) = ("to.digest".to_owned(), RefusalReason::DigestMismatch);
+        return Err(vec![Refusal {
+            field,
+            reason,
+            message,
+        }]);
+    }
+    Config::decode(bytes).map_err(|violations| refusals(&violations))
+}
+
+fn refusals(violations: &Violations) -> Vec<Refusal> {
+    let bounded = violations.as_slice().iter().take(limits::REFUSALS);
+    bounded
+        .map(|violation| Refusal {
+            field: violation.field.clone(),
+            reason: RefusalReason::InvalidField,
+            message: violation
+                .message
+                .chars()
+                .take(limits::REFUSAL_CHARS)
+                .collect(),
+        })
+        .collect()
+}
+
+/// One line per changed pool, in the words that an operator of the seed's gateway looks for. The
+/// totals are those of the worker.
+fn log_changes(position: &Position, steps: &[Step], routes: &BTreeMap<ModelId, Arc<Route>>) {
+    let total: u64 = routes
+        .values()
+        .map(|route| u64::from(route.model.pool.size.get()))
+        .sum();
+    for step in steps.iter().filter(|step| step.action != Action::Keep) {
+        let size = routes
+            .get(&step.model)
+            .map_or(0, |route| route.model.pool.size.get());
+        tracing::info!(
+            model = %step.model,
+            revision = %position.revision,
+            action = ?step.action,
+            pool_size = size,
+            pool_keepalive = size,
+            "HTTP Client Pool: max_connections={total}, max_keepalive_connections={total}",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! Whether this process may open as many files as a configuration needs. A worker that accepted
+//! more would fail in the middle of the night, in `accept`.
+
+use forebay_proto::Config;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Listeners, logs, the control stream, the last-known-good file, and some air.
+const RESERVE: u64 = 64;
+
+/// Raises the process's own limit as far as it may, and returns it.
+#[must_use]
+pub fn raise_limit() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the open-file limit could not be raised");
+        }
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Says why a configuration does not fit the limit, with the arithmetic.
+///
+/// Each connection to an upstream serves a connection of a client, so a slot needs two files.
+pub(super) fn check(config: &Config, limit: u64) -> Result<(), String> {
+    let slots: u64 = config
+        .models()
+        .iter()
+        .map(|model| u64::from(model.pool.size.get()))
+        .sum();
+    let needed = slots * 2 + RESERVE;
+    if needed <= limit {
+        return Ok(());
+    }
+    Err(format!(
+        "{slots} connections to upstreams and as many to clients, and {RESERVE} other files need \
+         {needed} open files; this process may open {limit}; raise its limit (`ulimit -n`, \
+         `LimitNOFILE=`) or make the pools smaller"
+    ))
+}

@@ -1,0 +1,157 @@
+//! Follows the control plane: keeps one stream open, applies what is pushed, answers, and keeps the
+//! last known good configuration on disk.
+//!
+//! States: starting (from the file, if there is one) → connecting ⇄ following. The worker serves in
+//! all of them; only the age of its configuration differs.
+
+mod backoff;
+mod lkg;
+mod session;
+mod status;
+
+use std::{path::PathBuf, sync::Arc};
+
+use forebay_proto::{InstanceId, WorkerId};
+use http::Uri;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{backoff::Backoff, session::Session};
+pub use self::{
+    lkg::{Kept, LastKnownGood},
+    status::{ConfigSource, ConfigStatus},
+};
+use crate::{apply::Applier, live::LiveCell, metrics::Metrics};
+
+/// Who the worker is to the control plane.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Stable over restarts.
+    pub worker: WorkerId,
+    /// New with each start.
+    pub instance: InstanceId,
+    /// Version of the build.
+    pub build: String,
+    /// Address of the gateway, for people.
+    pub gateway_address: String,
+}
+
+/// The follower. There is exactly one per worker.
+#[derive(Debug)]
+pub struct ConfigClient {
+    control: Vec<Uri>,
+    identity: Identity,
+    applier: Applier,
+    live: Arc<LiveCell>,
+    status: Arc<ConfigStatus>,
+    metrics: Arc<Metrics>,
+    lkg: Option<LastKnownGood>,
+    keep: watch::Sender<Option<Kept>>,
+}
+
+impl ConfigClient {
+    /// Follows one of these control planes.
+    #[must_use]
+    pub fn new(
+        control: Vec<Uri>,
+        identity: Identity,
+        applier: Applier,
+        live: Arc<LiveCell>,
+        status: Arc<ConfigStatus>,
+        metrics: Arc<Metrics>,
+        lkg: Option<LastKnownGood>,
+    ) -> Self {
+        let keep = watch::Sender::new(None);
+        Self {
+            control,
+            identity,
+            applier,
+            live,
+            status,
+            metrics,
+            lkg,
+            keep,
+        }
+    }
+
+    /// Puts the last known good configuration in force, if there is one.
+    pub fn start_from_disk(&mut self) {
+        let Some(kept) = self.lkg.as_ref().and_then(LastKnownGood::load) else {
+            return;
+        };
+        match self.applier.apply(&kept.position, &kept.config) {
+            Ok(()) => {
+                self.status.applied(ConfigSource::LastKnownGood);
+                tracing::info!(position = %kept.position, "serving the last known good configuration");
+            }
+            Err(refusals) => {
+                for refusal in refusals {
+                    self.metrics.rejected(refusal.reason);
+                    let (field, message) = (refusal.field, refusal.message);
+                    tracing::error!(
+                        position = %kept.position, field, message,
+                        "last known good configuration refused"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Follows until told to stop.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut keeper = JoinSet::new();
+        if let Some(lkg) = self.lkg.take() {
+            keeper.spawn(keep_on_disk(lkg, self.keep.subscribe()));
+        }
+        let mut backoff = Backoff::default();
+        let mut next = fastrand::usize(..self.control.len().max(1));
+        while let Some(uri) = self.control.get(next % self.control.len().max(1)).cloned() {
+            let began = Instant::now();
+            let ended = Session::follow(&mut self, &uri, &shutdown).await;
+            self.status.disconnected();
+            if shutdown.is_cancelled() {
+                break;
+            }
+            let pause = backoff.after(began.elapsed());
+            tracing::warn!(control = %uri, reason = %ended, ?pause, "control plane lost, serving on");
+            next = next.wrapping_add(1);
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        drop(self.keep);
+        while let Some(ended) = keeper.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "the last-known-good keeper failed");
+            }
+        }
+    }
+}
+
+/// Writes the newest configuration to disk; intermediate ones are skipped. Ends when the client does,
+/// after writing the last.
+async fn keep_on_disk(lkg: LastKnownGood, mut newest: watch::Receiver<Option<Kept>>) {
+    while newest.changed().await.is_ok() {
+        let Some(kept) = newest.borrow_and_update().clone() else {
+            continue;
+        };
+        let lkg = lkg.clone();
+        let position = kept.position.clone();
+        match tokio::task::spawn_blocking(move || lkg.save(&kept)).await {
+            Ok(Ok(())) => tracing::debug!(%position, "last known good saved"),
+            Ok(Err(error)) => tracing::error!(%position, %error, "last known good not saved"),
+            Err(error) => tracing::error!(%position, %error, "last known good not saved"),
+        }
+    }
+}
+
+/// The default place of the files within a data directory.
+#[must_use]
+pub fn lkg_folder(data_dir: &std::path::Path) -> PathBuf {
+    data_dir.join("last-known-good")
+}

@@ -1,0 +1,199 @@
+//! The gateway: accepts clients' connections and serves their requests, each under a span that
+//! continues the client's trace.
+
+mod body;
+mod error;
+mod headers;
+mod model_field;
+mod models;
+mod paths;
+mod proxy;
+mod record;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, field};
+
+use self::{
+    body::ResponseBody, error::GatewayError, paths::Target, proxy::Proxy, record::RequestRecord,
+};
+use crate::{
+    live::LiveCell,
+    metrics::{Metrics, Source},
+    trace_context,
+};
+
+/// Most connections of clients at once; further ones wait in the listener's backlog.
+const MOST_CONNECTIONS: usize = 16_384;
+/// Longest time for a client to send a request's head.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+/// Most streams of one HTTP/2 connection.
+const MOST_STREAMS: u32 = 1_000;
+/// Pause after a failed accept: out of files, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves clients.
+#[derive(Debug)]
+pub struct Gateway {
+    proxy: Arc<Proxy>,
+    grace: Duration,
+}
+
+impl Gateway {
+    /// Serves what is in force. Bodies over the limit are refused; at the end, requests in flight get
+    /// `grace` to finish.
+    #[must_use]
+    pub fn new(
+        live: Arc<LiveCell>,
+        metrics: Arc<Metrics>,
+        max_body_bytes: usize,
+        grace: Duration,
+    ) -> Self {
+        Self {
+            proxy: Arc::new(Proxy {
+                live,
+                metrics,
+                max_body_bytes,
+            }),
+            grace,
+        }
+    }
+
+    /// Serves until told to stop, then lets requests in flight finish.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
+        let graceful = GracefulShutdown::new();
+        let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&listener, &permits) => accepted,
+                Some(_) = connections.join_next() => continue,
+                () = shutdown.cancelled() => break,
+            };
+            let (socket, permit) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::error!(%error, "accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let serving = serve_connection(self.proxy.clone(), socket, graceful.watcher());
+            connections.spawn(async move {
+                serving.await;
+                drop(permit);
+            });
+        }
+        drop(listener);
+        if timeout(self.grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!(grace = ?self.grace, "requests still in flight are cut");
+        }
+        connections.shutdown().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(std::io::Error::other)?;
+    let (socket, _) = listener.accept().await?;
+    socket.set_nodelay(true)?;
+    Ok((socket, permit))
+}
+
+async fn serve_connection(proxy: Arc<Proxy>, socket: TcpStream, watcher: Watcher) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS);
+    let service = service_fn(move |request| {
+        let proxy = proxy.clone();
+        async move { Ok::<_, Infallible>(serve(&proxy, request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(socket), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(error, "client connection ended");
+    }
+}
+
+/// Serves one request under a span that continues the client's trace.
+async fn serve(proxy: &Proxy, request: Request<Incoming>) -> Response<ResponseBody> {
+    let request_id = headers::request_id(request.headers());
+    let id = request_id.to_str().unwrap_or_default();
+    let target = Target::find(request.method(), request.uri().path());
+    let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
+    let span = tracing::info_span!(
+        "request",
+        otel.name = format!("{} {path}", request.method()),
+        otel.kind = "server",
+        request_id = id,
+        model = field::Empty,
+        status = field::Empty,
+    );
+    trace_context::adopt(&span, request.headers());
+    let record = RequestRecord::new(proxy.metrics.clone(), path, id.to_owned());
+    let mut response = answer(proxy, target, request, &request_id, record)
+        .instrument(span.clone())
+        .await;
+    span.record("status", response.status().as_u16());
+    response
+        .headers_mut()
+        .insert(headers::REQUEST_ID, request_id);
+    response
+}
+
+async fn answer(
+    proxy: &Proxy,
+    target: Result<Target, GatewayError>,
+    request: Request<Incoming>,
+    request_id: &HeaderValue,
+    mut record: RequestRecord,
+) -> Response<ResponseBody> {
+    let result = match target {
+        Ok(Target::Inference(path)) => match proxy.serve(path, request, request_id, record).await {
+            Ok(response) => return response,
+            Err((error, unfinished)) => {
+                record = unfinished;
+                Err(error)
+            }
+        },
+        Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
+        Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
+        Err(error) => Err(error),
+    };
+    let (response, source) = match result {
+        Ok(response) => (response, Source::Gateway),
+        Err(error) => {
+            tracing::info!(%error, "request refused");
+            (error.to_response(), error.source())
+        }
+    };
+    record.answered(response.status().as_u16(), source);
+    response
+}

@@ -1,0 +1,310 @@
+//! The way of one request: body, model, route, connection, upstream, answer.
+//!
+//! It loads what is in force once and so sees exactly one revision. Every wait has a deadline; when
+//! the client goes away the future is dropped, wherever it stands, and with it the place in line or
+//! the connection.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{Instrument as _, Span, field};
+
+use super::{
+    body::{ResponseBody, StreamLimits, UpstreamBody},
+    error::GatewayError,
+    headers,
+    model_field::ModelField,
+    record::RequestRecord,
+};
+use crate::{
+    live::{Live, LiveCell, Route},
+    metrics::Metrics,
+    pool::{AcquireError, CloseReason, Kind, Lease, Progress},
+    trace_context,
+};
+
+/// Longest time for a client to send its body.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+/// Most times that one request is sent again because nothing of it had left.
+const MOST_REPLAYS: u32 = 3;
+
+/// What serves requests.
+#[derive(Debug)]
+pub(super) struct Proxy {
+    pub(super) live: Arc<LiveCell>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) max_body_bytes: usize,
+}
+
+/// A request that is ready to be sent, as often as it takes.
+struct Outgoing<'a> {
+    path: &'static str,
+    headers: HeaderMap,
+    body: Bytes,
+    route: &'a Route,
+    deadline: Instant,
+    explain: bool,
+    /// Time spent reading the client's body and waiting for a connection: not overhead.
+    waited: Duration,
+}
+
+impl Proxy {
+    /// Serves one request for inference.
+    pub(super) async fn serve(
+        &self,
+        path: &'static str,
+        request: Request<Incoming>,
+        request_id: &HeaderValue,
+        mut record: RequestRecord,
+    ) -> Result<Response<ResponseBody>, (GatewayError, RequestRecord)> {
+        match self.try_serve(path, request, request_id, &mut record).await {
+            Ok((response, lease, limits, span)) => {
+                let (parts, body) = response.into_parts();
+                record.passing_on(parts.status.as_u16());
+                let body = UpstreamBody::new(body, lease, record, limits, span);
+                Ok(Response::from_parts(
+                    parts,
+                    ResponseBody::Stream(Box::new(body)),
+                ))
+            }
+            Err(error) => Err((error, record)),
+        }
+    }
+
+    async fn try_serve(
+        &self,
+        path: &'static str,
+        request: Request<Incoming>,
+        request_id: &HeaderValue,
+        record: &mut RequestRecord,
+    ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
+        let (parts, body) = request.into_parts();
+        let body = self.read_body(&parts, body).await?;
+        let reading = record.began().elapsed();
+        let field = ModelField::find(&body)?;
+        let live = self.live.load();
+        let route = find_route(&live, &field.name)?;
+        record.model(&route.model.id);
+        Span::current().record("model", route.model.id.as_str());
+        let mut outgoing = Outgoing {
+            path,
+            headers: headers::for_upstream(&parts.headers, request_id),
+            body: field.body_for(route.model.id.as_str(), &body),
+            route,
+            deadline: record.began() + route.model.timeouts.total,
+            explain: parts
+                .headers
+                .get(headers::EXPLAIN)
+                .is_some_and(|value| value == "1"),
+            waited: reading,
+        };
+        self.send(&mut outgoing, &live, record.began()).await
+    }
+
+    async fn read_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, GatewayError> {
+        let limit = self.max_body_bytes;
+        let announced = parts.headers.get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > limit) {
+            return Err(GatewayError::BodyTooLarge { limit });
+        }
+        let collected = timeout(BODY_WITHIN, Limited::new(body, limit).collect()).await;
+        match collected.map_err(|_| GatewayError::BodyTimeout(BODY_WITHIN))? {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(GatewayError::BodyTooLarge { limit })
+            }
+            Err(error) => Err(GatewayError::BodyBroken(error.to_string())),
+        }
+    }
+
+    /// Takes a connection and sends, again while nothing of the request has left.
+    async fn send(
+        &self,
+        outgoing: &mut Outgoing<'_>,
+        live: &Live,
+        began: Instant,
+    ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
+        let mut replays = 0;
+        loop {
+            let lease = self.acquire(outgoing).await?;
+            let overhead = began.elapsed().saturating_sub(outgoing.waited);
+            self.metrics
+                .overhead(&outgoing.route.model.id, overhead.as_secs_f64());
+            let span = tracing::info_span!(
+                "upstream",
+                endpoint = %lease.endpoint(),
+                connection = connection_word(lease.kind()),
+                status = field::Empty,
+            );
+            let kind = lease.kind();
+            let sent = self
+                .send_once(outgoing, lease, &span)
+                .instrument(span.clone())
+                .await;
+            match sent {
+                Ok((mut response, lease)) => {
+                    span.record("status", response.status().as_u16());
+                    finish_head(&mut response, outgoing, live, &lease);
+                    let limits = stream_limits(outgoing, &response);
+                    return Ok((response, lease, limits, span));
+                }
+                Err(Failed::NothingSent(_)) if replays < MOST_REPLAYS => {
+                    replays += 1;
+                    let cause = if kind == Kind::Reused {
+                        "stale"
+                    } else {
+                        "unsent"
+                    };
+                    self.metrics.replay(&outgoing.route.model.id, cause);
+                }
+                Err(Failed::NothingSent(error) | Failed::Told(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn acquire(&self, outgoing: &mut Outgoing<'_>) -> Result<Lease, GatewayError> {
+        let model = &outgoing.route.model;
+        let began = Instant::now();
+        let deadline = outgoing.deadline.min(began + model.pool.max_wait);
+        let span = tracing::info_span!("queue", model = %model.id);
+        let lease = outgoing.route.pool.acquire(deadline).instrument(span).await;
+        outgoing.waited += began.elapsed();
+        self.metrics
+            .waited(&model.id, began.elapsed().as_secs_f64());
+        lease.map_err(|error: AcquireError| {
+            tracing::warn!(model = %model.id, %error, "no connection");
+            error.into()
+        })
+    }
+
+    async fn send_once(
+        &self,
+        outgoing: &Outgoing<'_>,
+        mut lease: Lease,
+        span: &Span,
+    ) -> Result<(Response<Incoming>, Lease), Failed> {
+        let model = &outgoing.route.model;
+        let request = outgoing.request(&lease, span);
+        let began = Instant::now();
+        let within = model.timeouts.first_byte;
+        let deadline = outgoing.deadline.min(began + within);
+        let answer = timeout_at(deadline, lease.send(request)).await;
+        let (name, endpoint) = (model.id.to_string(), lease.endpoint().to_string());
+        match answer {
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                lease.discard(CloseReason::Error);
+                Err(Failed::Told(GatewayError::UpstreamProtocol {
+                    model: name,
+                    endpoint,
+                }))
+            }
+            Ok(Ok(response)) => {
+                self.metrics
+                    .first_byte(&model.id, began.elapsed().as_secs_f64());
+                Ok((response, lease))
+            }
+            Ok(Err(failed)) => {
+                let unsent = failed.progress == Progress::NothingSent;
+                if unsent && lease.kind() == Kind::Reused {
+                    outgoing.route.pool.count_stale_at_send();
+                }
+                lease.discard(CloseReason::Error);
+                let error = failed.error;
+                let error = GatewayError::UpstreamReset {
+                    model: name,
+                    endpoint,
+                    error,
+                };
+                Err(if unsent {
+                    Failed::NothingSent(error)
+                } else {
+                    Failed::Told(error)
+                })
+            }
+            Err(_) => {
+                lease.discard(CloseReason::Error);
+                Err(Failed::Told(GatewayError::UpstreamTimeout {
+                    model: name,
+                    endpoint,
+                    within,
+                }))
+            }
+        }
+    }
+}
+
+enum Failed {
+    /// It may be sent again.
+    NothingSent(GatewayError),
+    /// It may not: the client is told.
+    Told(GatewayError),
+}
+
+impl Outgoing<'_> {
+    fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static(self.path);
+        let mut headers = self.headers.clone();
+        trace_context::inject(span, &mut headers);
+        if let Ok(host) = HeaderValue::from_str(lease.authority()) {
+            headers.insert(header::HOST, host);
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+fn find_route<'a>(live: &'a Live, name: &str) -> Result<&'a Arc<Route>, GatewayError> {
+    if live.position.is_none() {
+        return Err(GatewayError::NotConfigured);
+    }
+    live.route(name)
+        .ok_or_else(|| GatewayError::UnknownModel(name.chars().take(128).collect()))
+}
+
+fn finish_head(
+    response: &mut Response<Incoming>,
+    outgoing: &Outgoing<'_>,
+    live: &Live,
+    lease: &Lease,
+) {
+    let headers = response.headers_mut();
+    headers::strip_for_client(headers);
+    if !outgoing.explain {
+        return;
+    }
+    let revision = live
+        .position
+        .as_ref()
+        .map_or(0, |position| position.revision.get());
+    headers.insert("x-forebay-revision", HeaderValue::from(revision));
+    if let Ok(endpoint) = HeaderValue::from_str(lease.endpoint().as_str()) {
+        headers.insert("x-forebay-endpoint", endpoint);
+    }
+    let connection = HeaderValue::from_static(connection_word(lease.kind()));
+    headers.insert("x-forebay-connection", connection);
+}
+
+fn stream_limits(outgoing: &Outgoing<'_>, response: &Response<Incoming>) -> StreamLimits {
+    let timeouts = &outgoing.route.model.timeouts;
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    StreamLimits {
+        idle: timeouts.idle,
+        deadline: outgoing.deadline,
+        total: timeouts.total,
+        events: content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")),
+    }
+}
+
+fn connection_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::New => "new",
+        Kind::Reused => "reused",
+    }
+}

@@ -1,0 +1,92 @@
+//! One request's entry in metrics and logs, made exactly once, when the request is over, however it
+//! ends. Prompts and completions never enter it.
+
+use std::sync::Arc;
+
+use forebay_proto::ModelId;
+use tokio::time::Instant;
+
+use super::body::StreamFailed;
+use crate::metrics::{Metrics, Source};
+
+/// The status in metrics and logs of a request whose client went away; never sent.
+const CLIENT_CLOSED: u16 = 499;
+
+/// What is known of a request so far. Dropping it makes the entry.
+#[derive(Debug)]
+pub(super) struct RequestRecord {
+    metrics: Arc<Metrics>,
+    began: Instant,
+    path: &'static str,
+    request_id: String,
+    model: Option<ModelId>,
+    /// The upstream's status, counted only once its body is complete.
+    passing_on: u16,
+    outcome: Option<(u16, Source)>,
+}
+
+impl RequestRecord {
+    /// A request began. Unless an outcome is noted, its client went away.
+    pub(super) fn new(metrics: Arc<Metrics>, path: &'static str, request_id: String) -> Self {
+        let began = Instant::now();
+        Self {
+            metrics,
+            began,
+            path,
+            request_id,
+            model: None,
+            passing_on: 0,
+            outcome: None,
+        }
+    }
+
+    /// When the request's head arrived.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The registered model that it is for.
+    pub(super) fn model(&mut self, model: &ModelId) {
+        self.model = Some(model.clone());
+    }
+
+    /// The gateway's own answer is ready.
+    pub(super) fn answered(&mut self, status: u16, source: Source) {
+        self.outcome = Some((status, source));
+    }
+
+    /// The upstream's head is on its way to the client.
+    pub(super) fn passing_on(&mut self, status: u16) {
+        self.passing_on = status;
+    }
+
+    /// The upstream's body was passed on to its end.
+    pub(super) fn complete(&mut self) {
+        self.outcome = Some((self.passing_on, Source::Upstream));
+    }
+
+    /// The upstream failed in the middle of its body.
+    pub(super) fn upstream_failed(&mut self, failed: &StreamFailed) {
+        self.outcome = Some((failed.status(), Source::Upstream));
+        let model = self.model.as_ref().map(ModelId::as_str);
+        tracing::warn!(model, request_id = self.request_id, error = %failed, "answer cut short");
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.metrics
+            .request(self.model.as_ref(), self.path, status, source, seconds);
+        tracing::debug!(
+            model = self.model.as_ref().map(ModelId::as_str),
+            path = self.path,
+            status,
+            source = source.label(),
+            request_id = self.request_id,
+            seconds,
+            "request"
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! What is in force: routes and pools of one revision, published together by one atomic swap.
+//!
+//! A request loads it once and so sees exactly one revision. Nothing here is ever changed; a new
+//! revision is a new value.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use forebay_proto::{Budget, ModelId, Position, ResolvedModel};
+use parking_lot::Mutex;
+
+use crate::pool::Pool;
+
+/// The routes and pools of one revision.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Which revision. `None` before the first.
+    pub position: Option<Position>,
+    /// Most connections of the worker.
+    pub budget: Option<Budget>,
+    /// By model id.
+    pub models: BTreeMap<ModelId, Arc<Route>>,
+    /// By every name: ids and aliases.
+    routes: HashMap<ModelId, Arc<Route>>,
+}
+
+/// Where requests for a model go.
+#[derive(Debug)]
+pub struct Route {
+    /// The model as registered, resolved.
+    pub model: ResolvedModel,
+    /// Its connections.
+    pub pool: Arc<Pool>,
+}
+
+impl Live {
+    /// The configuration at this position.
+    #[must_use]
+    pub fn new(position: Position, budget: Budget, routes: Vec<Arc<Route>>) -> Self {
+        let by_name = routes.iter().flat_map(|route| {
+            route
+                .model
+                .names()
+                .map(|name| (name.clone(), route.clone()))
+                .collect::<Vec<_>>()
+        });
+        Self {
+            position: Some(position),
+            budget: Some(budget),
+            routes: by_name.collect(),
+            models: routes
+                .iter()
+                .map(|route| (route.model.id.clone(), route.clone()))
+                .collect(),
+        }
+    }
+
+    /// The route of an id or alias.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<&Arc<Route>> {
+        self.routes.get(name)
+    }
+
+    /// Most connections of all pools together; their keepalive is the same number.
+    #[must_use]
+    pub fn total_size(&self) -> u64 {
+        self.models
+            .values()
+            .map(|route| u64::from(route.model.pool.size.get()))
+            .sum()
+    }
+}
+
+/// Holds what is in force, and the pools of removed models until their last request is done.
+#[derive(Debug, Default)]
+pub struct LiveCell {
+    live: ArcSwap<Live>,
+    retired: Mutex<Vec<Arc<Pool>>>,
+}
+
+impl LiveCell {
+    /// What is in force now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// Puts a new revision in force.
+    pub(crate) fn publish(&self, live: Live) {
+        self.live.store(Arc::new(live));
+    }
+
+    /// Takes a pool that is no longer in force and lets it drain.
+    pub(crate) fn retire(&self, pool: Arc<Pool>) {
+        pool.retire();
+        self.retired.lock().push(pool);
+    }
+
+    /// Pools that still drain.
+    #[must_use]
+    pub fn retired(&self) -> Vec<Arc<Pool>> {
+        self.retired.lock().clone()
+    }
+
+    /// Time went by: see [`Pool::sweep`].
+    pub(crate) fn sweep(&self) {
+        self.load()
+            .models
+            .values()
+            .for_each(|route| route.pool.sweep());
+        let draining = self.retired();
+        draining.iter().for_each(|pool| pool.sweep());
+        self.retired.lock().retain(|pool| !pool.is_empty());
+    }
+
+    /// Closes what is idle, everywhere: the worker stops.
+    pub(crate) fn shutdown(&self) {
+        self.load()
+            .models
+            .values()
+            .for_each(|route| route.pool.shutdown());
+        self.retired().iter().for_each(|pool| pool.shutdown());
+    }
+}

@@ -1,0 +1,217 @@
+//! What the worker measures as it goes. What can be read off at an instant (pools, configuration)
+//! is not here: `admin` reads it when it is asked.
+//!
+//! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
+
+use forebay_proto::ModelId;
+use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+
+use crate::apply::RefusalReason;
+
+/// Buckets from 100 µs to 2 h: a pool's wait, a connect, a long generation.
+const SECONDS: [f64; 18] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+    300.0, 1800.0, 7200.0,
+];
+
+/// The label of requests that name no registered model.
+const NO_MODEL: &str = "";
+
+/// Who ended a request with the status it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The client: a bad request, or it went away.
+    Client,
+    /// This gateway.
+    Gateway,
+    /// The upstream.
+    Upstream,
+}
+
+impl Source {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Gateway => "gateway",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+/// The worker's counters and histograms.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    first_byte_seconds: HistogramVec,
+    wait_seconds: HistogramVec,
+    overhead_seconds: HistogramVec,
+    connect_seconds: HistogramVec,
+    replays: IntCounterVec,
+    apply_seconds: Histogram,
+    rejected: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers them all.
+    pub fn new(registry: &Registry) -> Result<Self, Error> {
+        let model = &["model"];
+        Ok(Self {
+            requests: counter(
+                registry,
+                "forebay_requests_total",
+                "Requests answered, by model, path, status and by whom the status came about.",
+                &["model", "path", "code", "source"],
+            )?,
+            request_seconds: histogram(
+                registry,
+                "forebay_request_duration_seconds",
+                "Time from a request's head to the end of its response.",
+                model,
+            )?,
+            first_byte_seconds: histogram(
+                registry,
+                "forebay_time_to_first_byte_seconds",
+                "Time from sending a request upstream to the head of its response.",
+                model,
+            )?,
+            wait_seconds: histogram(
+                registry,
+                "forebay_pool_wait_seconds",
+                "Time a request waited for a connection.",
+                model,
+            )?,
+            overhead_seconds: histogram(
+                registry,
+                "forebay_overhead_seconds",
+                "Time spent in the gateway itself before a request was sent upstream, reading of the \
+                 body and waiting excluded.",
+                model,
+            )?,
+            connect_seconds: histogram(
+                registry,
+                "forebay_connect_duration_seconds",
+                "Time to establish a connection to an upstream.",
+                model,
+            )?,
+            replays: counter(
+                registry,
+                "forebay_replays_total",
+                "Requests sent again on another connection, by cause.",
+                &["model", "cause"],
+            )?,
+            apply_seconds: {
+                let opts = HistogramOpts::new(
+                    "forebay_config_apply_seconds",
+                    "Time to put a pushed configuration in force.",
+                );
+                let histogram = Histogram::with_opts(opts.buckets(SECONDS.to_vec()))?;
+                registry.register(Box::new(histogram.clone()))?;
+                histogram
+            },
+            rejected: counter(
+                registry,
+                "forebay_config_rejected_total",
+                "Pushed configurations refused, by reason.",
+                &["reason"],
+            )?,
+        })
+    }
+
+    /// A request is over.
+    pub(crate) fn request(
+        &self,
+        model: Option<&ModelId>,
+        path: &str,
+        status: u16,
+        source: Source,
+        seconds: f64,
+    ) {
+        let model = model.map_or(NO_MODEL, ModelId::as_str);
+        let code = status.to_string();
+        self.requests
+            .with_label_values(&[model, path, &code, source.label()])
+            .inc();
+        self.request_seconds
+            .with_label_values(&[model])
+            .observe(seconds);
+    }
+
+    pub(crate) fn first_byte(&self, model: &ModelId, seconds: f64) {
+        self.first_byte_seconds
+            .with_label_values(&[model.as_str()])
+            .observe(seconds);
+    }
+
+    pub(crate) fn waited(&self, model: &ModelId, seconds: f64) {
+        self.wait_seconds
+            .with_label_values(&[model.as_str()])
+            .observe(seconds);
+    }
+
+    pub(crate) fn overhead(&self, model: &ModelId, seconds: f64) {
+        self.overhead_seconds
+            .with_label_values(&[model.as_str()])
+            .observe(seconds);
+    }
+
+    pub(crate) fn replay(&self, model: &ModelId, cause: &str) {
+        self.replays
+            .with_label_values(&[model.as_str(), cause])
+            .inc();
+    }
+
+    pub(crate) fn applied(&self, seconds: f64) {
+        self.apply_seconds.observe(seconds);
+    }
+
+    pub(crate) fn rejected(&self, reason: RefusalReason) {
+        self.rejected.with_label_values(&[reason.word()]).inc();
+    }
+
+    /// The histogram of a pool's connects.
+    pub(crate) fn connect_seconds(&self, model: &ModelId) -> Histogram {
+        self.connect_seconds.with_label_values(&[model.as_str()])
+    }
+
+    /// Drops the series of a removed model, so that labels do not pile up. Its requests that are
+    /// still in flight begin them anew, with nothing but themselves.
+    pub(crate) fn forget(&self, model: &ModelId) {
+        let histograms = [
+            &self.request_seconds,
+            &self.first_byte_seconds,
+            &self.wait_seconds,
+            &self.overhead_seconds,
+            &self.connect_seconds,
+        ];
+        for histogram in histograms {
+            // An error says that there is no such series.
+            drop(histogram.remove_label_values(&[model.as_str()]));
+        }
+    }
+}
+
+fn counter(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, Error> {
+    let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<HistogramVec, Error> {
+    let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    let histogram = HistogramVec::new(opts, labels)?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}

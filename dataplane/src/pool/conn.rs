@@ -1,0 +1,76 @@
+//! One open upstream connection: hyper's handle to send on, and the watch on its socket.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use forebay_proto::{Endpoint, EndpointId};
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::io::{SocketWatch, WatchedSocket};
+
+/// Most bytes of a response head, and of what hyper buffers of a response.
+const BUFFER: usize = 64 * 1024;
+
+/// The task that drives a connection until it is closed.
+pub(super) type Driver = http1::Connection<TokioIo<WatchedSocket>, Full<Bytes>>;
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) sender: SendRequest<Full<Bytes>>,
+    pub(super) watch: SocketWatch,
+    pub(super) endpoint: EndpointId,
+    /// `host:port`, as it was dialled.
+    pub(super) authority: Arc<str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Socket(#[from] io::Error),
+    #[error("{0}")]
+    Handshake(#[from] hyper::Error),
+}
+
+/// Dials an endpoint. The driver must be polled for anything to happen on the connection.
+pub(super) async fn connect(
+    endpoint: &Endpoint,
+    within: Duration,
+) -> Result<(Conn, Driver), ConnectError> {
+    let authority: Arc<str> = endpoint.url.authority().into();
+    let dial = async {
+        let socket = TcpStream::connect(&*authority).await?;
+        socket.set_nodelay(true)?;
+        let (socket, watch) = WatchedSocket::new(socket);
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(BUFFER)
+            .handshake(TokioIo::new(socket))
+            .await?;
+        let (endpoint, authority) = (endpoint.id.clone(), authority.clone());
+        Ok((
+            Conn {
+                sender,
+                watch,
+                endpoint,
+                authority,
+            },
+            driver,
+        ))
+    };
+    timeout(within, dial)
+        .await
+        .unwrap_or(Err(ConnectError::Timeout(within)))
+}
+
+impl Conn {
+    /// True if a request could be sent now, as far as can be seen.
+    pub(super) fn is_live(&self) -> bool {
+        self.sender.is_ready() && !self.watch.is_dead()
+    }
+}

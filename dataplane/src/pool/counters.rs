@@ -1,0 +1,133 @@
+//! What a pool counts. Opened minus closed is what is open, at every instant: both are counted in
+//! the transition that makes them true, under the pool's lock.
+
+/// Why a connection was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenReason {
+    /// A request waited for it.
+    Demand,
+    /// The warm floor was filled for the first time.
+    Warm,
+    /// The warm floor was filled again after a close.
+    Refill,
+    /// A changed endpoint's connections were opened ahead of need.
+    Replace,
+}
+
+impl OpenReason {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 4] = [Self::Demand, Self::Warm, Self::Refill, Self::Replace];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Demand => "demand",
+            Self::Warm => "warm",
+            Self::Refill => "refill",
+            Self::Replace => "replace",
+        }
+    }
+}
+
+/// Why a connection was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// It sat idle for longer than the idle limit.
+    Idle,
+    /// It was older than the age limit.
+    Age,
+    /// The upstream closed it, or asked for it to be closed.
+    Upstream,
+    /// A request on it failed.
+    Error,
+    /// The client went away in mid-request; HTTP/1.1 cannot cancel otherwise.
+    Cancelled,
+    /// The pool became smaller.
+    Shrink,
+    /// Its endpoint or model was removed.
+    Removed,
+    /// Another model needed its place in the worker's budget.
+    Evicted,
+    /// The worker stops.
+    Shutdown,
+}
+
+impl CloseReason {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 9] = [
+        Self::Idle,
+        Self::Age,
+        Self::Upstream,
+        Self::Error,
+        Self::Cancelled,
+        Self::Shrink,
+        Self::Removed,
+        Self::Evicted,
+        Self::Shutdown,
+    ];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Age => "age",
+            Self::Upstream => "upstream",
+            Self::Error => "error",
+            Self::Cancelled => "cancelled",
+            Self::Shrink => "shrink",
+            Self::Removed => "removed",
+            Self::Evicted => "evicted",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Totals since the pool was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    opened: [u64; OpenReason::ALL.len()],
+    closed: [u64; CloseReason::ALL.len()],
+    /// Connections handed out that had carried a request before.
+    pub reused: u64,
+    /// Connections handed out for their first request.
+    pub new: u64,
+    /// Connects that failed.
+    pub connect_failures: u64,
+    /// Connections found dead when they were to be handed out.
+    pub stale_at_checkout: u64,
+    /// Connections found dead at the first byte of a request.
+    pub stale_at_send: u64,
+}
+
+impl Counters {
+    pub(super) fn count_opened(&mut self, reason: OpenReason) {
+        if let Some(count) = self.opened.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    pub(super) fn count_closed(&mut self, reason: CloseReason) {
+        if let Some(count) = self.closed.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    /// Opened, by reason.
+    pub fn opened(&self) -> impl Iterator<Item = (OpenReason, u64)> {
+        OpenReason::ALL.into_iter().zip(self.opened)
+    }
+
+    /// Closed, by reason.
+    pub fn closed(&self) -> impl Iterator<Item = (CloseReason, u64)> {
+        CloseReason::ALL.into_iter().zip(self.closed)
+    }
+
+    /// Opened minus closed.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        let opened: u64 = self.opened.iter().sum();
+        opened.saturating_sub(self.closed.iter().sum())
+    }
+}

@@ -1,0 +1,196 @@
+//! A connection on loan to one request. Whatever happens to the request, dropping the lease gives
+//! the slot back exactly once.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use forebay_proto::EndpointId;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Pool,
+    conn::Conn,
+    core::{Held, Outcome},
+    counters::CloseReason,
+};
+
+/// How long a connection may take to come to rest after a response before it is given up.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Whether the connection had carried a request before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It is on its first request.
+    New,
+    /// It was kept warm.
+    Reused,
+}
+
+/// Where a request stands when it failed, as counted at the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// No byte of it left: it can be sent again.
+    NothingSent,
+    /// It left, in part or whole, and nothing came back.
+    Sent,
+    /// Part of an answer came.
+    Answered,
+}
+
+/// A failed send.
+#[derive(Debug)]
+pub struct SendFailed {
+    /// How far it came.
+    pub progress: Progress,
+    /// What went wrong.
+    pub error: SendError,
+}
+
+/// What went wrong with a send.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(hyper::Error),
+    /// The lease had been returned before.
+    #[error("the connection was returned before the request was sent")]
+    Returned,
+}
+
+/// A connection on loan.
+#[derive(Debug)]
+pub struct Lease {
+    pool: Arc<Pool>,
+    held: Option<Held<Conn>>,
+    endpoint: EndpointId,
+    authority: Arc<str>,
+    kind: Kind,
+    state: State,
+    since: Instant,
+    written: u64,
+    read: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Unused,
+    InUse,
+}
+
+impl Lease {
+    pub(super) fn new(pool: Arc<Pool>, held: Held<Conn>) -> Self {
+        Self {
+            pool,
+            endpoint: held.conn.endpoint.clone(),
+            authority: held.conn.authority.clone(),
+            kind: if held.uses > 1 {
+                Kind::Reused
+            } else {
+                Kind::New
+            },
+            state: State::Unused,
+            since: Instant::now(),
+            written: held.conn.watch.written(),
+            read: held.conn.watch.read(),
+            held: Some(held),
+        }
+    }
+
+    /// The endpoint at the other end.
+    #[must_use]
+    pub fn endpoint(&self) -> &EndpointId {
+        &self.endpoint
+    }
+
+    /// `host:port` of the endpoint.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Whether the connection is new.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.conn.is_live())
+    }
+
+    /// Sends a request and waits for the response head. The body is the caller's to read; the lease
+    /// must outlive it.
+    pub async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, SendFailed> {
+        let Some(held) = &mut self.held else {
+            return Err(SendFailed {
+                progress: Progress::NothingSent,
+                error: SendError::Returned,
+            });
+        };
+        self.state = State::InUse;
+        held.conn.watch.arm();
+        let result = held.conn.sender.try_send_request(request).await;
+        result.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
+        let returned = error.take_message().is_some();
+        let watch = self.held.as_ref().map(|held| &held.conn.watch);
+        let written = watch.map_or(0, |watch| watch.written() - self.written);
+        let read = watch.map_or(0, |watch| watch.read() - self.read);
+        let progress = match (returned || written == 0, read) {
+            (true, _) => Progress::NothingSent,
+            (false, 0) => Progress::Sent,
+            (false, _) => Progress::Answered,
+        };
+        SendFailed {
+            progress,
+            error: SendError::Connection(error.into_error()),
+        }
+    }
+
+    /// The response was read to its end: the connection goes back to be used again.
+    pub fn finish(mut self) {
+        let Some(held) = self.held.take() else { return };
+        let (pool, since) = (self.pool.clone(), self.since);
+        if held.conn.sender.is_ready() {
+            pool.release(held, Outcome::Reusable, since);
+        } else {
+            self.pool.clone().tasks.spawn(settle(pool, held, since));
+        }
+    }
+
+    /// The connection cannot be used again.
+    pub fn discard(mut self, reason: CloseReason) {
+        if let Some(held) = self.held.take() {
+            self.pool.release(held, Outcome::Broken(reason), self.since);
+        }
+    }
+}
+
+/// Waits for hyper to bring the connection to rest. If the upstream asked for it to be closed, it
+/// never does.
+async fn settle(pool: Arc<Pool>, mut held: Held<Conn>, since: Instant) {
+    let outcome = match timeout(SETTLE, held.conn.sender.ready()).await {
+        Ok(Ok(())) => Outcome::Reusable,
+        Ok(Err(_)) | Err(_) => Outcome::Broken(CloseReason::Upstream),
+    };
+    pool.release(held, outcome, since);
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let outcome = match self.state {
+            State::Unused => Outcome::Unused,
+            State::InUse => Outcome::Broken(CloseReason::Cancelled),
+        };
+        self.pool.release(held, outcome, self.since);
+    }
+}

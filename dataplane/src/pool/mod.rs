@@ -1,0 +1,418 @@
+//! The pool of one model: the core behind one short lock, and the tasks that connect, drive and
+//! settle its connections.
+//!
+//! Lock discipline: inside the lock only the core's bookkeeping happens. Effects are carried out
+//! after it is released: no await, no wake-up and no drop of a connection under it, and never two
+//! pools' locks at once.
+
+mod conn;
+mod core;
+mod counters;
+mod io;
+mod lease;
+mod snapshot;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use forebay_proto::{Endpoint, ModelId, PoolParams, ResolvedModel};
+use parking_lot::Mutex;
+use prometheus::Histogram;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use self::{
+    conn::{Conn, ConnectError, Driver},
+    core::{
+        ConnId, Core, Effect, Held, OriginId, Outcome, Place, Refused, Shape, Ticket, WaiterId,
+    },
+};
+pub use self::{
+    counters::{CloseReason, Counters, OpenReason},
+    lease::{Kind, Lease, Progress, SendError, SendFailed},
+    snapshot::{EndpointSnapshot, PoolSnapshot},
+};
+use crate::metrics::Metrics;
+
+/// Why no connection was to be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcquireError {
+    /// The waiting line is full.
+    #[error("{0}")]
+    QueueFull(Busy),
+    /// The deadline passed in the line.
+    #[error("no connection within {waited:?}: {busy}")]
+    Timeout {
+        /// How long it waited.
+        waited: Duration,
+        /// The pool at that instant.
+        busy: Busy,
+    },
+    /// No endpoint can be reached.
+    #[error("no endpoint of model `{model}` can be reached: {error}")]
+    Connect {
+        /// The model.
+        model: ModelId,
+        /// The last error.
+        error: Arc<str>,
+    },
+}
+
+/// A pool with no slot left, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    model: ModelId,
+    size: usize,
+    active: usize,
+    waiting: usize,
+    max_waiting: usize,
+    /// When a retry may find a slot.
+    pub retry_after: Duration,
+}
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "model `{}` has {} of {} slots in use and {} of {} requests waiting",
+            self.model, self.active, self.size, self.waiting, self.max_waiting
+        )
+    }
+}
+
+type Granted = Result<Lease, Refused>;
+type Effects = Vec<Effect<Conn, oneshot::Sender<Granted>>>;
+
+/// The bounded set of connections of one model.
+#[derive(Debug)]
+pub struct Pool {
+    model: ModelId,
+    tasks: TaskTracker,
+    born: Instant,
+    connect_seconds: Histogram,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Core<Conn, oneshot::Sender<Granted>>,
+    params: PoolParams,
+    connect_timeout: Duration,
+    origins: HashMap<OriginId, Endpoint>,
+    next_origin: u64,
+    /// Decayed mean of how long a slot is in use, for `retry-after`.
+    mean_use: Duration,
+}
+
+impl Pool {
+    /// A pool for this model. Connections are opened on demand, and ahead of it by the sweep.
+    #[must_use]
+    pub fn new(model: &ResolvedModel, tasks: TaskTracker, metrics: &Metrics) -> Arc<Self> {
+        let mut inner = Inner {
+            core: Core::new(shape(&model.pool), []),
+            params: model.pool.clone(),
+            connect_timeout: model.timeouts.connect,
+            origins: HashMap::new(),
+            next_origin: 0,
+            mean_use: Duration::from_secs(1),
+        };
+        let effects = inner.reshape(Duration::ZERO, model);
+        let pool = Arc::new(Self {
+            model: model.id.clone(),
+            tasks,
+            born: Instant::now(),
+            connect_seconds: metrics.connect_seconds(&model.id),
+            inner: Mutex::new(inner),
+        });
+        pool.carry_out(effects);
+        pool
+    }
+
+    /// A connection for one request, in turn. Safe to drop at any await: the place in line is given
+    /// up, or the connection returned.
+    pub async fn acquire(self: &Arc<Self>, deadline: Instant) -> Result<Lease, AcquireError> {
+        let began = Instant::now();
+        let mut place = Place::Back;
+        loop {
+            let lease = self.wait_in_line(began, deadline, place).await?;
+            if lease.is_live() {
+                return Ok(lease);
+            }
+            // Closed by the upstream an instant ago: not this request's fault, nor its wait anew.
+            self.inner.lock().core.counters.stale_at_checkout += 1;
+            lease.discard(CloseReason::Upstream);
+            place = Place::Front;
+        }
+    }
+
+    async fn wait_in_line(
+        self: &Arc<Self>,
+        began: Instant,
+        deadline: Instant,
+        place: Place,
+    ) -> Result<Lease, AcquireError> {
+        let (sender, receiver) = oneshot::channel();
+        let now = self.now();
+        let (id, effects) = self.inner.lock().core.acquire(now, sender, place);
+        let mut line = InLine {
+            pool: self,
+            id,
+            served: false,
+        };
+        self.carry_out(effects);
+        let answer = timeout_at(deadline, receiver).await;
+        line.served = answer.is_ok();
+        match answer {
+            Ok(Ok(Ok(lease))) => Ok(lease),
+            Ok(Ok(Err(Refused::QueueFull))) => Err(AcquireError::QueueFull(self.busy())),
+            Ok(Ok(Err(Refused::ConnectFailed(error)))) => Err(AcquireError::Connect {
+                model: self.model.clone(),
+                error,
+            }),
+            Ok(Err(_)) | Err(_) => Err(AcquireError::Timeout {
+                waited: began.elapsed(),
+                busy: self.busy(),
+            }),
+        }
+    }
+
+    /// New parameters and endpoints, live. What still fits stays open.
+    pub fn reshape(self: &Arc<Self>, model: &ResolvedModel) {
+        let now = self.now();
+        let effects = self.inner.lock().reshape(now, model);
+        self.carry_out(effects);
+    }
+
+    /// The model was removed: serves who still holds it, then empties.
+    pub fn retire(self: &Arc<Self>) {
+        let now = self.now();
+        let effects = self.inner.lock().core.retire(now);
+        self.carry_out(effects);
+    }
+
+    /// Closes what is idle and keeps nothing any more: the worker stops.
+    pub fn shutdown(self: &Arc<Self>) {
+        let effects = self.inner.lock().core.shutdown();
+        self.carry_out(effects);
+    }
+
+    /// Time went by. To be called every [`SWEEP`].
+    pub fn sweep(self: &Arc<Self>) {
+        let now = self.now();
+        let effects = self.inner.lock().core.sweep(now);
+        self.carry_out(effects);
+    }
+
+    /// True when a retired pool has nothing left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inner.lock().core.is_empty()
+    }
+
+    /// Counts a request that found its connection dead at its first byte.
+    pub fn count_stale_at_send(&self) {
+        self.inner.lock().core.counters.stale_at_send += 1;
+    }
+
+    /// Everything there is to tell, at one instant.
+    #[must_use]
+    pub fn snapshot(&self) -> PoolSnapshot {
+        let inner = self.inner.lock();
+        PoolSnapshot::new(
+            &self.model,
+            &inner.params,
+            inner.core.census(),
+            &inner.core.counters,
+        )
+        .with_endpoints(inner.origins.values())
+    }
+
+    fn release(self: &Arc<Self>, held: Held<Conn>, outcome: Outcome, since: Instant) {
+        let now = self.now();
+        let effects = {
+            let mut inner = self.inner.lock();
+            inner.note_use(since.elapsed());
+            inner.core.release(now, held, outcome)
+        };
+        self.carry_out(effects);
+    }
+
+    /// Does what the core decided. Outside the lock.
+    fn carry_out(self: &Arc<Self>, effects: Effects) {
+        let mut effects = effects;
+        while !effects.is_empty() {
+            for effect in std::mem::take(&mut effects) {
+                match effect {
+                    Effect::Grant { waiter, held } => self.hand_over(waiter, held),
+                    Effect::Refuse { waiter, why } => drop(waiter.send(Err(why))),
+                    Effect::Connect { ticket, origin } => {
+                        effects.extend(self.start_connect(ticket, origin));
+                    }
+                    Effect::Close { conn } => drop(conn),
+                }
+            }
+        }
+    }
+
+    /// A waiter that has just gone gives the lease back by dropping it.
+    fn hand_over(self: &Arc<Self>, waiter: oneshot::Sender<Granted>, held: Held<Conn>) {
+        drop(waiter.send(Ok(Lease::new(self.clone(), held))));
+    }
+
+    fn start_connect(self: &Arc<Self>, ticket: Ticket, origin: OriginId) -> Effects {
+        let known = {
+            let inner = self.inner.lock();
+            inner
+                .origins
+                .get(&origin)
+                .map(|e| (e.clone(), inner.connect_timeout))
+        };
+        let Some((endpoint, within)) = known else {
+            let now = self.now();
+            return self
+                .inner
+                .lock()
+                .core
+                .connect_failed(now, ticket, "the endpoint was removed");
+        };
+        let span = tracing::info_span!(
+            "connect", model = %self.model, endpoint = %endpoint.id, url = %endpoint.url
+        );
+        self.tasks.spawn(
+            self.clone()
+                .connect(ticket, endpoint, within)
+                .instrument(span),
+        );
+        Vec::new()
+    }
+
+    async fn connect(self: Arc<Self>, ticket: Ticket, endpoint: Endpoint, within: Duration) {
+        let began = Instant::now();
+        match conn::connect(&endpoint, within).await {
+            Ok((conn, driver)) => {
+                self.connect_seconds.observe(began.elapsed().as_secs_f64());
+                self.connected(ticket, conn, driver);
+            }
+            Err(error) => self.connect_failed(ticket, &endpoint, &error),
+        }
+    }
+
+    fn connected(self: &Arc<Self>, ticket: Ticket, conn: Conn, driver: Driver) {
+        let now = self.now();
+        let (id, effects) = self.inner.lock().core.connected(now, ticket, conn);
+        // The driver first: a waiter that is granted this connection needs it to run.
+        let pool = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(model = %pool.model, %error, "upstream connection ended");
+            }
+            id.into_iter().for_each(|id| pool.ended(id));
+        });
+        self.carry_out(effects);
+    }
+
+    fn connect_failed(self: &Arc<Self>, ticket: Ticket, endpoint: &Endpoint, error: &ConnectError) {
+        let text = format!("endpoint `{}` ({}): {error}", endpoint.id, endpoint.url);
+        tracing::warn!(model = %self.model, endpoint = %endpoint.id, %error, "connect failed");
+        let now = self.now();
+        let effects = self.inner.lock().core.connect_failed(now, ticket, &text);
+        self.carry_out(effects);
+    }
+
+    fn ended(self: &Arc<Self>, id: ConnId) {
+        let now = self.now();
+        let effects = self.inner.lock().core.ended(now, id);
+        self.carry_out(effects);
+    }
+
+    fn busy(&self) -> Busy {
+        let inner = self.inner.lock();
+        let census = inner.core.census();
+        Busy {
+            model: self.model.clone(),
+            size: inner.params.size.get() as usize,
+            active: census.active + census.draining,
+            waiting: census.waiting,
+            max_waiting: inner.params.max_waiting as usize,
+            retry_after: inner.retry_after(census.waiting),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.born.elapsed()
+    }
+}
+
+/// How often [`Pool::sweep`] is called; idle connections outlive their limit by at most this.
+pub const SWEEP: Duration = Duration::from_millis(100);
+
+/// A place in line, given up when the waiting future is dropped or out of time.
+struct InLine<'a> {
+    pool: &'a Pool,
+    id: WaiterId,
+    served: bool,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if !self.served {
+            let waiter = self.pool.inner.lock().core.cancel(self.id);
+            drop(waiter);
+        }
+    }
+}
+
+impl Inner {
+    fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects {
+        let wanted: Vec<_> = model
+            .endpoints
+            .iter()
+            .map(|e| (self.origin_of(e), e))
+            .collect();
+        let pairs: Vec<_> = wanted.iter().map(|(id, e)| (*id, e.weight.get())).collect();
+        self.params = model.pool.clone();
+        self.connect_timeout = model.timeouts.connect;
+        let effects = self.core.reshape(now, shape(&model.pool), &pairs);
+        self.origins = wanted.into_iter().map(|(id, e)| (id, e.clone())).collect();
+        effects
+    }
+
+    /// The same endpoint at the same url keeps its origin, and with it its connections.
+    fn origin_of(&mut self, endpoint: &Endpoint) -> OriginId {
+        let same = |known: &Endpoint| known.id == endpoint.id && known.url == endpoint.url;
+        if let Some((id, _)) = self.origins.iter().find(|(_, known)| same(known)) {
+            return *id;
+        }
+        self.next_origin += 1;
+        OriginId(self.next_origin)
+    }
+
+    fn note_use(&mut self, used: Duration) {
+        self.mean_use = self.mean_use.mul_f64(0.9) + used.mul_f64(0.1);
+    }
+
+    /// The time in which the line ahead drains, from 1 s to 60 s.
+    fn retry_after(&self, waiting: usize) -> Duration {
+        let turns = (waiting + 1) as f64 / f64::from(self.params.size.get());
+        let seconds = (turns * self.mean_use.as_secs_f64())
+            .ceil()
+            .clamp(1.0, 60.0);
+        Duration::from_secs_f64(seconds)
+    }
+}
+
+fn shape(params: &PoolParams) -> Shape {
+    Shape {
+        size: params.size.get() as usize,
+        warm: params.warm as usize,
+        max_waiting: params.max_waiting as usize,
+        idle_timeout: params.idle_timeout,
+        max_age: params.max_connection_age,
+    }
+}
+
+#[cfg(test)]
+mod tests;

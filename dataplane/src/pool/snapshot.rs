@@ -1,0 +1,117 @@
+//! A pool at one instant, for `/pools`, metrics and logs.
+
+use std::collections::BTreeMap;
+
+use forebay_proto::{Endpoint, ModelId, PoolParams};
+use serde::Serialize;
+
+use super::{core::Census, counters::Counters};
+
+/// Everything there is to tell about a pool. Serialised as `/pools` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PoolSnapshot {
+    /// The model's id.
+    pub model: String,
+    /// Most connections.
+    pub size: u32,
+    /// Most connections kept warm: the size.
+    pub keepalive: u32,
+    /// keepalive / size.
+    pub coverage: f64,
+    /// The floor of connections opened ahead of need.
+    pub warm: u32,
+    /// Idle limit in seconds.
+    pub idle_timeout_seconds: f64,
+    /// Connections waiting for a request.
+    pub idle: usize,
+    /// Connections with a request.
+    pub active: usize,
+    /// Connections with a request on an endpoint or model that was removed.
+    pub draining: usize,
+    /// Connections being made.
+    pub connecting: usize,
+    /// Requests waiting for a connection.
+    pub waiting: usize,
+    /// Longest waiting line.
+    pub max_waiting: u32,
+    /// Connections opened so far, by reason.
+    pub opened: BTreeMap<&'static str, u64>,
+    /// Connections closed so far, by reason.
+    pub closed: BTreeMap<&'static str, u64>,
+    /// Checkouts so far of connections that had been used before.
+    pub checkouts_reused: u64,
+    /// Checkouts so far of new connections.
+    pub checkouts_new: u64,
+    /// Connections found dead when they were to be handed out.
+    pub stale_at_checkout: u64,
+    /// Connections found dead at the first byte of a request.
+    pub stale_at_send: u64,
+    /// Connects that failed.
+    pub connect_failures: u64,
+    /// The endpoints, in order of id.
+    pub endpoints: Vec<EndpointSnapshot>,
+}
+
+/// An endpoint of a pool.
+#[derive(Debug, Clone, Serialize)]
+pub struct EndpointSnapshot {
+    /// Name within the model.
+    pub id: String,
+    /// Where it listens.
+    pub url: String,
+    /// Its share.
+    pub weight: u32,
+}
+
+impl PoolSnapshot {
+    pub(super) fn new(
+        model: &ModelId,
+        params: &PoolParams,
+        census: Census,
+        counters: &Counters,
+    ) -> Self {
+        Self {
+            model: model.to_string(),
+            size: params.size.get(),
+            keepalive: params.size.get(),
+            coverage: 1.0,
+            warm: params.warm,
+            idle_timeout_seconds: params.idle_timeout.as_secs_f64(),
+            idle: census.idle,
+            active: census.active,
+            draining: census.draining,
+            connecting: census.connecting,
+            waiting: census.waiting,
+            max_waiting: params.max_waiting,
+            opened: counters
+                .opened()
+                .map(|(reason, count)| (reason.label(), count))
+                .collect(),
+            closed: counters
+                .closed()
+                .map(|(reason, count)| (reason.label(), count))
+                .collect(),
+            checkouts_reused: counters.reused,
+            checkouts_new: counters.new,
+            stale_at_checkout: counters.stale_at_checkout,
+            stale_at_send: counters.stale_at_send,
+            connect_failures: counters.connect_failures,
+            endpoints: Vec::new(),
+        }
+    }
+
+    pub(super) fn with_endpoints<'a>(
+        mut self,
+        endpoints: impl Iterator<Item = &'a Endpoint>,
+    ) -> Self {
+        self.endpoints = endpoints
+            .map(|endpoint| EndpointSnapshot {
+                id: endpoint.id.to_string(),
+                url: endpoint.url.to_string(),
+                weight: endpoint.weight.get(),
+            })
+            .collect();
+        self.endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+        self
+    }
+}
