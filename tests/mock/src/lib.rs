@@ -1,1 +1,15 @@
-//! Placeholder.
+//! A mock vLLM: the OpenAI surface with made-up tokens, uvicorn's connection habits, faults on
+//! demand, and exact counts of connections and requests.
+//!
+//! It owns its sockets and tasks and leaves none behind. It must not know the gateway.
+
+mod config;
+mod connection;
+mod openai;
+mod serve;
+mod stats;
+mod stream;
+
+pub use config::{Faults, MockConfig};
+pub use serve::MockServer;
+pub use stats::MockStats;

@@ -1,0 +1,95 @@
+//! How a mock behaves: fixed at the start ([`MockConfig`]) or changed at any time ([`Faults`]).
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// How a mock behaves from its start.
+#[derive(Debug, Clone)]
+pub struct MockConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The models it serves.
+    pub models: Vec<String>,
+    /// Its name, told in the `x-mock-name` header.
+    pub name: String,
+    /// Time from a request to the head of its response.
+    pub latency: Duration,
+    /// Tokens of a response unless the request's `max_tokens` says otherwise.
+    pub tokens: u32,
+    /// Time between tokens of a stream.
+    pub interval: Duration,
+    /// Closes a connection this long after a response, as uvicorn does. One that never carried a
+    /// request is left open for ever, as uvicorn does too. `None`: never.
+    pub keep_alive: Option<Duration>,
+    /// Reads nothing of a new connection for this long: stands for TCP and TLS handshakes.
+    pub accept_delay: Duration,
+    /// Requires `authorization: Bearer` with this key.
+    pub api_key: Option<String>,
+    /// Answers 503 to requests above this many at once, and counts them.
+    pub max_in_flight: Option<usize>,
+}
+
+impl Default for MockConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            models: vec!["mock".to_owned()],
+            name: "mock".to_owned(),
+            latency: Duration::ZERO,
+            tokens: 16,
+            interval: Duration::from_millis(5),
+            keep_alive: Some(Duration::from_secs(5)),
+            accept_delay: Duration::ZERO,
+            api_key: None,
+            max_in_flight: None,
+        }
+    }
+}
+
+impl MockConfig {
+    /// The default, serving this model.
+    #[must_use]
+    pub fn serving(model: &str) -> Self {
+        Self {
+            models: vec![model.to_owned()],
+            ..Self::default()
+        }
+    }
+}
+
+/// What goes wrong, from now on. Those with a number hold for that many requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Resets new connections.
+    pub refuse: bool,
+    /// Resets the connection instead of answering, for this many requests.
+    pub reset_before_response: u32,
+    /// Never answers, for this many requests.
+    pub stall_before_response: u32,
+    /// Resets streams after this many tokens.
+    pub reset_mid_stream_after: Option<u32>,
+    /// Falls silent in streams after this many tokens, without closing.
+    pub stall_mid_stream_after: Option<u32>,
+    /// Sends an error event after this many tokens, then `[DONE]` and a clean end, as vLLM does when
+    /// its engine dies.
+    pub error_event_after: Option<u32>,
+    /// Ends streams without `[DONE]`.
+    pub no_done: bool,
+    /// Answers with this status, for `status_for` requests.
+    pub status: Option<u16>,
+    /// See `status`.
+    pub status_for: u32,
+    /// Asks for the connection to be closed with each response.
+    pub close_after_response: bool,
+}
+
+impl Faults {
+    /// Takes one of a number of requests that are to fail.
+    pub(crate) fn take(count: &mut u32) -> bool {
+        let left = *count > 0;
+        *count = count.saturating_sub(1);
+        left
+    }
+}

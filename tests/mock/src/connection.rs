@@ -1,0 +1,201 @@
+//! One connection: uvicorn's idle limit, the delay of a handshake, and resets on demand.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    serve::Shared,
+    stats::{Closed, Counts},
+};
+
+/// What is to become of a connection, told by its requests.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    reset: AtomicBool,
+    busy: AtomicU64,
+    served: AtomicU64,
+    changed: Notify,
+}
+
+impl Fate {
+    /// To be reset as soon as may be.
+    pub(crate) fn reset(&self) {
+        self.reset.store(true, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    /// A request begins; it ends when the guard is dropped.
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        Busy(self.clone())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::Acquire) == 0 && self.served.load(Ordering::Acquire) > 0
+    }
+}
+
+/// A request under way on a connection.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Fate>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+        self.0.served.fetch_add(1, Ordering::AcqRel);
+        self.0.changed.notify_one();
+    }
+}
+
+/// Counts the end of a connection, however it comes.
+struct Open<'a> {
+    counts: &'a Counts,
+    why: Closed,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.counts.closed(self.why);
+    }
+}
+
+/// Serves a connection until either side has had enough.
+pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
+    shared.counts.opened();
+    let mut open = Open {
+        counts: &shared.counts,
+        why: Closed::Other,
+    };
+    let socket = Arc::new(socket);
+    if shared.faults.lock().refuse {
+        open.why = Closed::Fault;
+        reset_on_close(&socket);
+        return;
+    }
+    sleep(shared.config.accept_delay).await;
+    let fate = Arc::new(Fate::default());
+    let service = service_fn(|request| crate::serve::answer(shared.clone(), fate.clone(), request));
+    let io = TokioIo::new(SharedSocket(socket.clone()));
+    let connection = http1::Builder::new().serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        let idle = idle_deadline(&fate, shared.config.keep_alive);
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                if fate.reset.load(Ordering::Acquire) {
+                    open.why = Closed::Fault;
+                    reset_on_close(&socket);
+                }
+                return;
+            }
+            () = fate.changed.notified() => {
+                if fate.reset.load(Ordering::Acquire) {
+                    open.why = Closed::Fault;
+                    reset_on_close(&socket);
+                    return;
+                }
+            }
+            () = idle => {
+                open.why = Closed::Idle;
+                return;
+            }
+        }
+    }
+}
+
+/// Runs out when the connection is idle for too long; never while it is busy or unused.
+fn idle_deadline(
+    fate: &Fate,
+    keep_alive: Option<Duration>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    match keep_alive.filter(|_| fate.is_idle()) {
+        Some(limit) => Box::pin(sleep_until(Instant::now() + limit)),
+        None => Box::pin(std::future::pending()),
+    }
+}
+
+/// A socket closed with a linger of zero sends RST instead of FIN.
+fn reset_on_close(socket: &TcpStream) {
+    let socket = socket2::SockRef::from(socket);
+    if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+        tracing::warn!(%error, "the connection is closed, not reset");
+    }
+}
+
+/// Lets the connection's task keep a hand on the socket that hyper drives.
+struct SharedSocket(Arc<TcpStream>);
+
+mod io {
+    //! Reading and writing through a shared socket.
+
+    use std::{
+        io::{self, ErrorKind},
+        pin::Pin,
+        task::{Context, Poll, ready},
+    };
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::SharedSocket;
+
+    impl AsyncRead for SharedSocket {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            loop {
+                ready!(self.0.poll_read_ready(cx))?;
+                match self.0.try_read(buf.initialize_unfilled()) {
+                    Ok(n) => {
+                        buf.advance(n);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+        }
+    }
+
+    impl AsyncWrite for SharedSocket {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            loop {
+                ready!(self.0.poll_write_ready(cx))?;
+                match self.0.try_write(buf) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The server: accepts, routes, answers, and stops without leaving a task behind.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::{Faults, MockConfig},
+    connection::{self, Fate},
+    openai::{self, Answer, Asked, Kind},
+    stats::{Counts, MockStats},
+    stream::{InFlight, MockBody, Tokens},
+};
+
+const MOST_BODY: usize = 64 << 20;
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: MockConfig,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) faults: Mutex<Faults>,
+}
+
+/// A running mock. Dropping it stops it at once.
+#[derive(Debug)]
+pub struct MockServer {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl MockServer {
+    /// Starts to serve.
+    pub async fn start(config: MockConfig) -> io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            config,
+            counts: Arc::default(),
+            faults: Mutex::default(),
+        });
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(accept(listener, shared.clone(), stop.clone()));
+        tasks.close();
+        Ok(Self {
+            addr,
+            shared,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its origin.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Counts at this instant.
+    #[must_use]
+    pub fn stats(&self) -> MockStats {
+        self.shared.counts.snapshot()
+    }
+
+    /// Begins to count anew; what is open stays counted as open.
+    pub fn reset_stats(&self) {
+        self.shared.counts.reset();
+    }
+
+    /// Changes what goes wrong, from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        *self.shared.faults.lock() = faults;
+    }
+
+    /// Closes every connection at once and waits until nothing is left.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for MockServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => {
+                    if let Err(error) = socket.set_nodelay(true) {
+                        tracing::debug!(%error, "no TCP_NODELAY");
+                    }
+                    connections.spawn(connection::serve(shared.clone(), socket));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+pub(crate) async fn answer(
+    shared: Arc<Shared>,
+    fate: Arc<Fate>,
+    request: Request<Incoming>,
+) -> Result<Response<MockBody>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let mut response = match (request.method(), path.as_str()) {
+        (&Method::GET, "/health") => plain(&json!({})),
+        (&Method::GET, "/version") => plain(&json!({"version": "0.0.0-mock"})),
+        (&Method::GET, "/v1/models") => plain(&openai::models(&shared.config.models)),
+        (&Method::GET, "/__stats") => plain(&json!(shared.counts.snapshot())),
+        (&Method::POST, "/__reset") => {
+            shared.counts.reset();
+            plain(&json!({}))
+        }
+        (&Method::PUT, "/__faults") => set_faults(&shared, request).await,
+        (&Method::POST, path) if Kind::of(path).is_some() => {
+            let busy = fate.busy();
+            let response = infer(&shared, &fate, request).await;
+            response.map(|body| body.holding(busy))
+        }
+        _ => failed(404, "NotFoundError", "Not Found"),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::SERVER, HeaderValue::from_static("uvicorn"));
+    if let Ok(name) = HeaderValue::from_str(&shared.config.name) {
+        headers.insert("x-mock-name", name);
+    }
+    if shared.faults.lock().close_after_response {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+async fn set_faults(shared: &Shared, request: Request<Incoming>) -> Response<MockBody> {
+    let faults = match read(request.into_body()).await {
+        Ok(body) => serde_json::from_slice(&body).map_err(|error| error.to_string()),
+        Err(error) => Err(error),
+    };
+    match faults {
+        Ok(faults) => {
+            *shared.faults.lock() = faults;
+            plain(&json!({}))
+        }
+        Err(error) => failed(400, "BadRequestError", &error),
+    }
+}
+
+async fn infer(
+    shared: &Shared,
+    fate: &Arc<Fate>,
+    request: Request<Incoming>,
+) -> Response<MockBody> {
+    let traceparent = text(&request, "traceparent");
+    let fits = shared
+        .counts
+        .begin(shared.config.max_in_flight, traceparent.as_deref());
+    let in_flight = InFlight::new(shared.counts.clone());
+    if !fits {
+        return whole(
+            503,
+            &openai::error(503, "ServiceUnavailableError", "over limit"),
+            in_flight,
+        );
+    }
+    let wanted = shared
+        .config
+        .api_key
+        .as_ref()
+        .map(|key| format!("Bearer {key}"));
+    if wanted.is_some() && text(&request, "authorization") != wanted {
+        return whole(401, &json!({"error": "Unauthorized"}), in_flight);
+    }
+    let request_id = text(&request, "x-request-id").unwrap_or_else(|| "0".to_owned());
+    let kind = Kind::of(request.uri().path()).unwrap_or(Kind::Chat);
+    let body = match read(request.into_body()).await {
+        Ok(body) => body,
+        Err(error) => {
+            return whole(
+                400,
+                &openai::error(400, "BadRequestError", &error),
+                in_flight,
+            );
+        }
+    };
+    let asked: Asked = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => {
+            let message = error.to_string();
+            return whole(
+                400,
+                &openai::error(400, "BadRequestError", &message),
+                in_flight,
+            );
+        }
+    };
+    if !shared.config.models.contains(&asked.model) {
+        let message = format!("The model `{}` does not exist.", asked.model);
+        return whole(
+            404,
+            &openai::error(404, "NotFoundError", &message),
+            in_flight,
+        );
+    }
+    shared.counts.model(&asked.model);
+    let answer = Answer::new(kind, asked, &request_id, shared.config.tokens);
+    generate(shared, fate, answer, in_flight).await
+}
+
+async fn generate(
+    shared: &Shared,
+    fate: &Arc<Fate>,
+    answer: Answer,
+    in_flight: InFlight,
+) -> Response<MockBody> {
+    let (reset, stall, status, faults) = {
+        let mut faults = shared.faults.lock();
+        let reset = Faults::take(&mut faults.reset_before_response);
+        let stall = Faults::take(&mut faults.stall_before_response);
+        let status = faults
+            .status
+            .filter(|_| Faults::take(&mut faults.status_for));
+        (reset, stall, status, faults.clone())
+    };
+    if reset {
+        fate.reset();
+        std::future::pending::<()>().await;
+    }
+    if stall {
+        std::future::pending::<()>().await;
+    }
+    sleep(shared.config.latency).await;
+    if let Some(status) = status {
+        return whole(
+            status,
+            &openai::error(status, "MockedError", "as asked"),
+            in_flight,
+        );
+    }
+    if !answer.wants_stream() {
+        // A whole answer takes as long as its tokens would.
+        sleep(shared.config.interval.saturating_mul(answer.tokens)).await;
+        return whole(200, &answer.whole(), in_flight);
+    }
+    let tokens = Tokens::new(
+        answer,
+        faults,
+        fate.clone(),
+        in_flight,
+        shared.config.interval,
+    );
+    let mut response = Response::new(MockBody::tokens(tokens));
+    let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, events);
+    response
+}
+
+async fn read(body: Incoming) -> Result<Bytes, String> {
+    match timeout(BODY_WITHIN, Limited::new(body, MOST_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the body did not arrive in time".to_owned()),
+    }
+}
+
+fn text(request: &Request<Incoming>, name: &str) -> Option<String> {
+    Some(request.headers().get(name)?.to_str().ok()?.to_owned())
+}
+
+fn plain(value: &Value) -> Response<MockBody> {
+    json_response(200, MockBody::whole(value, None))
+}
+
+fn failed(status: u16, kind: &str, message: &str) -> Response<MockBody> {
+    json_response(
+        status,
+        MockBody::whole(&openai::error(status, kind, message), None),
+    )
+}
+
+fn whole(status: u16, value: &Value, in_flight: InFlight) -> Response<MockBody> {
+    json_response(status, MockBody::whole(value, Some(in_flight)))
+}
+
+fn json_response(status: u16, body: MockBody) -> Response<MockBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
