@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Forebay's control plane: the only writer of configuration.
+//!
+//! It takes registrations over gRPC, makes each a durable revision, and pushes the newest to every
+//! worker. It never imports the data plane. See `ARCHITECTURE.md` for the way of a registration
+//! through these modules.
+
+mod app;
+mod fleet;
+mod http;
+mod metrics;
+mod registry;
+mod service;
+mod session;
+mod store;
+mod trace_context;
+
+pub use app::{BoundControl, ControlError, ControlSettings, Exposure};
+pub use store::{BadLocation, OpenError, StoreLocation};

@@ -1,0 +1,235 @@
+//! The composition root of the control plane: opens the store, binds the port, tells where it
+//! listens, then serves until told to stop.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use forebay_proto::{PoolSettings, limits, wire};
+use prometheus::Registry;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{service::Routes, transport::Server};
+use wire::{
+    fleet_server::FleetServer, model_registry_server::ModelRegistryServer,
+    pool_settings_server::PoolSettingsServer, worker_sync_server::WorkerSyncServer,
+};
+
+use crate::{
+    fleet::Fleet,
+    http,
+    metrics::Metrics,
+    registry::{self, WriterThread},
+    service::{Context, FleetService, ModelsService, SettingsService, SyncService},
+    store::{OpenError, SledStore, StoreLocation},
+};
+
+/// HTTP/2 pings find a peer that is gone without a word.
+const PING: Duration = Duration::from_secs(10);
+const PING_ANSWER: Duration = Duration::from_secs(5);
+/// Most calls at once on one connection.
+const MOST_CALLS: u32 = 256;
+/// How long calls under way get at the end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Who may reach the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposure {
+    /// Programs on this machine.
+    LoopbackOnly,
+    /// Anybody, without encryption or authentication. Said explicitly.
+    Insecure,
+}
+
+/// Settings of the process.
+#[derive(Debug, Clone)]
+pub struct ControlSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whether that may be anything but loopback.
+    pub exposure: Exposure,
+    /// Where the registry is kept.
+    pub store: StoreLocation,
+    /// The pool settings of a fresh store.
+    pub fresh_settings: PoolSettings,
+}
+
+/// Why a control plane cannot start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The port must not be reachable from elsewhere.
+    #[error(
+        "--control-listen {0} can be reached from other machines and there is neither encryption nor \
+         authentication; use a loopback address, or say --insecure if that is what you want"
+    )]
+    Exposed(SocketAddr),
+    /// The port cannot be bound.
+    #[error("cannot listen on {addr}: {error}; choose another address with --control-listen")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store's content cannot be used.
+    #[error(
+        "the store cannot be read: {0}; put a copy of the data directory in place, or start with another --data-dir"
+    )]
+    Load(String),
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// A bug of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A control plane that is bound and ready to run.
+#[derive(Debug)]
+pub struct BoundControl {
+    listener: TcpListener,
+    addr: SocketAddr,
+    context: Context,
+    metrics: Registry,
+    writer: WriterThread,
+}
+
+impl BoundControl {
+    /// Binds the port, opens the store and reads it.
+    pub async fn bind(settings: ControlSettings) -> Result<Self, ControlError> {
+        let addr = settings.listen;
+        if settings.exposure == Exposure::LoopbackOnly && !addr.ip().is_loopback() {
+            return Err(ControlError::Exposed(addr));
+        }
+        let failed = |error| ControlError::Bind { addr, error };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        let internal = |error: prometheus::Error| ControlError::Internal(error.to_string());
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
+        let StoreLocation::Sled(dir) = settings.store;
+        let opening = tokio::task::spawn_blocking({
+            let metrics = metrics.clone();
+            move || {
+                let store = SledStore::open(&dir, &settings.fresh_settings)?;
+                registry::start(store, metrics).map_err(ControlError::Load)
+            }
+        });
+        let opened = opening
+            .await
+            .map_err(|error| ControlError::Internal(error.to_string()))?;
+        let (handle, writer) = opened?;
+        let position = handle.published().position.clone();
+        tracing::info!(%addr, %position, "control plane ready");
+        let context = Context {
+            registry: handle,
+            fleet: Arc::new(Fleet::default()),
+            metrics,
+        };
+        Ok(Self {
+            listener,
+            addr,
+            context,
+            metrics: registry,
+            writer,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until told to stop; then ends the streams and finishes the writes that were taken.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ControlError> {
+        let Self {
+            listener,
+            context,
+            metrics,
+            writer,
+            ..
+        } = self;
+        let sessions = TaskTracker::new();
+        let routes = routes(context, metrics, sessions.clone(), shutdown.clone()).await?;
+        let server = Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(PING))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .max_concurrent_streams(Some(MOST_CALLS))
+            .add_routes(routes);
+        let incoming = TcpListenerStream::new(listener);
+        let incoming = tokio_stream::StreamExt::map(incoming, |socket| {
+            let socket = socket?;
+            socket.set_nodelay(true)?;
+            Ok::<_, io::Error>(socket)
+        });
+        let stop = shutdown.clone();
+        let serving = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        let served = tokio::select! {
+            served = serving => served,
+            () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+        };
+        sessions.close();
+        if timeout(GRACE, sessions.wait()).await.is_err() {
+            tracing::warn!(
+                left = sessions.len(),
+                "streams of workers did not end in time"
+            );
+        }
+        // The last handle is gone with the routes: the writer finishes and the store is closed.
+        let joined = tokio::task::spawn_blocking(move || writer.join());
+        if timeout(GRACE, joined).await.is_err() {
+            tracing::warn!("the writer did not finish in time");
+        }
+        Ok(served?)
+    }
+}
+
+async fn routes(
+    context: Context,
+    metrics: Registry,
+    sessions: TaskTracker,
+    stopping: CancellationToken,
+) -> Result<Routes, ControlError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(wire::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let internal =
+        |error: tonic_reflection::server::Error| ControlError::Internal(error.to_string());
+    let v1 = reflection().build_v1().map_err(internal)?;
+    let v1alpha = reflection().build_v1alpha().map_err(internal)?;
+    let sync = SyncService {
+        context: context.clone(),
+        sessions,
+        stopping,
+    };
+    let models = ModelRegistryServer::new(ModelsService(context.clone()));
+    let settings = PoolSettingsServer::new(SettingsService(context.clone()));
+    let fleet = FleetServer::new(FleetService(context.clone()));
+    let sync = WorkerSyncServer::new(sync)
+        .max_decoding_message_size(limits::MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MESSAGE_BYTES);
+    reporter
+        .set_serving::<ModelRegistryServer<ModelsService>>()
+        .await;
+    reporter
+        .set_serving::<PoolSettingsServer<SettingsService>>()
+        .await;
+    reporter.set_serving::<FleetServer<FleetService>>().await;
+    let routes = Routes::from(http::routes(context, metrics));
+    Ok(routes
+        .add_service(health)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .add_service(models.max_decoding_message_size(limits::MESSAGE_BYTES))
+        .add_service(settings.max_decoding_message_size(limits::MESSAGE_BYTES))
+        .add_service(fleet.max_encoding_message_size(4 * limits::MESSAGE_BYTES))
+        .add_service(sync))
+}

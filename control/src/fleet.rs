@@ -1,0 +1,413 @@
+//! What is known of each worker, and how far a revision has come: the latter is computed from the
+//! former, never kept.
+//!
+//! Written by the sessions; bounded: workers that are gone are forgotten after a day, the longest
+//! gone first when there are too many.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use forebay_proto::{
+    InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
+};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::RolloutCounts;
+
+/// Most workers remembered.
+const MOST: usize = 10_000;
+/// How long a worker that is gone is remembered.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+
+/// The workers.
+#[derive(Debug, Default)]
+pub(crate) struct Fleet(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    workers: BTreeMap<WorkerId, Known>,
+    sessions: u64,
+}
+
+/// One open stream, as the fleet knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionId(u64);
+
+/// What a worker says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Introduction {
+    pub(crate) worker: WorkerId,
+    pub(crate) instance: InstanceId,
+    pub(crate) build: String,
+    pub(crate) peer: String,
+    pub(crate) gateway: String,
+    pub(crate) applied: Option<Position>,
+}
+
+/// A refusal that is remembered over streams.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) position: Position,
+    pub(crate) refusals: Vec<wire::Refusal>,
+}
+
+#[derive(Debug)]
+struct Known {
+    introduction: Introduction,
+    session: Option<(SessionId, CancellationToken)>,
+    applied: Option<(Position, SystemTime, u32)>,
+    refused: Option<Refused>,
+    connected: SystemTime,
+    seen: SystemTime,
+    gone: Option<SystemTime>,
+}
+
+/// An opened session.
+pub(crate) struct Joined {
+    pub(crate) session: SessionId,
+    /// What it refused before, which must not be sent again.
+    pub(crate) refused: Option<Position>,
+    /// The address of an older stream of the same worker id, which is told to end.
+    pub(crate) replaces: Option<String>,
+}
+
+impl Fleet {
+    /// A worker opened a stream. The newest stream of an id is the one that counts; `end` is
+    /// cancelled when a newer one comes. `None` when there are too many workers.
+    pub(crate) fn join(
+        &self,
+        introduction: Introduction,
+        end: CancellationToken,
+    ) -> Option<Joined> {
+        let now = SystemTime::now();
+        let mut inner = self.0.lock();
+        inner.forget(now);
+        let known = inner.workers.contains_key(&introduction.worker);
+        if !known && inner.workers.len() >= MOST {
+            return None;
+        }
+        inner.sessions += 1;
+        let session = SessionId(inner.sessions);
+        let old = inner.workers.remove(&introduction.worker);
+        let older = old.as_ref().and_then(|old| {
+            let (_, end) = old.session.as_ref()?;
+            end.cancel();
+            Some(old.introduction.peer.clone())
+        });
+        let same = old.as_ref().and_then(|old| old.applied.clone());
+        let applied = introduction.applied.clone().map(|position| match same {
+            Some((known, at, millis)) if known == position => (known, at, millis),
+            _ => (position, now, 0),
+        });
+        let refused = old.and_then(|old| old.refused);
+        let position = refused.as_ref().map(|refused| refused.position.clone());
+        let worker = introduction.worker.clone();
+        let session_and_end = Some((session, end));
+        inner.workers.insert(
+            worker,
+            Known {
+                introduction,
+                session: session_and_end,
+                applied,
+                refused,
+                connected: now,
+                seen: now,
+                gone: None,
+            },
+        );
+        Some(Joined {
+            session,
+            refused: position,
+            replaces: older,
+        })
+    }
+
+    /// The worker was heard.
+    pub(crate) fn seen(&self, worker: &WorkerId, session: SessionId) {
+        self.with(worker, session, |known| known.seen = SystemTime::now());
+    }
+
+    /// The worker put a configuration in force.
+    pub(crate) fn applied(
+        &self,
+        worker: &WorkerId,
+        session: SessionId,
+        position: Position,
+        millis: u32,
+    ) {
+        self.with(worker, session, |known| {
+            known.applied = Some((position, SystemTime::now(), millis));
+            known.refused = None;
+        });
+    }
+
+    /// The worker refused one.
+    pub(crate) fn refused(&self, worker: &WorkerId, session: SessionId, refused: Refused) {
+        self.with(worker, session, |known| known.refused = Some(refused));
+    }
+
+    /// The stream ended.
+    pub(crate) fn leave(&self, worker: &WorkerId, session: SessionId) {
+        self.with(worker, session, |known| {
+            known.session = None;
+            known.gone = Some(SystemTime::now());
+        });
+    }
+
+    /// One worker, with respect to this revision.
+    pub(crate) fn worker(&self, id: &str, target: &Position) -> Option<wire::Worker> {
+        self.0
+            .lock()
+            .workers
+            .get(id)
+            .map(|known| known.show(target, target.revision))
+    }
+
+    /// Up to `most` workers after this id, in order, and whether there are more.
+    pub(crate) fn page(
+        &self,
+        after: Option<&str>,
+        most: usize,
+        target: &Position,
+    ) -> (Vec<wire::Worker>, bool) {
+        let inner = self.0.lock();
+        let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
+        let mut rest = inner
+            .workers
+            .iter()
+            .filter(|(id, _)| later(id))
+            .map(|(_, known)| known);
+        let page = rest
+            .by_ref()
+            .take(most)
+            .map(|k| k.show(target, target.revision))
+            .collect();
+        (page, rest.next().is_some())
+    }
+
+    /// How far a revision has come.
+    pub(crate) fn rollout(&self, revision: Revision, newest: &Position) -> wire::Rollout {
+        let inner = self.0.lock();
+        let workers: Vec<_> = inner
+            .workers
+            .values()
+            .map(|known| known.show(newest, revision))
+            .collect();
+        let count = |state: wire::WorkerState| {
+            let in_state = workers.iter().filter(|worker| worker.state() == state);
+            u32::try_from(in_state.count()).unwrap_or(u32::MAX)
+        };
+        let (pending, refused) = (
+            count(wire::WorkerState::Pending),
+            count(wire::WorkerState::Refused),
+        );
+        wire::Rollout {
+            revision: revision.get(),
+            newest_revision: newest.revision.get(),
+            applied: count(wire::WorkerState::Applied),
+            pending,
+            refused,
+            gone: count(wire::WorkerState::Gone),
+            complete: pending == 0 && refused == 0,
+            workers,
+        }
+    }
+
+    /// The counts alone, for metrics.
+    pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
+        let mut counts = RolloutCounts::default();
+        for known in self.0.lock().workers.values() {
+            match known.state(newest, newest.revision) {
+                wire::WorkerState::Applied => counts.applied += 1,
+                wire::WorkerState::Refused => counts.refused += 1,
+                wire::WorkerState::Gone => counts.gone += 1,
+                wire::WorkerState::Pending | wire::WorkerState::Unspecified => counts.pending += 1,
+            }
+        }
+        counts
+    }
+
+    /// Only the stream that counts may say something of its worker.
+    fn with(&self, worker: &WorkerId, session: SessionId, change: impl FnOnce(&mut Known)) {
+        let mut inner = self.0.lock();
+        let known = inner.workers.get_mut(worker);
+        let current = |known: &&mut Known| {
+            known
+                .session
+                .as_ref()
+                .is_some_and(|(current, _)| *current == session)
+        };
+        if let Some(known) = known.filter(current) {
+            known.seen = SystemTime::now();
+            change(known);
+        }
+    }
+}
+
+impl Inner {
+    fn forget(&mut self, now: SystemTime) {
+        let long = |gone: SystemTime| now.duration_since(gone).is_ok_and(|for_| for_ > REMEMBERED);
+        self.workers
+            .retain(|_, known| !known.gone.is_some_and(long));
+        if self.workers.len() >= MOST {
+            let gone = self
+                .workers
+                .iter()
+                .filter(|(_, known)| known.gone.is_some());
+            let longest = gone
+                .min_by_key(|(_, known)| known.gone)
+                .map(|(id, _)| id.clone());
+            longest
+                .into_iter()
+                .for_each(|id| drop(self.workers.remove(&id)));
+        }
+    }
+}
+
+impl Known {
+    /// Where the worker stands with respect to a revision of the newest configuration's epoch.
+    fn state(&self, newest: &Position, revision: Revision) -> wire::WorkerState {
+        let has =
+            |position: &Position| position.epoch == newest.epoch && position.revision >= revision;
+        if self.gone.is_some() {
+            wire::WorkerState::Gone
+        } else if self
+            .applied
+            .as_ref()
+            .is_some_and(|(position, ..)| has(position))
+        {
+            wire::WorkerState::Applied
+        } else if self
+            .refused
+            .as_ref()
+            .is_some_and(|refused| has(&refused.position))
+        {
+            wire::WorkerState::Refused
+        } else {
+            wire::WorkerState::Pending
+        }
+    }
+
+    fn show(&self, newest: &Position, revision: Revision) -> wire::Worker {
+        let who = &self.introduction;
+        let applied = self.applied.as_ref();
+        wire::Worker {
+            id: who.worker.to_string(),
+            instance_id: who.instance.to_string(),
+            build: who.build.clone(),
+            peer: who.peer.clone(),
+            state: self.state(newest, revision).into(),
+            applied_revision: applied.map_or(0, |(position, ..)| position.revision.get()),
+            applied_digest: applied.map_or(String::new(), |(p, ..)| p.digest.to_string()),
+            applied_time: applied.map(|(_, at, _)| timestamp_to_wire(*at)),
+            refused_revision: self
+                .refused
+                .as_ref()
+                .map_or(0, |r| r.position.revision.get()),
+            refusals: self
+                .refused
+                .as_ref()
+                .map_or(Vec::new(), |r| r.refusals.clone()),
+            connect_time: Some(timestamp_to_wire(self.connected)),
+            last_seen_time: Some(timestamp_to_wire(self.seen)),
+            gone_time: self.gone.map(timestamp_to_wire),
+            gateway_address: who.gateway.clone(),
+            apply_millis: applied.map_or(0, |(_, _, millis)| *millis),
+        }
+    }
+}
+
+/// A worker's reasons, bounded.
+pub(crate) fn bounded(refusals: Vec<wire::Refusal>) -> Vec<wire::Refusal> {
+    let short = |text: String| text.chars().take(limits::REFUSAL_CHARS).collect();
+    let bounded = refusals.into_iter().take(limits::REFUSALS);
+    bounded
+        .map(|refusal| wire::Refusal {
+            model: short(refusal.model),
+            field: short(refusal.field),
+            reason: short(refusal.reason),
+            message: short(refusal.message),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_proto::{Digest, Epoch};
+
+    use super::*;
+
+    fn position(epoch: &str, revision: u64) -> Position {
+        Position {
+            epoch: Epoch::new(epoch).unwrap(),
+            revision: Revision::new(revision),
+            digest: Digest::of(&revision.to_be_bytes()),
+        }
+    }
+
+    fn join(fleet: &Fleet, id: &str, applied: Option<Position>) -> (Joined, CancellationToken) {
+        let end = CancellationToken::new();
+        let introduction = Introduction {
+            worker: WorkerId::new(id).unwrap(),
+            instance: InstanceId::new("i").unwrap(),
+            build: String::new(),
+            peer: id.into(),
+            gateway: String::new(),
+            applied,
+        };
+        (fleet.join(introduction, end.clone()).unwrap(), end)
+    }
+
+    #[test]
+    fn a_rollout_is_computed_from_what_is_known() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        join(&fleet, "applied", Some(newest.clone()));
+        join(&fleet, "behind", Some(position("aa", 4)));
+        join(&fleet, "other-epoch", Some(position("bb", 9)));
+        let (refusing, _) = join(&fleet, "refusing", Some(position("aa", 4)));
+        let worker = WorkerId::new("refusing").unwrap();
+        let refused = Refused {
+            position: newest.clone(),
+            refusals: Vec::new(),
+        };
+        fleet.refused(&worker, refusing.session, refused);
+        let (gone, _) = join(&fleet, "gone", None);
+        fleet.leave(&WorkerId::new("gone").unwrap(), gone.session);
+
+        let rollout = fleet.rollout(newest.revision, &newest);
+        let counts = (
+            rollout.applied,
+            rollout.pending,
+            rollout.refused,
+            rollout.gone,
+        );
+        assert_eq!((counts, rollout.complete), ((1, 2, 1, 1), false));
+        let before = fleet.rollout(Revision::new(4), &newest);
+        assert_eq!((before.applied, before.pending), (3, 1));
+    }
+
+    #[test]
+    fn the_newest_stream_of_an_id_counts_and_remembers_the_refusal() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let worker = WorkerId::new("w").unwrap();
+        let (first, ended) = join(&fleet, "w", None);
+        let refused = Refused {
+            position: newest.clone(),
+            refusals: Vec::new(),
+        };
+        fleet.refused(&worker, first.session, refused);
+        let (second, _) = join(&fleet, "w", None);
+        assert!(ended.is_cancelled());
+        assert_eq!(
+            (second.refused, second.replaces),
+            (Some(newest.clone()), Some("w".into()))
+        );
+        fleet.leave(&worker, first.session);
+        assert_eq!(fleet.counts(&newest).gone, 0, "the old stream has no say");
+        fleet.applied(&worker, second.session, newest.clone(), 1);
+        assert_eq!(fleet.counts(&newest).applied, 1);
+    }
+}

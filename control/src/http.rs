@@ -1,0 +1,52 @@
+//! The plain HTTP pages on the control port: liveness, readiness, metrics.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus::{Registry, TextEncoder};
+
+use crate::service::Context;
+
+#[derive(Debug, Clone)]
+struct Pages {
+    context: Context,
+    registry: Registry,
+}
+
+/// The routes.
+pub(crate) fn routes(context: Context, registry: Registry) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(Pages { context, registry })
+}
+
+async fn ready(State(pages): State<Pages>) -> String {
+    format!(
+        "ready: revision {}\n",
+        pages.context.registry.published().position.revision
+    )
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    let Context {
+        registry,
+        fleet,
+        metrics,
+    } = &pages.context;
+    let published = registry.published();
+    let (revision, models) = (published.position.revision.get(), published.state.len());
+    metrics.observe(revision, models, fleet.counts(&published.position));
+    match TextEncoder::new().encode_to_string(&pages.registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be rendered");
+            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+        }
+    }
+}

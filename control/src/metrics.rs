@@ -1,0 +1,114 @@
+//! What the control plane measures. Labels are methods, status codes and states; never text of a
+//! client's.
+
+use prometheus::{
+    Error, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use tonic::Code;
+
+/// The control plane's metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) streams: IntGauge,
+    revision: IntGauge,
+    models: IntGauge,
+    rollout: IntGaugeVec,
+    rpcs: IntCounterVec,
+}
+
+/// How many workers stand where with respect to the newest revision.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RolloutCounts {
+    pub(crate) applied: u32,
+    pub(crate) pending: u32,
+    pub(crate) refused: u32,
+    pub(crate) gone: u32,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, Error> {
+        let commit = HistogramOpts::new(
+            "forebay_store_commit_seconds",
+            "Time to make a group of writes durable.",
+        );
+        let buckets = prometheus::exponential_buckets(0.0001, 2.5, 12)?;
+        let metrics = Self {
+            commit_seconds: Histogram::with_opts(commit.buckets(buckets))?,
+            streams: IntGauge::new(
+                "forebay_control_streams",
+                "Streams of workers that are open.",
+            )?,
+            revision: IntGauge::new("forebay_config_revision", "The newest revision.")?,
+            models: IntGauge::new("forebay_control_models", "Registered models.")?,
+            rollout: IntGaugeVec::new(
+                Opts::new(
+                    "forebay_rollout_workers",
+                    "Workers by where they stand with respect to the newest revision.",
+                ),
+                &["state"],
+            )?,
+            rpcs: IntCounterVec::new(
+                Opts::new(
+                    "forebay_control_rpcs_total",
+                    "Calls answered, by method and status.",
+                ),
+                &["method", "code"],
+            )?,
+        };
+        registry.register(Box::new(metrics.commit_seconds.clone()))?;
+        registry.register(Box::new(metrics.streams.clone()))?;
+        registry.register(Box::new(metrics.revision.clone()))?;
+        registry.register(Box::new(metrics.models.clone()))?;
+        registry.register(Box::new(metrics.rollout.clone()))?;
+        registry.register(Box::new(metrics.rpcs.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A call was answered.
+    pub(crate) fn rpc(&self, method: &'static str, code: Code) {
+        self.rpcs
+            .with_label_values(&[method, code_name(code)])
+            .inc();
+    }
+
+    /// What can be read off at the time of a scrape.
+    pub(crate) fn observe(&self, revision: u64, models: usize, rollout: RolloutCounts) {
+        self.revision
+            .set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.models.set(i64::try_from(models).unwrap_or(i64::MAX));
+        for (state, count) in [
+            ("applied", rollout.applied),
+            ("pending", rollout.pending),
+            ("refused", rollout.refused),
+            ("gone", rollout.gone),
+        ] {
+            self.rollout
+                .with_label_values(&[state])
+                .set(i64::from(count));
+        }
+    }
+}
+
+/// The code as the gRPC specification spells it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,113 @@
+//! The registry: the only writer of configuration.
+//!
+//! A write is planned by a pure transition ([`State::plan`]), committed by one writer
+//! ([`RegistryHandle`]), then published, then answered: durable → visible → acknowledged.
+
+mod mask;
+mod state;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use forebay_proto::{Position, Violations, wire};
+
+pub(crate) use self::{
+    state::State,
+    writer::{RegistryHandle, WriterThread, start},
+};
+use crate::store::StoreError;
+
+/// A write that somebody asks for. Wire types, because a field mask merges on the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Command {
+    Create(wire::Model),
+    Update {
+        model: wire::Model,
+        mask: Option<Vec<String>>,
+        allow_missing: bool,
+    },
+    Delete {
+        id: String,
+        etag: String,
+        allow_missing: bool,
+    },
+    UpdateSettings {
+        settings: wire::PoolDefaults,
+        mask: Option<Vec<String>>,
+    },
+}
+
+impl Command {
+    /// The method's name, for the history and the log.
+    pub(crate) fn method(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "CreateModel",
+            Self::Update { .. } => "UpdateModel",
+            Self::Delete { .. } => "DeleteModel",
+            Self::UpdateSettings { .. } => "UpdatePoolSettings",
+        }
+    }
+}
+
+/// A command and how it is to be carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Write {
+    pub(crate) command: Command,
+    /// With the fingerprint of the request that carries it.
+    pub(crate) request_id: Option<(String, Vec<u8>)>,
+    pub(crate) validate_only: bool,
+}
+
+/// What a write is answered with.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    Model(Box<wire::Model>),
+    Settings(Box<wire::PoolDefaults>),
+    Deleted(u64),
+}
+
+/// Why a write was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error("{0}")]
+    Invalid(Violations),
+    #[error("model `{0}` does not exist; ListModels shows those that do")]
+    NotFound(String),
+    #[error(
+        "{field}: `{name}` is already a name of model `{owner}`; choose another, or update `{owner}`"
+    )]
+    AlreadyExists {
+        field: String,
+        name: String,
+        owner: String,
+    },
+    #[error(
+        "etag {given} is not the current one, {current}: somebody changed it meanwhile; read it again"
+    )]
+    EtagMismatch { given: String, current: String },
+    #[error("request_id `{0}` was used for another request; use a new one")]
+    RequestIdReused(String),
+    #[error("{0}")]
+    LimitReached(String),
+    #[error("the control plane has too many writes waiting; try again")]
+    Busy,
+    #[error("the store refused the write: {0}")]
+    Store(#[from] StoreError),
+    #[error("the control plane is stopping; the write was not made")]
+    Stopping,
+}
+
+/// A whole configuration as it is pushed, and the state that it came from.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) position: Position,
+    /// Encoded once, shared by all streams.
+    pub(crate) config: Bytes,
+    /// Trace context of the write that made it; may be empty.
+    pub(crate) traceparent: String,
+    pub(crate) state: Arc<State>,
+}

@@ -1,0 +1,546 @@
+//! The state of the registry, and the pure transition that plans a write: no IO, no clock.
+//!
+//! [`State::plan`] checks everything and says what would change; [`State::apply`] makes the change.
+//! The caller commits in between.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use forebay_proto::{
+    Budget, Config, Epoch, ModelId, ModelSpec, PoolSettings, ResolvedModel, Revision, Violations,
+    convert::timestamp_to_wire, limits, pool::check_keepalive, wire,
+};
+use prost::Message as _;
+
+use super::{Answer, Command, Write, WriteError, mask};
+use crate::store::{Change, IdemRecord, LogRecord, ModelRecord, Op, SettingsRecord, Stored};
+
+/// How long an answer is kept for a repeated request id.
+const IDEM_KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Most answers kept.
+const IDEM_MOST: usize = 10_000;
+/// Most lines of history kept.
+const LOG_MOST: u64 = 10_000;
+
+/// Everything registered, at one revision.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    epoch: Epoch,
+    revision: Revision,
+    settings: SettingsRecord,
+    models: BTreeMap<ModelId, Arc<ModelRecord>>,
+    /// Each id and alias, and whose it is.
+    names: HashMap<ModelId, ModelId>,
+    /// Size of the models' encoded configuration, in bytes.
+    bytes: usize,
+    idem: HashMap<String, Arc<IdemRecord>>,
+    idem_order: VecDeque<String>,
+}
+
+/// A write, checked.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// What is to be committed; nothing for a repeated, an idle or a trial write.
+    pub(crate) change: Option<Change>,
+    pub(crate) answer: Answer,
+}
+
+impl State {
+    pub(crate) fn new(stored: Stored) -> Self {
+        let mut state = Self {
+            epoch: stored.epoch,
+            revision: stored.revision,
+            settings: stored.settings,
+            models: BTreeMap::new(),
+            names: HashMap::new(),
+            bytes: 0,
+            idem: HashMap::new(),
+            idem_order: VecDeque::new(),
+        };
+        stored
+            .models
+            .into_iter()
+            .for_each(|record| state.put_model(record));
+        stored
+            .idem
+            .into_iter()
+            .for_each(|record| state.put_idem(record));
+        state
+    }
+
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) fn model(&self, id: &str) -> Option<wire::Model> {
+        self.models
+            .get(id)
+            .map(|record| self.show(record, &self.settings.settings))
+    }
+
+    /// Up to `most` models after this id, in order, and whether there are more.
+    pub(crate) fn page(&self, after: Option<&str>, most: usize) -> (Vec<wire::Model>, bool) {
+        let later = |id: &ModelId| after.is_none_or(|after| id.as_str() > after);
+        let mut rest = self
+            .models
+            .iter()
+            .filter(|(id, _)| later(id))
+            .map(|(_, record)| record);
+        let page = rest.by_ref().take(most);
+        let page = page
+            .map(|record| self.show(record, &self.settings.settings))
+            .collect();
+        (page, rest.next().is_some())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.models.len()
+    }
+
+    pub(crate) fn settings(&self) -> wire::PoolDefaults {
+        show_settings(&self.settings, &self.epoch)
+    }
+
+    /// The configuration as workers use it.
+    pub(crate) fn config(&self) -> Result<Config, Violations> {
+        let settings = &self.settings.settings;
+        let models: Result<Vec<_>, _> = self
+            .models
+            .values()
+            .map(|r| r.spec.resolve(settings, r.revision))
+            .collect();
+        Config::new(budget(settings)?, models?)
+    }
+
+    /// Checks a write and says what it would change.
+    pub(crate) fn plan(&self, write: &Write, now: SystemTime) -> Result<Planned, WriteError> {
+        if let Some(planned) = self.repeated(write, now)? {
+            return Ok(planned);
+        }
+        let (op, answer) = match &write.command {
+            Command::Create(model) => self.create(model, now)?,
+            Command::Update {
+                model,
+                mask,
+                allow_missing,
+            } => self.update(model, mask.as_deref(), *allow_missing, now)?,
+            Command::Delete {
+                id,
+                etag,
+                allow_missing,
+            } => self.delete(id, etag, *allow_missing)?,
+            Command::UpdateSettings { settings, mask } => {
+                self.update_settings(settings, mask.as_deref(), now)?
+            }
+        };
+        let change = op.filter(|_| !write.validate_only);
+        let change = change.map(|op| self.change(op, write, &answer, now));
+        Ok(Planned { change, answer })
+    }
+
+    /// Makes a planned change.
+    pub(crate) fn apply(&mut self, change: Change) {
+        self.revision = change.revision();
+        match change.op {
+            Op::PutModel(record) => self.put_model(record),
+            Op::DeleteModel(id) => self.remove_model(&id),
+            Op::PutSettings(record) => {
+                self.settings = record;
+                let bytes = self
+                    .models
+                    .values()
+                    .map(|record| self.encoded_len(&record.spec))
+                    .sum();
+                self.bytes = bytes;
+            }
+        }
+        for request_id in change.forget_idem {
+            self.idem.remove(&request_id);
+            self.idem_order.retain(|known| *known != request_id);
+        }
+        change
+            .idem
+            .into_iter()
+            .for_each(|record| self.put_idem(record));
+    }
+
+    /// The answer that the same request got before.
+    fn repeated(&self, write: &Write, now: SystemTime) -> Result<Option<Planned>, WriteError> {
+        let Some((id, fingerprint)) = &write.request_id else {
+            return Ok(None);
+        };
+        let Some(known) = self.idem.get(id).filter(|known| known.expires > now) else {
+            return Ok(None);
+        };
+        if known.fingerprint != *fingerprint {
+            return Err(WriteError::RequestIdReused(id.clone()));
+        }
+        let answer = decode_answer(&write.command, &known.answer);
+        Ok(answer.map(|answer| Planned {
+            change: None,
+            answer,
+        }))
+    }
+
+    fn create(
+        &self,
+        model: &wire::Model,
+        now: SystemTime,
+    ) -> Result<(Option<Op>, Answer), WriteError> {
+        let spec = ModelSpec::try_from(model.clone());
+        let claimed = model.pool.as_ref().and_then(|pool| pool.keepalive);
+        let spec = self.check_model(spec, claimed, None)?;
+        if self.models.len() >= limits::MODELS {
+            return Err(WriteError::LimitReached(format!(
+                "{} models are registered, which is the most; delete one first",
+                limits::MODELS
+            )));
+        }
+        self.check_names(&spec, None)?;
+        Ok(self.put(spec, now, now))
+    }
+
+    fn update(
+        &self,
+        model: &wire::Model,
+        mask: Option<&[String]>,
+        allow_missing: bool,
+        now: SystemTime,
+    ) -> Result<(Option<Op>, Answer), WriteError> {
+        let Some(old) = self.models.get(model.id.as_str()) else {
+            return match allow_missing {
+                true => self.create(model, now),
+                false if model.id.is_empty() => Err(required("model.id")),
+                false => Err(WriteError::NotFound(bounded(&model.id))),
+            };
+        };
+        self.check_etag(&model.etag, old.revision)?;
+        let merged = mask::merge_model(wire::Model::from(&old.spec), model, mask);
+        let merged = merged.map_err(WriteError::Invalid)?;
+        let claimed = model.pool.as_ref().and_then(|pool| pool.keepalive);
+        let claimed = claimed.filter(|_| mask::covers(mask, "pool.keepalive"));
+        // Sent back as it was read: the etag says so.
+        let current = self
+            .resolve(&old.spec)
+            .map(|model| model.pool.size.get())
+            .ok();
+        let echoed = !model.etag.is_empty() && claimed == current;
+        let claimed = claimed.filter(|_| !echoed);
+        let spec = self.check_model(ModelSpec::try_from(merged), claimed, Some(old))?;
+        if spec == old.spec {
+            return Ok((
+                None,
+                Answer::Model(Box::new(self.show(old, &self.settings.settings))),
+            ));
+        }
+        self.check_names(&spec, Some(old))?;
+        Ok(self.put(spec, old.created, now))
+    }
+
+    fn delete(
+        &self,
+        id: &str,
+        etag: &str,
+        allow_missing: bool,
+    ) -> Result<(Option<Op>, Answer), WriteError> {
+        match self.models.get(id) {
+            Some(old) => {
+                self.check_etag(etag, old.revision)?;
+                let op = Op::DeleteModel(old.spec.id().clone());
+                Ok((Some(op), Answer::Deleted(self.revision.next().get())))
+            }
+            None if allow_missing => Ok((None, Answer::Deleted(self.revision.get()))),
+            None if id.is_empty() => Err(required("id")),
+            None => Err(WriteError::NotFound(bounded(id))),
+        }
+    }
+
+    fn update_settings(
+        &self,
+        settings: &wire::PoolDefaults,
+        mask: Option<&[String]>,
+        now: SystemTime,
+    ) -> Result<(Option<Op>, Answer), WriteError> {
+        let old = &self.settings;
+        self.check_etag(&settings.etag, old.revision)?;
+        let before = wire::PoolDefaults::from(&old.settings);
+        let merged = mask::merge_settings(before.clone(), settings, mask);
+        let merged = merged.map_err(WriteError::Invalid)?;
+        let new =
+            PoolSettings::try_from(merged).map_err(|v| WriteError::Invalid(v.under("settings")))?;
+        let claimed = settings
+            .keepalive
+            .filter(|_| mask::covers(mask, "keepalive"));
+        let echoed = !settings.etag.is_empty() && claimed == before.keepalive;
+        self.check_settings(&new, claimed.filter(|_| !echoed))?;
+        if new == old.settings {
+            return Ok((None, Answer::Settings(Box::new(self.settings()))));
+        }
+        let revision = self.revision.next();
+        let record = SettingsRecord {
+            settings: new,
+            revision,
+            updated: now,
+        };
+        let answer = Answer::Settings(Box::new(show_settings(&record, &self.epoch)));
+        Ok((Some(Op::PutSettings(record)), answer))
+    }
+
+    /// Every registered model must still fit.
+    fn check_settings(&self, new: &PoolSettings, keepalive: Option<u32>) -> Result<(), WriteError> {
+        let mut violations = Violations::new();
+        let budget = budget(new).map_err(WriteError::Invalid)?;
+        if let Some(claimed) = keepalive {
+            let checked = check_keepalive("settings.keepalive", claimed, budget.get());
+            violations.here(checked.map_err(Violations::from));
+        }
+        for record in self.models.values() {
+            if let Err(wrong) = record.spec.resolve(new, record.revision) {
+                let message = format!("model `{}` would not fit: {wrong}", record.spec.id());
+                violations.add("settings.max_concurrent", message);
+            }
+        }
+        violations.finish(Some(())).map_err(WriteError::Invalid)
+    }
+
+    /// All that is wrong with a model, at once.
+    fn check_model(
+        &self,
+        spec: Result<ModelSpec, Violations>,
+        keepalive: Option<u32>,
+        old: Option<&ModelRecord>,
+    ) -> Result<ModelSpec, WriteError> {
+        let mut violations = Violations::new();
+        let spec = violations.part("model", spec);
+        let resolved = spec
+            .as_ref()
+            .and_then(|spec| violations.part("model", self.resolve(spec)));
+        if let (Some(claimed), Some(model)) = (keepalive, &resolved) {
+            let checked = check_keepalive("model.pool.keepalive", claimed, model.pool.size.get());
+            violations.here(checked.map_err(Violations::from));
+        }
+        let spec = violations.finish(spec).map_err(WriteError::Invalid)?;
+        let before = old.map_or(0, |old| self.encoded_len(&old.spec));
+        let total = self.bytes + self.encoded_len(&spec) - before.min(self.bytes);
+        if total > limits::CONFIG_BYTES {
+            return Err(WriteError::LimitReached(format!(
+                "the configuration would take {total} bytes, at most {} are allowed; remove models, \
+                 aliases or endpoints",
+                limits::CONFIG_BYTES
+            )));
+        }
+        Ok(spec)
+    }
+
+    /// An id or alias names one model. `old` is the one that may keep its own.
+    fn check_names(&self, spec: &ModelSpec, old: Option<&ModelRecord>) -> Result<(), WriteError> {
+        let own = old.map(|old| old.spec.id());
+        for (n, name) in spec.names().enumerate() {
+            let Some(owner) = self.names.get(name).filter(|owner| Some(*owner) != own) else {
+                continue;
+            };
+            let field = match n.checked_sub(1) {
+                None => "model.id".to_owned(),
+                Some(alias) => format!("model.aliases[{alias}]"),
+            };
+            let (name, owner) = (name.to_string(), owner.to_string());
+            return Err(WriteError::AlreadyExists { field, name, owner });
+        }
+        Ok(())
+    }
+
+    fn check_etag(&self, given: &str, revision: Revision) -> Result<(), WriteError> {
+        let current = etag(&self.epoch, revision);
+        match given {
+            "" => Ok(()),
+            given if given == current => Ok(()),
+            given => Err(WriteError::EtagMismatch {
+                given: bounded(given),
+                current,
+            }),
+        }
+    }
+
+    fn put(&self, spec: ModelSpec, created: SystemTime, now: SystemTime) -> (Option<Op>, Answer) {
+        let revision = self.revision.next();
+        let record = ModelRecord {
+            spec,
+            revision,
+            created,
+            updated: now,
+        };
+        let answer = Answer::Model(Box::new(self.show(&record, &self.settings.settings)));
+        (Some(Op::PutModel(record)), answer)
+    }
+
+    fn change(&self, op: Op, write: &Write, answer: &Answer, now: SystemTime) -> Change {
+        let revision = self.revision.next();
+        let target = match &op {
+            Op::PutModel(record) => record.spec.id().to_string(),
+            Op::DeleteModel(id) => id.to_string(),
+            Op::PutSettings(_) => "pool settings".to_owned(),
+        };
+        let request_id = write
+            .request_id
+            .as_ref()
+            .map(|(id, _)| id.clone())
+            .unwrap_or_default();
+        let idem = write
+            .request_id
+            .as_ref()
+            .map(|(id, fingerprint)| IdemRecord {
+                request_id: id.clone(),
+                fingerprint: fingerprint.clone(),
+                revision,
+                expires: now + IDEM_KEPT,
+                answer: encode_answer(answer),
+            });
+        let method = write.command.method().to_owned();
+        let log = LogRecord {
+            revision,
+            time: now,
+            method,
+            target,
+            request_id,
+        };
+        let forget_log = revision.get().checked_sub(LOG_MOST).map(Revision::new);
+        let forget_idem = idem
+            .as_ref()
+            .map(|_| self.idem_to_forget(now))
+            .unwrap_or_default();
+        Change {
+            op,
+            log,
+            idem,
+            forget_idem,
+            forget_log,
+        }
+    }
+
+    /// The oldest answers, if they are out of date or too many.
+    fn idem_to_forget(&self, now: SystemTime) -> Vec<String> {
+        let surplus = (self.idem_order.len() + 1).saturating_sub(IDEM_MOST);
+        let expired = |id: &String| self.idem.get(id).is_none_or(|known| known.expires <= now);
+        let oldest = self.idem_order.iter().enumerate().take(64);
+        let forget = oldest.take_while(|(n, id)| *n < surplus || expired(id));
+        forget.map(|(_, id)| id.clone()).collect()
+    }
+
+    fn put_model(&mut self, record: ModelRecord) {
+        self.remove_model(record.spec.id());
+        self.bytes += self.encoded_len(&record.spec);
+        for name in record.spec.names() {
+            self.names.insert(name.clone(), record.spec.id().clone());
+        }
+        self.models
+            .insert(record.spec.id().clone(), Arc::new(record));
+    }
+
+    fn remove_model(&mut self, id: &ModelId) {
+        let Some(old) = self.models.remove(id) else {
+            return;
+        };
+        self.bytes = self.bytes.saturating_sub(self.encoded_len(&old.spec));
+        for name in old.spec.names() {
+            self.names.remove(name);
+        }
+    }
+
+    fn put_idem(&mut self, record: IdemRecord) {
+        let id = record.request_id.clone();
+        if self.idem.insert(id.clone(), Arc::new(record)).is_none() {
+            self.idem_order.push_back(id);
+        }
+    }
+
+    fn resolve(&self, spec: &ModelSpec) -> Result<ResolvedModel, Violations> {
+        spec.resolve(&self.settings.settings, self.revision.next())
+    }
+
+    /// Bytes of a model in the encoded configuration, its tag and length included.
+    fn encoded_len(&self, spec: &ModelSpec) -> usize {
+        let resolved = self.resolve(spec);
+        resolved.map_or(0, |model| wire::Model::from(&model).encoded_len() + 8)
+    }
+
+    fn show(&self, record: &ModelRecord, settings: &PoolSettings) -> wire::Model {
+        let mut model = wire::Model::from(&record.spec);
+        if let Ok(resolved) = record.spec.resolve(settings, record.revision) {
+            let pool = wire::Pool::from(&resolved.pool);
+            let own = model.pool.get_or_insert_default();
+            (own.keepalive, own.coverage) = (pool.keepalive, pool.coverage);
+            model.resolved_pool = Some(pool);
+            model.resolved_timeouts = Some(wire::Timeouts::from(&resolved.timeouts));
+        }
+        model.etag = etag(&self.epoch, record.revision);
+        model.revision = record.revision.get();
+        model.create_time = Some(timestamp_to_wire(record.created));
+        model.update_time = Some(timestamp_to_wire(record.updated));
+        model
+    }
+}
+
+fn budget(settings: &PoolSettings) -> Result<Budget, Violations> {
+    let mut violations = Violations::new();
+    let budget = violations.check("settings.max_models_concurrent", settings.budget());
+    violations.finish(budget)
+}
+
+fn show_settings(record: &SettingsRecord, epoch: &Epoch) -> wire::PoolDefaults {
+    wire::PoolDefaults {
+        etag: etag(epoch, record.revision),
+        revision: record.revision.get(),
+        update_time: Some(timestamp_to_wire(record.updated)),
+        ..wire::PoolDefaults::from(&record.settings)
+    }
+}
+
+/// Opaque to clients: it changes when the resource or the lineage does.
+fn etag(epoch: &Epoch, revision: Revision) -> String {
+    let epoch: String = epoch.as_str().chars().take(8).collect();
+    format!("\"{epoch}-{revision}\"")
+}
+
+fn required(field: &str) -> WriteError {
+    let mut violations = Violations::new();
+    violations.add(field, "required");
+    WriteError::Invalid(violations)
+}
+
+/// Text of a client's, short enough to repeat.
+fn bounded(text: &str) -> String {
+    text.chars().take(limits::MODEL_ID_CHARS).collect()
+}
+
+fn encode_answer(answer: &Answer) -> Vec<u8> {
+    match answer {
+        Answer::Model(model) => model.encode_to_vec(),
+        Answer::Settings(settings) => settings.encode_to_vec(),
+        Answer::Deleted(revision) => wire::DeleteModelResponse {
+            revision: *revision,
+        }
+        .encode_to_vec(),
+    }
+}
+
+/// The fingerprint covers the method, so the command tells the kind of the answer.
+fn decode_answer(command: &Command, bytes: &[u8]) -> Option<Answer> {
+    match command {
+        Command::Create(_) | Command::Update { .. } => wire::Model::decode(bytes)
+            .ok()
+            .map(|model| Answer::Model(Box::new(model))),
+        Command::UpdateSettings { .. } => wire::PoolDefaults::decode(bytes)
+            .ok()
+            .map(|settings| Answer::Settings(Box::new(settings))),
+        Command::Delete { .. } => wire::DeleteModelResponse::decode(bytes)
+            .ok()
+            .map(|answer| Answer::Deleted(answer.revision)),
+    }
+}

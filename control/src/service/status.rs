@@ -1,0 +1,103 @@
+//! How errors look on the wire: a code, a message that says it all (some clients show nothing else),
+//! every bad field as google.rpc.BadRequest, and a stable reason as google.rpc.ErrorInfo.
+
+use std::collections::HashMap;
+
+use forebay_proto::Violations;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{registry::WriteError, store::StoreError};
+
+/// The domain of every reason.
+const DOMAIN: &str = "forebay.dev";
+
+/// Stable words that programs may act on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reason {
+    InvalidArgument,
+    ModelNotFound,
+    WorkerNotFound,
+    NameTaken,
+    EtagMismatch,
+    RequestIdReused,
+    LimitReached,
+    Busy,
+    NotCommitted,
+    CommitUnknown,
+    Stopping,
+    RevisionNotReached,
+}
+
+impl Reason {
+    fn word(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::ModelNotFound => "MODEL_NOT_FOUND",
+            Self::WorkerNotFound => "WORKER_NOT_FOUND",
+            Self::NameTaken => "NAME_TAKEN",
+            Self::EtagMismatch => "ETAG_MISMATCH",
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::LimitReached => "LIMIT_REACHED",
+            Self::Busy => "BUSY",
+            Self::NotCommitted => "NOT_COMMITTED",
+            Self::CommitUnknown => "COMMIT_UNKNOWN",
+            Self::Stopping => "STOPPING",
+            Self::RevisionNotReached => "REVISION_NOT_REACHED",
+        }
+    }
+}
+
+/// A refused write.
+pub(super) fn of(error: WriteError) -> Status {
+    let message = error.to_string();
+    let (code, reason) = match &error {
+        WriteError::Invalid(violations) => return violated(violations),
+        WriteError::AlreadyExists { field, .. } => {
+            let mut details = info(Reason::NameTaken, &[("field", field)]);
+            details.add_bad_request_violation(field, &message);
+            return Status::with_error_details(Code::AlreadyExists, message, details);
+        }
+        WriteError::RequestIdReused(_) => {
+            let mut details = info(Reason::RequestIdReused, &[]);
+            details.add_bad_request_violation("request_id", &message);
+            return Status::with_error_details(Code::InvalidArgument, message, details);
+        }
+        WriteError::NotFound(_) => (Code::NotFound, Reason::ModelNotFound),
+        WriteError::EtagMismatch { .. } => (Code::Aborted, Reason::EtagMismatch),
+        WriteError::LimitReached(_) => (Code::ResourceExhausted, Reason::LimitReached),
+        WriteError::Busy => (Code::ResourceExhausted, Reason::Busy),
+        WriteError::Store(StoreError::NotCommitted(_)) => (Code::Unavailable, Reason::NotCommitted),
+        WriteError::Store(StoreError::Unknown(_)) => (Code::Unavailable, Reason::CommitUnknown),
+        WriteError::Stopping => (Code::Unavailable, Reason::Stopping),
+    };
+    with_reason(code, reason, message)
+}
+
+/// One bad field.
+pub(super) fn invalid(field: &str, message: &str) -> Status {
+    let mut violations = Violations::new();
+    violations.add(field, message);
+    violated(&violations)
+}
+
+/// A code with its reason.
+pub(super) fn with_reason(code: Code, reason: Reason, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, info(reason, &[]))
+}
+
+fn violated(violations: &Violations) -> Status {
+    let mut details = info(Reason::InvalidArgument, &[]);
+    for violation in violations.as_slice() {
+        details.add_bad_request_violation(&violation.field, &violation.message);
+    }
+    Status::with_error_details(Code::InvalidArgument, violations.to_string(), details)
+}
+
+fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {
+    let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let metadata: HashMap<String, String> = metadata.iter().map(pair).collect();
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason.word(), DOMAIN, metadata);
+    details
+}

@@ -1,0 +1,180 @@
+//! What survives: the trait that keeps the registry durable, and what it keeps.
+//!
+//! The store is a log with a current state; the memory above it is the database. It is called by one
+//! writer. [`Store::commit`] returns only when every change is on the disk platter's side of the last
+//! cache that we can reach; an error says whether the changes may be there all the same.
+
+mod records;
+mod sled;
+
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod suite;
+
+use std::{io, path::PathBuf, str::FromStr, time::SystemTime};
+
+use forebay_proto::{Epoch, ModelId, ModelSpec, PoolSettings, Revision};
+
+pub(crate) use self::sled::SledStore;
+
+/// Largest stored value: above this, sled would spill to files that it never syncs.
+pub(crate) const VALUE_BYTES: usize = 64 * 1024;
+
+/// Where the registry is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// An embedded database in this directory.
+    Sled(PathBuf),
+}
+
+/// A location that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a store; write `sled:DIRECTORY`")]
+pub struct BadLocation {
+    text: String,
+}
+
+impl FromStr for StoreLocation {
+    type Err = BadLocation;
+
+    fn from_str(text: &str) -> Result<Self, BadLocation> {
+        match text.strip_prefix("sled:") {
+            Some(dir) if !dir.is_empty() => Ok(Self::Sled(dir.into())),
+            _ => Err(BadLocation {
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
+/// A registered model and its history in brief.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ModelRecord {
+    pub(crate) spec: ModelSpec,
+    pub(crate) revision: Revision,
+    pub(crate) created: SystemTime,
+    pub(crate) updated: SystemTime,
+}
+
+/// The pool settings and their history in brief.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SettingsRecord {
+    pub(crate) settings: PoolSettings,
+    pub(crate) revision: Revision,
+    pub(crate) updated: SystemTime,
+}
+
+/// The answer that a write with a request id got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdemRecord {
+    pub(crate) request_id: String,
+    pub(crate) fingerprint: Vec<u8>,
+    pub(crate) revision: Revision,
+    pub(crate) expires: SystemTime,
+    pub(crate) answer: Vec<u8>,
+}
+
+/// One line of history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogRecord {
+    pub(crate) revision: Revision,
+    pub(crate) time: SystemTime,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) request_id: String,
+}
+
+/// Everything that a store holds, as the registry needs it at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) epoch: Epoch,
+    pub(crate) revision: Revision,
+    pub(crate) settings: SettingsRecord,
+    pub(crate) models: Vec<ModelRecord>,
+    /// In order of revision.
+    pub(crate) idem: Vec<IdemRecord>,
+}
+
+/// What happens to a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    PutModel(ModelRecord),
+    DeleteModel(ModelId),
+    PutSettings(SettingsRecord),
+}
+
+/// One revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) op: Op,
+    pub(crate) log: LogRecord,
+    pub(crate) idem: Option<IdemRecord>,
+    /// Request ids to forget.
+    pub(crate) forget_idem: Vec<String>,
+    /// The line of history to forget.
+    pub(crate) forget_log: Option<Revision>,
+}
+
+impl Change {
+    pub(crate) fn revision(&self) -> Revision {
+        self.log.revision
+    }
+}
+
+/// Why a commit failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Nothing was written.
+    #[error("not committed: {0}")]
+    NotCommitted(String),
+    /// It may or may not be on disk.
+    #[error("unknown whether committed: {0}")]
+    Unknown(String),
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{} is in use by another control plane; stop that one, or choose another --data-dir or --store", .dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be used.
+    #[error("{} cannot be used as a data directory: {error}; check its owner and mode, or choose another --data-dir or --store", .dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It was written by a newer version.
+    #[error("{} has format {found}, this version knows {known}; it was left untouched; use the version that wrote it", .dir.display())]
+    NewerFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// It cannot be read.
+    #[error("the store in {} is damaged: {what}; put a copy of it in place, or start with another --data-dir", .dir.display())]
+    Damaged {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Keeps the registry durable. Blocking; called by one writer.
+pub(crate) trait Store: Send + 'static {
+    /// Everything that was committed.
+    fn load(&mut self) -> Result<Stored, StoreError>;
+
+    /// Makes these changes durable, all or none. Their revisions follow one another.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
+}

@@ -1,0 +1,351 @@
+//! The store on sled 0.34.7.
+//!
+//! Durability: sled's own `flush` ends in `sync_file_range`, which survives a killed process but not
+//! a power cut, so each commit is transaction → `flush` → `fdatasync` on the database file, and only
+//! then acknowledged (docs/adr/0003).
+//!
+//! States: open → failed. After a failed flush or sync the file's state is unknown and a second try
+//! could hide the loss; the store answers nothing but errors until the process starts anew.
+//!
+//! A crash before the sync leaves the commit either whole or absent: a transaction is never torn.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
+use sled::{
+    Db, Mode, Transactional as _, Tree,
+    transaction::{ConflictableTransactionError, TransactionError, TransactionalTree},
+};
+use uuid::Uuid;
+
+use super::{
+    Change, LogRecord, Op, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES,
+    records,
+};
+
+/// The format of the directory; see `records`.
+const FORMAT: u32 = 1;
+/// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
+const SEGMENT_BYTES: usize = 8 << 20;
+const CACHE_BYTES: u64 = 32 << 20;
+
+const KEY_FORMAT: &str = "format";
+const KEY_EPOCH: &str = "epoch";
+const KEY_REVISION: &str = "revision";
+const KEY_SETTINGS: &str = "pool";
+
+/// A store in a directory.
+#[derive(Debug)]
+pub(crate) struct SledStore {
+    db: Db,
+    meta: Tree,
+    models: Tree,
+    settings: Tree,
+    log: Tree,
+    idem: Tree,
+    /// A second descriptor of the database file, to sync it.
+    file: File,
+    failed: Option<String>,
+}
+
+impl SledStore {
+    /// Opens the directory, or makes it with these settings as revision 1.
+    pub(crate) fn open(dir: &Path, fresh: &PoolSettings) -> Result<Self, OpenError> {
+        let io_error = |error| OpenError::Io {
+            dir: dir.to_owned(),
+            error,
+        };
+        fs::create_dir_all(dir).map_err(io_error)?;
+        let config = sled::Config::new()
+            .path(dir)
+            .mode(Mode::HighThroughput)
+            .flush_every_ms(Some(500))
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(CACHE_BYTES);
+        let db = config.open().map_err(|error| open_error(dir, error))?;
+        let tree = |name: &str| db.open_tree(name).map_err(|error| open_error(dir, error));
+        let mut store = Self {
+            meta: tree("meta")?,
+            models: tree("models")?,
+            settings: tree("settings")?,
+            log: tree("log")?,
+            idem: tree("idem")?,
+            file: File::open(dir.join("db")).map_err(io_error)?,
+            db,
+            failed: None,
+        };
+        store.check_format(dir)?;
+        if store.meta.is_empty() {
+            store.create(dir, fresh)?;
+        }
+        Ok(store)
+    }
+
+    /// Refuses a newer format before anything is written.
+    fn check_format(&self, dir: &Path) -> Result<(), OpenError> {
+        let damaged = |what: String| OpenError::Damaged {
+            dir: dir.to_owned(),
+            what,
+        };
+        let found = self
+            .meta
+            .get(KEY_FORMAT)
+            .map_err(|error| open_error(dir, error))?;
+        let Some(found) = found else {
+            return match self.meta.is_empty() && self.models.is_empty() {
+                true => Ok(()),
+                false => Err(damaged("it has data but no format number".to_owned())),
+            };
+        };
+        let found = found.as_ref().try_into().map(u32::from_be_bytes);
+        let found = found.map_err(|_| damaged("its format number is malformed".to_owned()))?;
+        match found {
+            FORMAT => Ok(()),
+            _ => Err(OpenError::NewerFormat {
+                dir: dir.to_owned(),
+                found,
+                known: FORMAT,
+            }),
+        }
+    }
+
+    fn create(&mut self, dir: &Path, fresh: &PoolSettings) -> Result<(), OpenError> {
+        let failed = |error: StoreError| OpenError::Damaged {
+            dir: dir.to_owned(),
+            what: error.to_string(),
+        };
+        let epoch = Uuid::new_v4().simple().to_string();
+        let (revision, now) = (Revision::ZERO.next(), SystemTime::now());
+        let first = Change {
+            op: Op::PutSettings(SettingsRecord {
+                settings: fresh.clone(),
+                revision,
+                updated: now,
+            }),
+            log: LogRecord {
+                revision,
+                time: now,
+                method: "Create".to_owned(),
+                target: "store".to_owned(),
+                request_id: String::new(),
+            },
+            idem: None,
+            forget_idem: Vec::new(),
+            forget_log: None,
+        };
+        let result = (
+            &self.meta,
+            &self.settings,
+            &self.models,
+            &self.log,
+            &self.idem,
+        )
+            .transaction(|(meta, settings, models, log, idem)| {
+                meta.insert(KEY_FORMAT, &FORMAT.to_be_bytes())?;
+                meta.insert(KEY_EPOCH, epoch.as_bytes())?;
+                write(
+                    &Trees {
+                        meta,
+                        settings,
+                        models,
+                        log,
+                        idem,
+                    },
+                    &first,
+                )
+            });
+        result.map_err(not_committed).map_err(failed)?;
+        self.sync().map_err(failed)?;
+        // The directory's own entry, and the file's in it.
+        let sync_dir = |dir: &Path| File::open(dir)?.sync_all();
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let both = sync_dir(dir).and_then(|()| parent.map_or(Ok(()), sync_dir));
+        both.map_err(|error| OpenError::Io {
+            dir: dir.to_owned(),
+            error,
+        })
+    }
+
+    /// The barrier. Afterwards the commit survives a power cut.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let flushed = self.db.flush().map_err(|error| error.to_string());
+        let synced = flushed.and_then(|_| self.file.sync_data().map_err(|error| error.to_string()));
+        synced.map_err(|error| {
+            self.failed = Some(error.clone());
+            StoreError::Unknown(error)
+        })
+    }
+
+    fn check_failed(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(error) => Err(StoreError::NotCommitted(format!(
+                "the store failed ({error}); restart the control plane, which reads back what is on disk"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&self) -> Result<Stored, String> {
+        let text = |error: sled::Error| error.to_string();
+        let meta = |key: &str| {
+            let value = self.meta.get(key).map_err(text)?;
+            value.ok_or_else(|| format!("`{key}` is missing"))
+        };
+        let epoch = String::from_utf8_lossy(&meta(KEY_EPOCH)?).into_owned();
+        let revision = meta(KEY_REVISION)?
+            .as_ref()
+            .try_into()
+            .map(u64::from_be_bytes);
+        let settings = self.settings.get(KEY_SETTINGS).map_err(text)?;
+        let settings = settings.ok_or("the pool settings are missing")?;
+        let models = self.models.iter().map(|entry| {
+            let (key, value) = entry.map_err(text)?;
+            records::decode_model(&value)
+                .map_err(|error| format!("model {}: {error}", String::from_utf8_lossy(&key)))
+        });
+        let idem = self.idem.iter().map(|entry| {
+            let (key, value) = entry.map_err(text)?;
+            records::decode_idem(String::from_utf8_lossy(&key).into_owned(), &value)
+        });
+        let mut idem = idem.collect::<Result<Vec<_>, String>>()?;
+        idem.sort_by_key(|record| record.revision);
+        Ok(Stored {
+            epoch: Epoch::new(epoch).map_err(|error| format!("`{KEY_EPOCH}`: {error}"))?,
+            revision: Revision::new(revision.map_err(|_| "the revision is malformed")?),
+            settings: records::decode_settings(&settings)?,
+            models: models.collect::<Result<_, _>>()?,
+            idem,
+        })
+    }
+}
+
+impl Store for SledStore {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        self.check_failed()?;
+        self.read().map_err(StoreError::NotCommitted)
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.check_failed()?;
+        check_sizes(changes)?;
+        let trees = (
+            &self.meta,
+            &self.settings,
+            &self.models,
+            &self.log,
+            &self.idem,
+        );
+        let result = trees.transaction(|(meta, settings, models, log, idem)| {
+            let trees = Trees {
+                meta,
+                settings,
+                models,
+                log,
+                idem,
+            };
+            changes.iter().try_for_each(|change| write(&trees, change))
+        });
+        result.map_err(not_committed)?;
+        self.sync()
+    }
+}
+
+/// The trees inside a transaction.
+struct Trees<'a> {
+    meta: &'a TransactionalTree,
+    settings: &'a TransactionalTree,
+    models: &'a TransactionalTree,
+    log: &'a TransactionalTree,
+    idem: &'a TransactionalTree,
+}
+
+fn write(
+    trees: &Trees<'_>,
+    change: &Change,
+) -> Result<(), ConflictableTransactionError<std::convert::Infallible>> {
+    match &change.op {
+        Op::PutModel(record) => {
+            let key = record.spec.id().as_str().as_bytes();
+            trees.models.insert(key, records::encode_model(record))?;
+        }
+        Op::DeleteModel(id) => {
+            trees.models.remove(ModelId::as_str(id).as_bytes())?;
+        }
+        Op::PutSettings(record) => {
+            trees
+                .settings
+                .insert(KEY_SETTINGS, records::encode_settings(record))?;
+        }
+    }
+    let revision = change.revision().get().to_be_bytes();
+    trees
+        .log
+        .insert(&revision, records::encode_log(&change.log))?;
+    if let Some(old) = change.forget_log {
+        trees.log.remove(&old.get().to_be_bytes())?;
+    }
+    for request_id in &change.forget_idem {
+        trees.idem.remove(request_id.as_bytes())?;
+    }
+    if let Some(record) = &change.idem {
+        trees
+            .idem
+            .insert(record.request_id.as_bytes(), records::encode_idem(record))?;
+    }
+    trees.meta.insert(KEY_REVISION, &revision)?;
+    Ok(())
+}
+
+fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
+    for change in changes {
+        let bytes = match &change.op {
+            Op::PutModel(record) => records::encode_model(record).len(),
+            Op::PutSettings(record) => records::encode_settings(record).len(),
+            Op::DeleteModel(_) => 0,
+        };
+        let bytes = bytes.max(change.idem.as_ref().map_or(0, |record| record.answer.len()));
+        if bytes > VALUE_BYTES {
+            return Err(StoreError::NotCommitted(format!(
+                "`{}` takes {bytes} bytes, at most {VALUE_BYTES} are allowed",
+                change.log.target
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn not_committed(error: TransactionError<std::convert::Infallible>) -> StoreError {
+    match error {
+        TransactionError::Storage(error) => StoreError::NotCommitted(error.to_string()),
+        TransactionError::Abort(never) => match never {},
+    }
+}
+
+fn open_error(dir: &Path, error: sled::Error) -> OpenError {
+    let dir = PathBuf::from(dir);
+    match error {
+        sled::Error::Io(error) if is_lock_conflict(&error) => OpenError::InUse { dir },
+        sled::Error::Io(error) => OpenError::Io { dir, error },
+        error => OpenError::Damaged {
+            dir,
+            what: error.to_string(),
+        },
+    }
+}
+
+/// sled wraps the refusal of `flock` in an error of its own words.
+fn is_lock_conflict(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("WouldBlock")
+}
+
+#[cfg(test)]
+impl SledStore {
+    pub(super) fn meta(&self) -> &Tree {
+        &self.meta
+    }
+}
