@@ -8,6 +8,10 @@
 //! could hide the loss; the store answers nothing but errors until the process starts anew.
 //!
 //! A crash before the sync leaves the commit either whole or absent: a transaction is never torn.
+//!
+//! It never starts silently empty: some damage makes sled open as if nothing had ever been written.
+//! A marker beside the database names its epoch, and the number of models is kept with them, so that
+//! what is missing is told of.
 
 use std::{
     fs::{self, File},
@@ -38,6 +42,9 @@ const KEY_FORMAT: &str = "format";
 const KEY_EPOCH: &str = "epoch";
 const KEY_REVISION: &str = "revision";
 const KEY_SETTINGS: &str = "pool";
+const KEY_MODELS: &str = "models";
+/// The marker's file name.
+const MARKER: &str = "forebay-epoch";
 
 /// A store in a directory.
 #[derive(Debug)]
@@ -80,10 +87,37 @@ impl SledStore {
             failed: None,
         };
         store.check_format(dir)?;
-        if store.meta.is_empty() {
+        let marker = read_marker(dir).map_err(io_error)?;
+        if store.meta.is_empty() && marker.is_none() {
             store.create(dir, fresh)?;
         }
+        store.check_marker(dir, marker)?;
         Ok(store)
+    }
+
+    /// Refuses a database that is not the one that was written here.
+    fn check_marker(&self, dir: &Path, marker: Option<String>) -> Result<(), OpenError> {
+        let epoch = self
+            .meta
+            .get(KEY_EPOCH)
+            .map_err(|error| open_error(dir, error))?;
+        let epoch = epoch.map(|epoch| String::from_utf8_lossy(&epoch).into_owned());
+        match (epoch, marker) {
+            (Some(epoch), None) => write_marker(dir, &epoch).map_err(|error| OpenError::Io {
+                dir: dir.to_owned(),
+                error,
+            }),
+            (Some(epoch), Some(marker)) if epoch == marker => Ok(()),
+            (found, expected) => {
+                let found = found.unwrap_or_else(|| "nothing".to_owned());
+                let expected = expected.unwrap_or_default();
+                let what = format!("it should hold the registry {expected} and holds {found}");
+                Err(OpenError::Damaged {
+                    dir: dir.to_owned(),
+                    what,
+                })
+            }
+        }
     }
 
     /// Refuses a newer format before anything is written.
@@ -212,13 +246,22 @@ impl SledStore {
             let (key, value) = entry.map_err(text)?;
             records::decode_idem(String::from_utf8_lossy(&key).into_owned(), &value)
         });
+        let models = models.collect::<Result<Vec<_>, String>>()?;
+        let counted = self.meta.get(KEY_MODELS).map_err(text)?;
+        let counted = counted.as_deref().map_or(0, number);
+        if counted != models.len() as u64 {
+            return Err(format!(
+                "it should hold {counted} models and holds {}",
+                models.len()
+            ));
+        }
         let mut idem = idem.collect::<Result<Vec<_>, String>>()?;
         idem.sort_by_key(|record| record.revision);
         Ok(Stored {
             epoch: Epoch::new(epoch).map_err(|error| format!("`{KEY_EPOCH}`: {error}"))?,
             revision: Revision::new(revision.map_err(|_| "the revision is malformed")?),
             settings: records::decode_settings(&settings)?,
-            models: models.collect::<Result<_, _>>()?,
+            models,
             idem,
         })
     }
@@ -271,10 +314,12 @@ fn write(
     match &change.op {
         Op::PutModel(record) => {
             let key = record.spec.id().as_str().as_bytes();
-            trees.models.insert(key, records::encode_model(record))?;
+            let old = trees.models.insert(key, records::encode_model(record))?;
+            count_models(trees, u64::from(old.is_none()), 0)?;
         }
         Op::DeleteModel(id) => {
-            trees.models.remove(ModelId::as_str(id).as_bytes())?;
+            let old = trees.models.remove(ModelId::as_str(id).as_bytes())?;
+            count_models(trees, 0, u64::from(old.is_some()))?;
         }
         Op::PutSettings(record) => {
             trees
@@ -299,6 +344,39 @@ fn write(
     }
     trees.meta.insert(KEY_REVISION, &revision)?;
     Ok(())
+}
+
+fn count_models(
+    trees: &Trees<'_>,
+    more: u64,
+    fewer: u64,
+) -> Result<(), ConflictableTransactionError<std::convert::Infallible>> {
+    let count = trees.meta.get(KEY_MODELS)?;
+    let count = (count.as_deref().map_or(0, number) + more).saturating_sub(fewer);
+    trees.meta.insert(KEY_MODELS, &count.to_be_bytes())?;
+    Ok(())
+}
+
+/// A number as it is kept. One that is malformed matches nothing it is compared with.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(u64::MAX / 2, u64::from_be_bytes)
+}
+
+fn read_marker(dir: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(dir.join(MARKER)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Beside its place, synced, renamed: it is there whole or not at all.
+fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
+    let fresh = dir.join(format!("{MARKER}.writing"));
+    fs::write(&fresh, format!("{epoch}\n"))?;
+    File::open(&fresh)?.sync_all()?;
+    fs::rename(&fresh, dir.join(MARKER))?;
+    File::open(dir)?.sync_all()
 }
 
 fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {

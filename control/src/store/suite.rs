@@ -244,14 +244,35 @@ fn flipped_bits_are_told_of_and_left_alone() {
         *byte ^= 0xff;
     }
     fs::write(&file, &bytes).unwrap();
-    match SledStore::open(dir.path(), &PoolSettings::default()) {
-        Err(error) => assert!(error.to_string().contains("damaged"), "{error}"),
-        Ok(mut store) => {
-            let loaded = store.load();
-            assert!(
-                loaded.is_err() || loaded.unwrap().models.len() == 1,
-                "lost in silence"
-            );
-        }
-    }
+    let opened = SledStore::open(dir.path(), &PoolSettings::default());
+    let error = match opened.map(|mut store| store.load()) {
+        Err(error) => error.to_string(),
+        Ok(loaded) => loaded.expect_err("lost in silence").to_string(),
+    };
+    assert!(
+        error.contains("damaged") || error.contains("should hold"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_emptied_database_is_not_taken_for_a_fresh_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.commit(&[put("a", 1, 2)]).unwrap();
+    drop(store);
+    let mut files = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    files
+        .by_ref()
+        .filter(|path| path.is_file() && !path.ends_with("forebay-epoch"))
+        .for_each(|path| fs::remove_file(path).unwrap());
+    let error = SledStore::open(dir.path(), &PoolSettings::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("damaged") && error.contains("should hold"),
+        "{error}"
+    );
 }
