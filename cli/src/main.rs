@@ -1,2 +1,53 @@
-//! The binary.
-fn main() {}
+//! The binary: parses the command line, starts telemetry, runs one command, and turns its end into an
+//! exit code (64 for usage, 1 for failure, 0 only for success).
+
+mod args;
+mod client;
+mod commands;
+mod document;
+mod signals;
+mod table;
+mod telemetry;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::Cli;
+
+/// The exit code of a command line that makes no sense (sysexits' EX_USAGE).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A broken pipe is nobody's failure.
+            drop(error.print());
+            return if error.use_stderr() {
+                USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    let result = runtime.block_on(commands::run(cli));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    ui::error(&format!("error: {error:#}"));
+    ExitCode::FAILURE
+}

@@ -317,9 +317,17 @@ fn a_refusing_endpoint_is_retried_for_a_second_and_then_told() {
     assert_eq!(shell.refused.len(), 1);
     shell.sweep(3_000);
     shell.acquire();
-    assert_eq!(shell.connects.len(), 1, "each request that comes tries again");
+    assert_eq!(
+        shell.connects.len(),
+        1,
+        "each request that comes tries again"
+    );
     shell.refuse();
-    assert_eq!(shell.refused.len(), 2, "and is told at once after seconds of failure");
+    assert_eq!(
+        shell.refused.len(),
+        2,
+        "and is told at once after seconds of failure"
+    );
 }
 
 #[test]

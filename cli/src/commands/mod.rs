@@ -1,0 +1,36 @@
+//! The commands.
+
+mod demo;
+mod fleet;
+mod health;
+mod models;
+mod pool;
+mod pool_args;
+mod roles;
+mod standalone;
+
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, Command};
+
+/// Runs one.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Standalone(args) => standalone::run(&cli.log, args).await,
+        Command::Control(args) => roles::control(&cli.log, args).await,
+        Command::Worker(args) => roles::worker(&cli.log, args).await,
+        Command::Models(command) => models::run(command).await,
+        Command::Pool(command) => pool::run(command).await,
+        Command::Fleet(command) => fleet::run(command).await,
+        Command::Health { url } => health::run(&url).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "forebay",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+    }
+}

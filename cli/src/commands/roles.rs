@@ -1,0 +1,164 @@
+//! `forebay control` and `forebay worker`: one plane per process.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use forebay_control::{BoundControl, ControlSettings, StoreLocation};
+use forebay_dataplane::{BoundWorker, WorkerSettings};
+use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
+use http::Uri;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
+    signals::cancel_on_signal,
+    telemetry::Telemetry,
+    ui,
+};
+
+/// Runs a control plane until a signal.
+pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> {
+    let telemetry = Telemetry::start(log, "forebay-control", &host_name())?;
+    let store = match args.store {
+        Some(store) => store,
+        None => StoreLocation::Sled(control_dir(&data_dir(&args.role)?)),
+    };
+    let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
+    let bound = BoundControl::bind(settings).await?;
+    let addr = bound.addr();
+    ui::say(&format!(
+        "forebay control plane on {addr}\n\
+         try next:\n  \
+         forebay worker --control http://{addr}\n  \
+         forebay models create NAME --endpoint http://HOST:8000 --control http://{addr}\n  \
+         grpcurl -plaintext {addr} list"
+    ));
+    let shutdown = CancellationToken::new();
+    let result = tokio::try_join!(
+        async {
+            bound
+                .run(shutdown.clone())
+                .await
+                .map_err(anyhow::Error::from)
+        },
+        cancel_on_signal(shutdown.clone()),
+    );
+    telemetry.stop().await;
+    result.map(|_| ())
+}
+
+/// Runs a worker until a signal.
+pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
+    let id = match args.worker_id {
+        Some(id) => id,
+        None => WorkerId::new(host_name()).context("--worker-id must be given")?,
+    };
+    let telemetry = Telemetry::start(log, "forebay-worker", id.as_str())?;
+    let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
+    let settings = worker_settings(id, args.control, &args.worker, &args.role)?;
+    let bound = BoundWorker::bind(settings).await?;
+    ui::say(&format!(
+        "forebay worker: gateway on http://{}, admin on http://{}, following {}",
+        bound.gateway_addr(),
+        bound.admin_addr(),
+        control.join(", ")
+    ));
+    let shutdown = CancellationToken::new();
+    let result = tokio::try_join!(
+        async {
+            bound
+                .run(shutdown.clone())
+                .await
+                .map_err(anyhow::Error::from)
+        },
+        cancel_on_signal(shutdown.clone()),
+    );
+    telemetry.stop().await;
+    result.map(|_| ())
+}
+
+/// The settings of a control plane.
+pub(crate) fn control_settings(
+    listen: &ControlListen,
+    role: &RoleArgs,
+    fresh: &FreshArgs,
+    store: StoreLocation,
+) -> anyhow::Result<ControlSettings> {
+    let exposure = match role.insecure {
+        true => forebay_control::Exposure::Insecure,
+        false => forebay_control::Exposure::LoopbackOnly,
+    };
+    let fresh_settings = fresh_settings(fresh)?;
+    Ok(ControlSettings {
+        listen: listen.control_listen,
+        exposure,
+        store,
+        fresh_settings,
+    })
+}
+
+/// The settings of a worker.
+pub(crate) fn worker_settings(
+    worker_id: WorkerId,
+    control: Vec<Uri>,
+    listen: &WorkerListen,
+    role: &RoleArgs,
+) -> anyhow::Result<WorkerSettings> {
+    let exposure = match role.insecure {
+        true => forebay_dataplane::Exposure::Insecure,
+        false => forebay_dataplane::Exposure::LoopbackOnly,
+    };
+    let data_dir = data_dir(role)?.join("worker").join(worker_id.as_str());
+    Ok(WorkerSettings {
+        worker_id,
+        control,
+        listen: listen.listen,
+        admin_listen: listen.admin_listen,
+        exposure,
+        data_dir: Some(data_dir),
+        max_body_bytes: listen.max_body_bytes,
+        grace: listen.grace,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Where the store is, below a data directory.
+pub(crate) fn control_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("control")
+}
+
+/// The data directory: the one given, or the user's own.
+pub(crate) fn data_dir(role: &RoleArgs) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = &role.data_dir {
+        return Ok(dir.clone());
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let base = state.filter(|dir| dir.is_absolute()).or_else(home);
+    let base = base.ok_or_else(|| anyhow!("there is no HOME; name a directory with --data-dir"))?;
+    Ok(base.join("forebay"))
+}
+
+fn fresh_settings(fresh: &FreshArgs) -> anyhow::Result<PoolSettings> {
+    let settings = PoolSettings {
+        max_concurrent: PoolSize::new(fresh.gateway_max_concurrent)?,
+        max_models_concurrent: ModelsConcurrent::new(fresh.gateway_max_models_concurrent)?,
+        ..PoolSettings::default()
+    };
+    settings
+        .budget()
+        .context("GATEWAY_MAX_CONCURRENT x GATEWAY_MAX_MODELS_CONCURRENT")?;
+    Ok(settings)
+}
+
+/// The host's name, as far as it can stand in an id.
+fn host_name() -> String {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    name.chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
+        .take(63)
+        .collect()
+}

@@ -1,0 +1,334 @@
+//! Tables for people: no lines, numbers to the right, what matters first.
+
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use forebay_proto::wire;
+
+/// A table with these columns; those named with a leading `>` are numbers.
+fn table(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|name| name.trim_start_matches('>')));
+    for (n, name) in columns.iter().enumerate() {
+        if let Some(column) = table.column_mut(n) {
+            column.set_padding((0, 3));
+            if name.starts_with('>') {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table
+}
+
+/// Without the blanks at the ends of lines.
+fn text(table: &Table) -> String {
+    let lines: Vec<_> = table
+        .to_string()
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines.join("\n")
+}
+
+/// All models.
+pub(crate) fn models(models: &[wire::Model]) -> String {
+    if models.is_empty() {
+        return "no models; register one with\n  \
+                forebay models create NAME --endpoint http://HOST:8000"
+            .to_owned();
+    }
+    let mut table = table(&[
+        "MODEL",
+        ">SIZE",
+        ">KEEPALIVE",
+        ">WARM",
+        "IDLE",
+        "ENDPOINTS",
+        "ALIASES",
+        ">REVISION",
+    ]);
+    for model in models {
+        let pool = model.resolved_pool.unwrap_or_default();
+        let urls: Vec<_> = model
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.url.as_str())
+            .collect();
+        let urls = match urls.as_slice() {
+            [first, _, ..] => format!("{first} +{}", urls.len() - 1),
+            _ => urls.join(""),
+        };
+        table.add_row([
+            model.id.clone(),
+            number(pool.max_concurrent),
+            number(pool.keepalive),
+            number(pool.warm),
+            duration(pool.idle_timeout.as_ref()),
+            urls,
+            model.aliases.join(","),
+            model.revision.to_string(),
+        ]);
+    }
+    text(&table)
+}
+
+/// One model in full.
+pub(crate) fn model(model: &wire::Model) -> String {
+    let pool = model.resolved_pool.unwrap_or_default();
+    let own = model.pool.unwrap_or_default();
+    let queue = pool.queue.unwrap_or_default();
+    let timeouts = model.resolved_timeouts.unwrap_or_default();
+    let inherited = |own: bool| if own { "" } else { "   inherited" };
+    let mut rows = vec![
+        ("model", model.id.clone()),
+        ("aliases", dash(model.aliases.join(", "))),
+    ];
+    for endpoint in &model.endpoints {
+        let weight = endpoint.weight.unwrap_or(1);
+        rows.push((
+            "endpoint",
+            format!("{}  {}  weight {weight}", endpoint.id, endpoint.url),
+        ));
+    }
+    let size = number(pool.max_concurrent);
+    rows.extend([
+        (
+            "pool size",
+            format!("{size}{}", inherited(own.max_concurrent.is_some())),
+        ),
+        (
+            "keepalive",
+            format!("{} (always the pool size)", number(pool.keepalive)),
+        ),
+        (
+            "warm",
+            format!("{}{}", number(pool.warm), inherited(own.warm.is_some())),
+        ),
+        (
+            "idle timeout",
+            format!(
+                "{}{}",
+                duration(pool.idle_timeout.as_ref()),
+                inherited(own.idle_timeout.is_some())
+            ),
+        ),
+        (
+            "queue",
+            format!(
+                "{} waiting, {} at most",
+                number(queue.max_waiting),
+                duration(queue.max_wait.as_ref())
+            ),
+        ),
+        (
+            "timeouts",
+            format!(
+                "connect {}, first byte {}, silence {}, total {}",
+                duration(timeouts.connect.as_ref()),
+                duration(timeouts.first_byte.as_ref()),
+                duration(timeouts.idle.as_ref()),
+                duration(timeouts.total.as_ref()),
+            ),
+        ),
+        ("revision", model.revision.to_string()),
+        ("etag", model.etag.clone()),
+    ]);
+    facts(&rows)
+}
+
+/// The pool settings.
+pub(crate) fn settings(settings: &wire::PoolDefaults) -> String {
+    let queue = settings.queue.unwrap_or_default();
+    let (size, models) = (
+        number(settings.max_concurrent),
+        number(settings.max_models_concurrent),
+    );
+    let or = |value: String, default: &str| {
+        if value == "-" {
+            default.to_owned()
+        } else {
+            value
+        }
+    };
+    facts(&[
+        (
+            "pool size",
+            format!("{size} per model, unless the model says otherwise"),
+        ),
+        (
+            "budget",
+            format!(
+                "{size} x {models} = {} connections per worker",
+                settings.budget
+            ),
+        ),
+        (
+            "keepalive",
+            format!(
+                "{} (always the budget: coverage 100 %)",
+                number(settings.keepalive)
+            ),
+        ),
+        ("warm", or(number(settings.warm), "0")),
+        (
+            "idle timeout",
+            or(duration(settings.idle_timeout.as_ref()), "4s"),
+        ),
+        (
+            "queue",
+            format!(
+                "{} waiting, {} at most",
+                or(number(queue.max_waiting), "twice the size"),
+                or(duration(queue.max_wait.as_ref()), "30s"),
+            ),
+        ),
+        ("revision", settings.revision.to_string()),
+        ("etag", settings.etag.clone()),
+    ])
+}
+
+/// All workers.
+pub(crate) fn workers(workers: &[wire::Worker]) -> String {
+    if workers.is_empty() {
+        return "no workers; start one with\n  forebay worker --control http://HOST:50051"
+            .to_owned();
+    }
+    let mut table = table(&[
+        "WORKER",
+        "STATE",
+        ">REVISION",
+        ">APPLY",
+        "SEEN",
+        "GATEWAY",
+        "VERSION",
+    ]);
+    for worker in workers {
+        table.add_row([
+            worker.id.clone(),
+            state(worker.state()).to_owned(),
+            worker.applied_revision.to_string(),
+            format!("{}ms", worker.apply_millis),
+            ago(worker.last_seen_time.as_ref()),
+            worker.gateway_address.clone(),
+            worker.build.clone(),
+        ]);
+    }
+    let mut text = text(&table);
+    for worker in workers {
+        for refusal in &worker.refusals {
+            let (id, revision) = (&worker.id, worker.refused_revision);
+            text.push_str(&format!(
+                "\n{id} refused revision {revision}: {} {}: {}",
+                refusal.reason, refusal.field, refusal.message
+            ));
+        }
+    }
+    text
+}
+
+/// How far a revision has come.
+pub(crate) fn rollout(rollout: &wire::Rollout) -> String {
+    let done = if rollout.complete {
+        "complete"
+    } else {
+        "not complete"
+    };
+    format!(
+        "revision {} of {}: {done}; {} applied, {} pending, {} refused, {} gone\n\n{}",
+        rollout.revision,
+        rollout.newest_revision,
+        rollout.applied,
+        rollout.pending,
+        rollout.refused,
+        rollout.gone,
+        workers(&rollout.workers)
+    )
+}
+
+fn facts(rows: &[(&str, String)]) -> String {
+    let lines: Vec<_> = rows
+        .iter()
+        .map(|(name, value)| format!("{name:<14}{value}"))
+        .collect();
+    lines.join("\n")
+}
+
+fn state(state: wire::WorkerState) -> &'static str {
+    match state {
+        wire::WorkerState::Unspecified => "-",
+        wire::WorkerState::Applied => "applied",
+        wire::WorkerState::Pending => "pending",
+        wire::WorkerState::Refused => "refused",
+        wire::WorkerState::Gone => "gone",
+    }
+}
+
+fn number(number: Option<u32>) -> String {
+    number.map_or("-".to_owned(), |number| number.to_string())
+}
+
+fn dash(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
+}
+
+fn duration(wire: Option<&prost_types::Duration>) -> String {
+    let duration = wire.and_then(|wire| Duration::try_from(*wire).ok());
+    duration.map_or("-".to_owned(), |duration| {
+        humantime::format_duration(duration).to_string()
+    })
+}
+
+fn ago(wire: Option<&prost_types::Timestamp>) -> String {
+    let time = wire.and_then(|wire| SystemTime::try_from(*wire).ok());
+    let elapsed = time
+        .and_then(|time| time.elapsed().ok())
+        .unwrap_or_default();
+    format!(
+        "{} ago",
+        humantime::format_duration(Duration::from_secs(elapsed.as_secs()))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_stand_in_columns() {
+        let pool = wire::Pool {
+            max_concurrent: Some(50),
+            keepalive: Some(50),
+            warm: Some(0),
+            idle_timeout: Some(prost_types::Duration {
+                seconds: 4,
+                nanos: 0,
+            }),
+            ..Default::default()
+        };
+        let endpoint = |url: &str| wire::Endpoint {
+            url: url.into(),
+            ..Default::default()
+        };
+        let llama = wire::Model {
+            id: "llama".into(),
+            aliases: vec!["default".into()],
+            endpoints: vec![endpoint("http://a:80"), endpoint("http://b:80")],
+            resolved_pool: Some(pool),
+            revision: 7,
+            ..Default::default()
+        };
+        assert_eq!(
+            models(&[llama]),
+            "MODEL   SIZE   KEEPALIVE   WARM   IDLE   ENDPOINTS        ALIASES   REVISION\n\
+             llama     50          50      0   4s     http://a:80 +1   default          7"
+        );
+        assert!(models(&[]).contains("forebay models create"));
+    }
+}

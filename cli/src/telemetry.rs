@@ -1,0 +1,87 @@
+//! Logs to standard error and, when an endpoint is given, traces over OTLP. A collector that is away
+//! costs nothing but its traces.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use crate::args::{LogArgs, LogFormat};
+
+/// Longest wait for a collector, per export and at the end.
+const EXPORT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Ends telemetry when told to: what is buffered is sent.
+pub(crate) struct Telemetry(Option<SdkTracerProvider>);
+
+impl Telemetry {
+    /// Starts logging, and tracing if asked for.
+    pub(crate) fn start(
+        args: &LogArgs,
+        service: &'static str,
+        instance: &str,
+    ) -> anyhow::Result<Self> {
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        let filter = EnvFilter::try_new(&args.log_level)
+            .with_context(|| format!("--log-level {:?} is not a filter", args.log_level))?;
+        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let logs = match args.log_format {
+            LogFormat::Text => logs.with_target(false).boxed(),
+            LogFormat::Json => logs.json().flatten_event(true).boxed(),
+        };
+        let provider = match &args.otlp_endpoint {
+            Some(endpoint) => Some(provider(endpoint, service, instance)?),
+            None => None,
+        };
+        let traces = provider.as_ref().map(|provider| {
+            // Traces are not thinned out by the log's filter; other crates' spans are of no use.
+            let ours =
+                EnvFilter::new("off,forebay=info,forebay_control=info,forebay_dataplane=info");
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("forebay"))
+                .with_filter(ours)
+        });
+        tracing_subscriber::registry()
+            .with(traces)
+            .with(logs.with_filter(filter))
+            .init();
+        Ok(Self(provider))
+    }
+
+    /// Sends what is buffered.
+    pub(crate) async fn stop(self) {
+        let Some(provider) = self.0 else { return };
+        let stopped =
+            tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(EXPORT_WITHIN));
+        if let Ok(Err(error)) = stopped.await {
+            tracing::warn!(%error, "the last traces were not sent");
+        }
+    }
+}
+
+fn provider(
+    endpoint: &str,
+    service: &'static str,
+    instance: &str,
+) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .with_timeout(EXPORT_WITHIN)
+        .build()
+        .with_context(|| format!("--otlp-endpoint {endpoint:?} cannot be used"))?;
+    let resource = Resource::builder()
+        .with_service_name(service)
+        .with_attribute(KeyValue::new("service.instance.id", instance.to_owned()))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .build();
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
+}
