@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The harness of the system tests: real control planes, workers and mocks on free ports of the
+//! loopback interface, each owned by a handle that stops it.
+//!
+//! It asserts nothing about the product by itself; a step of the scenery that fails panics, with
+//! what it was doing.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "scenery that cannot be set up ends the test, here and now"
+)]
+
+mod client;
+mod cluster;
+mod otlp;
+mod process;
+mod scrape;
+mod wait;
+
+pub use client::{Chat, Client, Ended};
+pub use cluster::{Cluster, WorkerHandle, model_at};
+pub use otlp::{Receiver, SeenSpan};
+pub use process::Process;
+pub use scrape::{Sample, Scrape};
+pub use wait::{eventually, eventually_within};

@@ -69,8 +69,9 @@ pub(super) async fn connect(
 }
 
 impl Conn {
-    /// True if a request could be sent now, as far as can be seen.
+    /// True if a request could be sent now, as far as can be seen. A driver that has not run yet
+    /// is no reason to give up a new connection, so this does not ask whether hyper is ready.
     pub(super) fn is_live(&self) -> bool {
-        self.sender.is_ready() && !self.watch.is_dead()
+        !self.sender.is_closed() && !self.watch.is_dead()
     }
 }

@@ -1,0 +1,286 @@
+//! Control plane and workers in this process, on free ports, with their data in a directory that
+//! goes away with them. Stopping is orderly; [`WorkerHandle::data_dir`] and the store live on until
+//! the cluster is dropped, so that a restart finds them.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use forebay_control::{BoundControl, ControlSettings, StoreLocation};
+use forebay_dataplane::{BoundWorker, WorkerSettings};
+use forebay_proto::{PoolSettings, WorkerId, wire};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use wire::{
+    fleet_client::FleetClient, model_registry_client::ModelRegistryClient,
+    pool_settings_client::PoolSettingsClient,
+};
+
+use crate::{Client, Scrape, eventually};
+
+const LARGEST_BODY: usize = 1 << 20;
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A control plane and where everything of the test is kept.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: TempDir,
+    addr: SocketAddr,
+    control: Option<Running>,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    name: String,
+    gateway: SocketAddr,
+    admin: SocketAddr,
+    running: Running,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.expect("the server's task ends well");
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts a control plane on an empty store.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (addr, control) = control(dir.path().join("control"), any).await;
+        Self {
+            dir,
+            addr,
+            control: Some(control),
+        }
+    }
+
+    /// Starts a control plane and one worker, and waits until that is connected.
+    pub async fn with_worker() -> (Self, WorkerHandle) {
+        let cluster = Self::start().await;
+        let worker = cluster.worker("w1").await;
+        worker.ready().await;
+        (cluster, worker)
+    }
+
+    /// Where the control plane listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Stops the control plane in good order; its data stay.
+    pub async fn stop_control(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.stop().await;
+        }
+    }
+
+    /// Starts the control plane again where it was.
+    pub async fn start_control(&mut self) {
+        assert!(self.control.is_none(), "the control plane runs already");
+        let (_, control) = control(self.dir.path().join("control"), self.addr).await;
+        self.control = Some(control);
+    }
+
+    /// Starts a worker of this name, with the data of an earlier one of the name.
+    pub async fn worker(&self, name: &str) -> WorkerHandle {
+        let settings = WorkerSettings {
+            worker_id: WorkerId::new(name).expect("a worker's name"),
+            control: vec![self.url().parse().expect("our own url")],
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            exposure: forebay_dataplane::Exposure::LoopbackOnly,
+            data_dir: Some(self.dir.path().join(name)),
+            max_body_bytes: LARGEST_BODY,
+            grace: GRACE,
+            build: "test".to_owned(),
+        };
+        let bound = BoundWorker::bind(settings).await.expect("a worker starts");
+        let (gateway, admin) = (bound.gateway_addr(), bound.admin_addr());
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stopping = stop.clone();
+        tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
+        WorkerHandle {
+            name: name.to_owned(),
+            gateway,
+            admin,
+            running: Running { stop, tasks },
+        }
+    }
+
+    /// A connection to the control plane, made at the first call.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        Endpoint::from_shared(self.url())
+            .expect("our own url")
+            .connect_lazy()
+    }
+
+    /// The registry of models.
+    #[must_use]
+    pub fn registry(&self) -> ModelRegistryClient<Channel> {
+        ModelRegistryClient::new(self.channel())
+    }
+
+    /// The pool settings.
+    #[must_use]
+    pub fn settings(&self) -> PoolSettingsClient<Channel> {
+        PoolSettingsClient::new(self.channel())
+    }
+
+    /// The fleet.
+    #[must_use]
+    pub fn fleet(&self) -> FleetClient<Channel> {
+        FleetClient::new(self.channel())
+    }
+
+    /// Registers a model.
+    pub async fn create(&self, model: wire::Model) -> wire::Model {
+        let request = wire::CreateModelRequest {
+            model: Some(model),
+            ..Default::default()
+        };
+        let created = self.registry().create_model(request).await;
+        created.expect("the model is registered").into_inner()
+    }
+
+    /// Registers a model and waits until every connected worker runs it.
+    pub async fn create_and_wait(&self, model: wire::Model) -> wire::Model {
+        let created = self.create(model).await;
+        self.rolled_out(created.revision).await;
+        created
+    }
+
+    /// Waits until every connected worker runs this revision or a newer one.
+    pub async fn rolled_out(&self, revision: u64) {
+        let mut fleet = self.fleet();
+        eventually(&format!("revision {revision} rolled out"), async || {
+            let request = wire::GetRolloutRequest {
+                revision: Some(revision),
+            };
+            let rollout = fleet.get_rollout(request).await.ok()?.into_inner();
+            rollout.complete.then_some(())
+        })
+        .await;
+    }
+
+    /// The control plane's metrics.
+    pub async fn metrics(&self) -> Scrape {
+        scrape(self.addr).await
+    }
+}
+
+impl WorkerHandle {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
+    /// Where operators connect.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// A client of the gateway.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(self.gateway)
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        let url = format!("http://{}/readyz", self.admin);
+        eventually("the worker is ready", async || {
+            let answer = reqwest::get(&url).await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+    }
+
+    /// Its metrics.
+    pub async fn metrics(&self) -> Scrape {
+        scrape(self.admin).await
+    }
+
+    /// A JSON document of the admin port.
+    pub async fn document(&self, path: &str) -> serde_json::Value {
+        let url = format!("http://{}{path}", self.admin);
+        let answer = reqwest::get(url).await.expect("the admin port answers");
+        answer.json().await.expect("a JSON document")
+    }
+
+    /// Stops it in good order and waits until nothing of it is left.
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+}
+
+/// A model of one endpoint.
+#[must_use]
+pub fn model_at(id: &str, url: &str) -> wire::Model {
+    wire::Model {
+        id: id.to_owned(),
+        endpoints: vec![wire::Endpoint {
+            id: String::new(),
+            url: url.to_owned(),
+            weight: None,
+        }],
+        ..wire::Model::default()
+    }
+}
+
+async fn control(dir: PathBuf, listen: SocketAddr) -> (SocketAddr, Running) {
+    let settings = ControlSettings {
+        listen,
+        exposure: forebay_control::Exposure::LoopbackOnly,
+        store: StoreLocation::Sled(dir),
+        fresh_settings: PoolSettings::default(),
+    };
+    let bound = BoundControl::bind(settings)
+        .await
+        .expect("a control plane starts");
+    let addr = bound.addr();
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let stopping = stop.clone();
+    tasks.spawn(async move {
+        bound
+            .run(stopping)
+            .await
+            .expect("the control plane ends well");
+    });
+    (addr, Running { stop, tasks })
+}
+
+async fn scrape(addr: SocketAddr) -> Scrape {
+    let answer = reqwest::get(format!("http://{addr}/metrics")).await;
+    let answer = answer.expect("/metrics answers");
+    Scrape::new(answer.text().await.expect("a page of metrics"))
+}

@@ -1,0 +1,16 @@
+//! System tests: real control planes, workers and mocks in one process, on free ports.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "in a test, a wrong assumption is to fail at once"
+)]
+
+mod bad_input;
+mod cancel;
+mod lifecycle;
+mod registry;
+mod stale;
+mod upstream_faults;
