@@ -7,7 +7,8 @@ use forebay_proto::{
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    Context, page_size, page_token, read_page_token,
+    Context,
+    page::{self, Page},
     status::{self, Reason},
 };
 
@@ -22,19 +23,17 @@ impl Fleet for FleetService {
         request: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
         let serve = async |request: wire::ListWorkersRequest| {
-            let (most, after) = (
-                page_size(request.page_size)?,
-                read_page_token(&request.page_token)?,
-            );
+            let page = Page::read(request.page_size, &request.page_token);
+            let page = page.map_err(|violations| status::violated(&violations))?;
             let published = self.0.registry.published();
-            let (workers, more) = self
-                .0
-                .fleet
-                .page(after.as_deref(), most, &published.position);
+            let (workers, more) =
+                self.0
+                    .fleet
+                    .page(page.after.as_deref(), page.size, &published.position);
             let last = workers
                 .last()
                 .filter(|_| more)
-                .map(|worker| page_token(&worker.id));
+                .map(|worker| page::token(&worker.id));
             Ok(wire::ListWorkersResponse {
                 workers,
                 next_page_token: last.unwrap_or_default(),

@@ -2,13 +2,14 @@
 
 mod fleet;
 mod models;
+mod page;
 mod settings;
 mod status;
 mod sync;
 
 use std::sync::Arc;
 
-use forebay_proto::{Digest, limits};
+use forebay_proto::{Digest, Violation, Violations};
 use prost::Message;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span};
@@ -18,7 +19,7 @@ pub(crate) use self::{
 };
 use crate::{
     metrics::Metrics,
-    registry::{Answer, Command, RegistryHandle, Write},
+    registry::{Answer, Command, RegistryHandle, Write, WriteError},
     trace_context,
 };
 
@@ -62,76 +63,50 @@ impl Context {
         fingerprint: &impl Message,
         validate_only: bool,
     ) -> Result<Answer, Status> {
-        Span::current().in_scope(|| tracing::debug!(method = command.method(), "write asked for"));
-        let request_id = match request_id {
-            "" => None,
-            id => {
-                check_request_id(id)?;
-                let bytes = fingerprint.encode_to_vec();
-                let digest = Digest::of(&[command.method().as_bytes(), &bytes].concat());
-                Some((id.to_owned(), digest.as_bytes().to_vec()))
-            }
-        };
-        let write = Write {
+        let method = command.method();
+        Span::current().in_scope(|| tracing::debug!(method, "write asked for"));
+        let write = |request_id, validate_only| Write {
             command,
             request_id,
             validate_only,
         };
-        self.registry.write(write).await.map_err(status::of)
+        if let Err(bad_id) = check_request_id(request_id) {
+            // Asked as a dry run, so that every bad field is told at once.
+            let dry_run = self.registry.write(write(None, true)).await;
+            return Err(status::of(with_violation(dry_run.err(), bad_id)));
+        }
+        let request_id = (!request_id.is_empty()).then(|| {
+            let bytes = fingerprint.encode_to_vec();
+            let digest = Digest::of(&[method.as_bytes(), &bytes].concat());
+            (request_id.to_owned(), digest.as_bytes().to_vec())
+        });
+        let written = self.registry.write(write(request_id, validate_only)).await;
+        written.map_err(status::of)
     }
 }
 
-fn check_request_id(id: &str) -> Result<(), Status> {
+/// A request id is absent or good.
+fn check_request_id(id: &str) -> Result<(), Violation> {
     let good = id.len() <= REQUEST_ID_CHARS && id.bytes().all(|byte| byte.is_ascii_graphic());
+    let message =
+        "must be 1 to 64 printable ASCII characters without spaces; a UUID is a good choice";
     match good {
         true => Ok(()),
-        false => Err(status::invalid(
-            "request_id",
-            "must be 1 to 64 printable ASCII characters without spaces; a UUID is a good choice",
-        )),
+        false => Err(Violation {
+            field: "request_id".to_owned(),
+            message: message.to_owned(),
+        }),
     }
 }
 
-/// Reads a page's size: 0 is 50, above 1000 is 1000.
-fn page_size(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(50),
-        Ok(size) => Ok(size.min(1_000)),
-        Err(_) => Err(status::invalid(
-            "page_size",
-            "is negative; use 0 for the default of 50",
-        )),
-    }
-}
-
-/// A page token names the last entry of the page before it. It says so to nobody: clients must not
-/// make their own.
-fn page_token(last: &str) -> String {
-    last.bytes().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn read_page_token(token: &str) -> Result<Option<String>, Status> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let bytes: Option<Vec<u8>> = match token.len() <= 2 * limits::MODEL_ID_CHARS {
-        true => token.as_bytes().chunks(2).map(hex_byte).collect(),
-        false => None,
+/// One more bad field, if fields are what was wrong so far.
+fn with_violation(error: Option<WriteError>, violation: Violation) -> WriteError {
+    let mut violations = match error {
+        Some(WriteError::Invalid(violations)) => violations,
+        _ => Violations::new(),
     };
-    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-    let refused = "is not one of ours; use the next_page_token of the answer before";
-    text.map(Some)
-        .ok_or_else(|| status::invalid("page_token", refused))
-}
-
-fn hex_byte(pair: &[u8]) -> Option<u8> {
-    u8::from_str_radix(
-        std::str::from_utf8(pair)
-            .ok()
-            .filter(|pair| pair.len() == 2)?,
-        16,
-    )
-    .ok()
+    violations.add(violation.field, violation.message);
+    WriteError::Invalid(violations)
 }
 
 /// The answer is of another kind than its command: a bug of ours.

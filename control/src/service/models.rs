@@ -4,7 +4,8 @@ use forebay_proto::wire::{self, model_registry_server::ModelRegistry};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    Context, mismatched, page_size, page_token, read_page_token,
+    Context, mismatched,
+    page::{self, Page},
     status::{self, Reason},
 };
 use crate::registry::{Answer, Command};
@@ -60,16 +61,14 @@ impl ModelRegistry for ModelsService {
         request: Request<wire::ListModelsRequest>,
     ) -> Result<Response<wire::ListModelsResponse>, Status> {
         let serve = async |request: wire::ListModelsRequest| {
-            let (most, after) = (
-                page_size(request.page_size)?,
-                read_page_token(&request.page_token)?,
-            );
+            let page = Page::read(request.page_size, &request.page_token);
+            let page = page.map_err(|violations| status::violated(&violations))?;
             let published = self.0.registry.published();
-            let (models, more) = published.state.page(after.as_deref(), most);
+            let (models, more) = published.state.page(page.after.as_deref(), page.size);
             let last = models
                 .last()
                 .filter(|_| more)
-                .map(|model| page_token(&model.id));
+                .map(|model| page::token(&model.id));
             let revision = published.position.revision.get();
             let next_page_token = last.unwrap_or_default();
             Ok(wire::ListModelsResponse {

@@ -74,19 +74,13 @@ pub(super) fn of(error: WriteError) -> Status {
     with_reason(code, reason, message)
 }
 
-/// One bad field.
-pub(super) fn invalid(field: &str, message: &str) -> Status {
-    let mut violations = Violations::new();
-    violations.add(field, message);
-    violated(&violations)
-}
-
 /// A code with its reason.
 pub(super) fn with_reason(code: Code, reason: Reason, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, info(reason, &[]))
 }
 
-fn violated(violations: &Violations) -> Status {
+/// Every bad field.
+pub(super) fn violated(violations: &Violations) -> Status {
     let mut details = info(Reason::InvalidArgument, &[]);
     for violation in violations.as_slice() {
         details.add_bad_request_violation(&violation.field, &violation.message);

@@ -1,1 +1,83 @@
-//! TBD
+//! The seed's other bug: an upstream closes idle connections; no request may die of it.
+
+use std::time::Duration;
+
+use forebay_mock::{MockConfig, MockServer};
+use forebay_proto::wire;
+use forebay_tests::{Chat, Cluster, Ended, model_at};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+/// The upstream closes after 100 ms; requests come right after that, again and again, with a pool
+/// that would keep its connections for ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_right_after_the_close_are_served() {
+    const KEEP_ALIVE: Duration = Duration::from_millis(100);
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = MockServer::start(MockConfig {
+        keep_alive: Some(KEEP_ALIVE),
+        interval: Duration::ZERO,
+        ..MockConfig::serving("m")
+    })
+    .await
+    .unwrap();
+    let model = wire::Model {
+        pool: Some(wire::Pool {
+            idle_timeout: Some(prost_types::Duration {
+                seconds: 10,
+                nanos: 0,
+            }),
+            ..wire::Pool::default()
+        }),
+        ..model_at("m", &upstream.url())
+    };
+    cluster.create_and_wait(model).await;
+    let client = worker.client();
+    for round in 0..60_u64 {
+        let mut burst = JoinSet::new();
+        for _ in 0..8 {
+            let client = client.clone();
+            burst.spawn(async move { client.finish("m", Chat::Whole, 1).await });
+        }
+        for ended in burst.join_all().await {
+            assert_eq!(ended, Ended::Well, "round {round}");
+        }
+        // From 5 ms after the close to 8 ms after it.
+        let around = KEEP_ALIVE + Duration::from_millis(5) + Duration::from_micros(round * 50);
+        sleep_until(Instant::now() + around).await;
+    }
+    let page = worker.metrics().await;
+    assert!(
+        page.sum(
+            "forebay_pool_connections_closed_total",
+            &["reason=\"upstream\""]
+        ) > 0.0
+    );
+    assert_eq!(page.sum("forebay_requests_total", &["code=\"502\""]), 0.0);
+}
+
+/// With defaults the pool lets go first: 4 s against vLLM's 5 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_defaults_the_pool_lets_go_before_vllm_does() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = MockServer::start(MockConfig::serving("m")).await.unwrap();
+    cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    assert_eq!(
+        worker.client().finish("m", Chat::Whole, 1).await,
+        Ended::Well
+    );
+    sleep(Duration::from_millis(4_500)).await;
+    let stats = upstream.stats();
+    assert_eq!(
+        (stats.open, stats.closed_idle, stats.closed_other),
+        (0, 0, 1)
+    );
+    assert_eq!(
+        worker.client().finish("m", Chat::Whole, 1).await,
+        Ended::Well
+    );
+}
