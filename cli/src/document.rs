@@ -5,6 +5,7 @@ use forebay_proto::wire;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::Value;
+use serde_path_to_error::{Deserializer, Path, Segment, Track};
 
 use crate::args::Output;
 
@@ -79,8 +80,29 @@ pub(crate) fn exported(model: &wire::Model) -> anyhow::Result<Value> {
 }
 
 fn read_model(value: Value) -> anyhow::Result<wire::Model> {
-    let dynamic = DynamicMessage::deserialize(descriptor("Model")?, value)?;
+    let mut track = Track::new();
+    let tracked = Deserializer::new(&value, &mut track);
+    let dynamic = DynamicMessage::deserialize(descriptor("Model")?, tracked);
+    let dynamic = dynamic.map_err(|error| {
+        let path = track.path();
+        match found(&value, &path) {
+            Some(found) => anyhow!("{path}: {found} is not valid: {error}"),
+            None => anyhow!("{path}: {error}"),
+        }
+    })?;
     Ok(dynamic.transcode_to()?)
+}
+
+/// The value at a path, if it is short enough to repeat.
+fn found<'a>(value: &'a Value, path: &Path) -> Option<&'a Value> {
+    let found = path
+        .iter()
+        .try_fold(value, |value, segment| match segment {
+            Segment::Map { key } => value.get(key),
+            Segment::Seq { index } => value.get(index),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })?;
+    (!found.is_object() && !found.is_array()).then_some(found)
 }
 
 fn descriptor(name: &str) -> anyhow::Result<MessageDescriptor> {
@@ -128,7 +150,11 @@ models:
     fn unknown_fields_and_nonsense_are_named() {
         for (text, part) in [
             ("{id: a, poool: {}}", "poool"),
-            ("{id: a, pool: {idleTimeout: soon}}", "soon"),
+            (
+                "{id: a, pool: {idleTimeout: soon}}",
+                "pool.idleTimeout: \"soon\"",
+            ),
+            ("{id: a, endpoints: [{url: 7}]}", "endpoints[0].url: 7"),
             ("just text", "expected a model"),
             ("{models: 7}", "must be a list"),
             ("a: [", "neither"),

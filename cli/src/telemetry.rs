@@ -1,7 +1,7 @@
 //! Logs to standard error and, when an endpoint is given, traces over OTLP. A collector that is away
 //! costs nothing but its traces.
 
-use std::time::Duration;
+use std::{io::IsTerminal as _, time::Duration};
 
 use anyhow::Context as _;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
@@ -29,7 +29,9 @@ impl Telemetry {
         global::set_text_map_propagator(TraceContextPropagator::new());
         let filter = EnvFilter::try_new(&args.log_level)
             .with_context(|| format!("--log-level {:?} is not a filter", args.log_level))?;
-        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let logs = tracing_subscriber::fmt::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr);
         let logs = match args.log_format {
             LogFormat::Text => logs.with_target(false).boxed(),
             LogFormat::Json => logs.json().flatten_event(true).boxed(),

@@ -53,11 +53,19 @@ pub struct SendFailed {
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The connection failed.
-    #[error("{0}")]
+    #[error("{}", with_cause(.0))]
     Connection(hyper::Error),
     /// The lease had been returned before.
     #[error("the connection was returned before the request was sent")]
     Returned,
+}
+
+/// hyper tells what it was doing; why that failed is in the error's source.
+fn with_cause(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 /// A connection on loan.
