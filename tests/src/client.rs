@@ -52,19 +52,16 @@ impl Client {
     }
 
     /// A request to this path.
-    #[must_use]
     pub fn post(&self, path: &str) -> RequestBuilder {
         self.http.post(format!("{}{path}", self.base))
     }
 
     /// A request to this path.
-    #[must_use]
     pub fn get(&self, path: &str) -> RequestBuilder {
         self.http.get(format!("{}{path}", self.base))
     }
 
     /// A chat with this model, not yet sent.
-    #[must_use]
     pub fn chat(&self, model: &str, chat: Chat, tokens: u32) -> RequestBuilder {
         self.post("/v1/chat/completions").json(&json!({
             "model": model,
@@ -100,7 +97,8 @@ async fn ended(answer: Response, chat: Chat) -> Ended {
         return Ended::Status(status.as_u16(), text);
     }
     let whole = match chat {
-        Chat::Whole => serde_json::from_str::<Value>(&text).is_ok_and(|v| v["choices"].is_array()),
+        Chat::Whole => serde_json::from_str::<Value>(&text)
+            .is_ok_and(|v| v.get("choices").is_some_and(Value::is_array)),
         Chat::Stream => text.ends_with("data: [DONE]\n\n") && !text.contains("\"error\""),
     };
     match whole {

@@ -1,12 +1,5 @@
 //! How soon a registration is served: from the RPC's answer to the first 200 through the gateway.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "in a test, a wrong assumption is to fail at once; the figures are for the reader"
-)]
-
 use std::time::Duration;
 
 use forebay_mock::{MockConfig, MockServer};

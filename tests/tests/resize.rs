@@ -5,9 +5,7 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "in a test, a wrong assumption is to fail at once; the figures are for the reader"
+    reason = "in a test, a wrong assumption is to fail at once"
 )]
 
 use std::{
@@ -44,17 +42,7 @@ async fn resizes_under_load_lose_nothing_and_close_nothing_that_fits() {
     })
     .await
     .unwrap();
-    let model = wire::Model {
-        pool: Some(wire::Pool {
-            idle_timeout: Some(prost_types::Duration {
-                seconds: 600,
-                nanos: 0,
-            }),
-            ..wire::Pool::default()
-        }),
-        ..model_at("m", &upstream.url())
-    };
-    let created = cluster.create_and_wait(model).await;
+    let created = cluster.create_and_wait(never_idle(&upstream)).await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut load = JoinSet::new();
     load.spawn(drive(worker.client(), stop.clone()));
@@ -149,6 +137,21 @@ async fn a_shrink_below_what_is_in_use_waits_for_it() {
     .await;
     let stats = upstream.stats();
     assert_eq!((stats.opened, stats.cancelled), (40, 0));
+}
+
+/// A model whose idle limit is far away.
+fn never_idle(upstream: &MockServer) -> wire::Model {
+    let far = prost_types::Duration {
+        seconds: 600,
+        nanos: 0,
+    };
+    wire::Model {
+        pool: Some(wire::Pool {
+            idle_timeout: Some(far),
+            ..wire::Pool::default()
+        }),
+        ..model_at("m", &upstream.url())
+    }
 }
 
 fn resize(id: &str, size: u32) -> wire::UpdateModelRequest {

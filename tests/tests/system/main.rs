@@ -2,7 +2,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "in a test, a wrong assumption is to fail at once"

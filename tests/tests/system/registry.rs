@@ -179,7 +179,7 @@ async fn an_update_changes_what_is_named_and_nothing_else() {
         .update_model(update(change, &["pool.max_concurrent"]))
         .await;
     let after = after.unwrap().into_inner();
-    let pool = after.pool.clone().unwrap();
+    let pool = after.pool.unwrap();
     assert_eq!((pool.max_concurrent, pool.warm), (Some(30), Some(5)));
     assert_eq!(after.resolved_pool.unwrap().keepalive, Some(30));
     assert_eq!(
