@@ -169,7 +169,8 @@ pub(crate) struct Worker {
     pub(crate) role: RoleArgs,
 }
 
-const DEFAULT_CONTROL: &str = "http://127.0.0.1:50051";
+/// Where client commands and workers look for the control plane unless told otherwise.
+pub(crate) const DEFAULT_CONTROL: &str = "http://127.0.0.1:50051";
 
 /// How client commands reach the control plane and print.
 #[derive(Debug, Clone, Args)]

@@ -11,3 +11,9 @@ pub(crate) fn say(text: &str) {
 pub(crate) fn error(text: &str) {
     drop(writeln!(std::io::stderr(), "{text}"));
 }
+
+/// How this program was called, so that what is printed to be copied also runs.
+pub(crate) fn program() -> String {
+    let called = std::env::args().next().filter(|name| !name.contains(' '));
+    called.unwrap_or_else(|| "forebay".to_owned())
+}

@@ -16,7 +16,7 @@ use wire::{
     pool_settings_client::PoolSettingsClient,
 };
 
-use crate::{Client, Scrape, eventually};
+use crate::{Client, Scrape, eventually, lasting_addr};
 
 const LARGEST_BODY: usize = 1 << 20;
 const GRACE: Duration = Duration::from_secs(5);
@@ -57,8 +57,7 @@ impl Cluster {
     /// Starts a control plane on an empty store.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (addr, control) = control(dir.path().join("control"), any).await;
+        let (addr, control) = control(dir.path().join("control"), lasting_addr()).await;
         Self {
             dir,
             addr,

@@ -13,6 +13,7 @@
 mod client;
 mod cluster;
 mod otlp;
+mod ports;
 mod process;
 mod scrape;
 mod wait;
@@ -20,6 +21,7 @@ mod wait;
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use otlp::{Receiver, SeenSpan};
+pub use ports::lasting_addr;
 pub use process::Process;
 pub use scrape::{Sample, Scrape};
 pub use wait::{eventually, eventually_within};

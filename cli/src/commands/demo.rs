@@ -19,7 +19,7 @@ use wire::model_registry_client::ModelRegistryClient;
 
 use super::{
     models,
-    standalone::{Addresses, listening},
+    standalone::{Addresses, control_flag, listening},
 };
 use crate::{args::WriteArgs, client, ui};
 
@@ -159,10 +159,12 @@ impl Demo {
             admin,
         } = self.addresses;
         let models: Vec<_> = MODELS.iter().map(|(id, _)| *id).collect();
+        let (program, flag) = (ui::program(), control_flag(control));
         format!(
             "{listening}\n\
-             Three built-in models are registered ({models}; `default` is an alias of the\n\
-             first) and get a little traffic. Copy and paste:\n\n\
+             Three built-in models are registered and get a little traffic:\n\
+             {models} (`default` is an alias of the first).\n\
+             Copy and paste:\n\n\
              # a chat, streamed\n\
              curl -N http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\\n  \
              -d '{{\"model\":\"default\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}'\n\n\
@@ -175,8 +177,9 @@ impl Demo {
              # the pools of the worker\n\
              curl -s http://{admin}/pools\n\n\
              # without grpcurl\n\
-             forebay models list --control http://{control}\n\
-             forebay fleet rollout --control http://{control}\n\n\
+             {program} models list{flag}\n\
+             {program} models update qwen2.5-7b --max-concurrent 80{flag}\n\
+             {program} fleet rollout{flag}\n\n\
              Ctrl-C stops everything and leaves nothing behind.",
             listening = listening(self.addresses),
             models = models.join(", "),

@@ -9,6 +9,7 @@ use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
 use tokio_util::sync::CancellationToken;
 
+use super::standalone::control_flag;
 use crate::{
     args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     signals::cancel_on_signal,
@@ -26,11 +27,12 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
     let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
     let bound = BoundControl::bind(settings).await?;
     let addr = bound.addr();
+    let (program, flag) = (ui::program(), control_flag(addr));
     ui::say(&format!(
-        "forebay control plane on {addr}\n\
-         try next:\n  \
-         forebay worker --control http://{addr}\n  \
-         forebay models create NAME --endpoint http://HOST:8000 --control http://{addr}\n  \
+        "Forebay control plane on {addr}: gRPC with reflection, /metrics, /livez, /readyz\n\n\
+         Try next:\n  \
+         {program} worker{flag}\n  \
+         {program} models create NAME --endpoint http://HOST:8000{flag}\n  \
          grpcurl -plaintext {addr} list"
     ));
     let shutdown = CancellationToken::new();
@@ -55,13 +57,19 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     };
     let telemetry = Telemetry::start(log, "forebay-worker", id.as_str())?;
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
-    let settings = worker_settings(id, args.control, &args.worker, &args.role)?;
+    let settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
     let bound = BoundWorker::bind(settings).await?;
     ui::say(&format!(
-        "forebay worker: gateway on http://{}, admin on http://{}, following {}",
+        "Forebay worker {id}\n\n  \
+         gateway   http://{}/v1\n  \
+         admin     http://{}\n  \
+         follows   {}\n\n\
+         Try next:\n  \
+         curl http://{}/v1/models",
         bound.gateway_addr(),
         bound.admin_addr(),
-        control.join(", ")
+        control.join(", "),
+        bound.gateway_addr(),
     ));
     let shutdown = CancellationToken::new();
     let result = tokio::try_join!(

@@ -15,7 +15,7 @@ use super::{
     roles::{control_dir, control_settings, data_dir, worker_settings},
 };
 use crate::{
-    args::{LogArgs, Standalone},
+    args::{DEFAULT_CONTROL, LogArgs, Standalone},
     signals::cancel_on_signal,
     telemetry::Telemetry,
     ui,
@@ -100,26 +100,35 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
 
 /// What listens where.
 pub(crate) fn listening(addresses: Addresses) -> String {
-    let Addresses {
-        control,
-        gateway,
-        admin,
-    } = addresses;
+    let gateway = format!("http://{}/v1", addresses.gateway);
+    let admin = format!("http://{}", addresses.admin);
+    let control = addresses.control.to_string();
+    let width = gateway.len().max(admin.len()).max(control.len());
     format!(
         "Forebay is running.\n\n  \
-         gateway   http://{gateway}/v1    OpenAI-compatible\n  \
-         admin     http://{admin}       /pools /metrics /readyz /config\n  \
-         control   {control}              gRPC with reflection\n"
+         gateway   {gateway:width$}   OpenAI-compatible\n  \
+         admin     {admin:width$}   /pools /metrics /readyz /config\n  \
+         control   {control:width$}   gRPC with reflection; /metrics /readyz\n"
     )
+}
+
+/// The flag that leads a client command to this control plane; none where it is the default.
+pub(crate) fn control_flag(control: SocketAddr) -> String {
+    let url = format!("http://{control}");
+    match url == DEFAULT_CONTROL {
+        true => String::new(),
+        false => format!(" --control {url}"),
+    }
 }
 
 fn banner(addresses: Addresses) -> String {
     let Addresses {
         control, gateway, ..
     } = addresses;
+    let (program, flag) = (ui::program(), control_flag(control));
     format!(
         "{}\nTry next:\n  \
-         forebay models create my-model --endpoint http://HOST:8000 --control http://{control}\n  \
+         {program} models create my-model --endpoint http://HOST:8000{flag}\n  \
          curl http://{gateway}/v1/models\n  \
          grpcurl -plaintext {control} list\n\n\
          Ctrl-C stops it.",

@@ -1,0 +1,163 @@
+//! The client commands against a control plane, as a person or a script would type them.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::roles::{ANY, Control, run};
+
+struct Typed {
+    control: String,
+}
+
+impl Typed {
+    /// Types a command that must succeed.
+    async fn ok(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.typed(args).await;
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        out
+    }
+
+    async fn json(&self, args: &[&str]) -> Value {
+        let out = self.ok(&[args, &["--output", "json"]].concat()).await;
+        serde_json::from_str(&out).unwrap()
+    }
+
+    async fn typed(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        run(&[args, &["--control", &self.control]].concat()).await
+    }
+}
+
+async fn setup() -> (tempfile::TempDir, Control, Typed) {
+    let dir = tempfile::tempdir().unwrap();
+    let env = [
+        ("GATEWAY_MAX_CONCURRENT", "40"),
+        ("GATEWAY_MAX_MODELS_CONCURRENT", "2"),
+    ];
+    let control = Control::start(ANY, dir.path(), &env).await;
+    let typed = Typed {
+        control: control.url(),
+    };
+    (dir, control, typed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_models_life_on_the_command_line() {
+    let (_dir, _control, typed) = setup().await;
+    // The seed's environment is a fresh control plane's settings.
+    let settings = typed.json(&["pool", "get"]).await;
+    assert_eq!(settings["maxConcurrent"], 40);
+    assert_eq!(settings["budget"], 80);
+    assert_eq!(settings["keepalive"], 80);
+
+    let url = "http://10.0.0.5:8000";
+    let create = [
+        "models",
+        "create",
+        "llama",
+        "--endpoint",
+        url,
+        "--alias",
+        "default",
+    ];
+    let created = typed.json(&create).await;
+    assert_eq!(created["resolvedPool"]["keepalive"], 40);
+    typed
+        .ok(&["models", "update", "llama", "--max-concurrent", "60"])
+        .await;
+    let table = typed.ok(&["models", "get", "llama"]).await;
+    assert!(table.contains("60 (always the pool size)"), "{table}");
+    typed
+        .ok(&[
+            "models",
+            "update",
+            "llama",
+            "--clear",
+            "pool.max_concurrent",
+        ])
+        .await;
+    typed.ok(&["pool", "set", "--max-concurrent", "70"]).await;
+    let model = typed.json(&["models", "get", "llama"]).await;
+    assert_eq!(model["resolvedPool"]["maxConcurrent"], 70);
+
+    let (code, _, err) = typed.typed(&create).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("NAME_TAKEN"), "{err}");
+    let stale = ["models", "delete", "llama", "--etag", "\"old\""];
+    let (code, _, err) = typed.typed(&stale).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("ETAG_MISMATCH"), "{err}");
+    typed.ok(&["models", "delete", "llama"]).await;
+    assert!(typed.ok(&["models", "list"]).await.contains("no models"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_flag_is_named_at_once() {
+    let (_dir, _control, typed) = setup().await;
+    let bad = [
+        "models",
+        "create",
+        "no spaces",
+        "--endpoint",
+        "ftp://x",
+        "--max-concurrent",
+        "0",
+        "--idle-timeout",
+        "1ms",
+    ];
+    let (code, _, err) = typed.typed(&bad).await;
+    assert_eq!(code, Some(1));
+    for field in [
+        "model.id",
+        "model.endpoints[0].url",
+        "model.pool.max_concurrent",
+        "idle_timeout",
+    ] {
+        assert!(err.contains(field), "{field}: {err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_exported_can_be_applied_elsewhere() {
+    let (dir, _control, typed) = setup().await;
+    let file = dir.path().join("models.yaml");
+    fs::write(
+        &file,
+        "models:\n\
+         - id: a\n  endpoints: [{url: 'http://10.0.0.1:80'}]\n  pool: {maxConcurrent: 7}\n\
+         - id: b\n  aliases: [c]\n  endpoints: [{url: 'http://10.0.0.2:80', weight: 3}]\n",
+    )
+    .unwrap();
+    let apply = ["models", "apply", "-f", file.to_str().unwrap()];
+    let out = typed.ok(&apply).await;
+    assert!(
+        out.contains("model a created") && out.contains("model b created"),
+        "{out}"
+    );
+    let out = typed.ok(&apply).await;
+    assert!(
+        out.contains("model a unchanged") && out.contains("model b unchanged"),
+        "{out}"
+    );
+
+    let exported = typed.ok(&["models", "export"]).await;
+    let (other_dir, _other, other) = setup().await;
+    let copy = other_dir.path().join("copy.yaml");
+    fs::write(&copy, &exported).unwrap();
+    other
+        .ok(&["models", "apply", "-f", copy.to_str().unwrap()])
+        .await;
+    assert_eq!(other.ok(&["models", "export"]).await, exported);
+
+    fs::write(
+        &file,
+        "id: a\nendpoints: [{url: 'http://10.0.0.1:80'}]\npool: {maxConcurent: 7}\n",
+    )
+    .unwrap();
+    let (code, _, err) = typed.typed(&apply).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("maxConcurent") && err.contains("models.yaml"),
+        "{err}"
+    );
+}

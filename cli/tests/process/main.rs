@@ -1,0 +1,16 @@
+//! The binary as a process: what it prints, how it ends, and what survives when it is killed.
+
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "in a test, a wrong assumption is to fail at once"
+)]
+
+mod bad_start;
+mod commands;
+mod demo;
+mod durability;
+mod nack;
+mod roles;
+mod traces;
