@@ -1,7 +1,6 @@
 //! The binary as a process: what it prints, how it ends, and what survives when it is killed.
 
 #![expect(
-    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "in a test, a wrong assumption is to fail at once"

@@ -17,10 +17,9 @@ fn traceparent((trace, span): (&str, &str)) -> String {
 
 /// The one span of this name.
 fn span<'a>(spans: &'a [SeenSpan], name: &str) -> &'a SeenSpan {
-    let mut named = spans.iter().filter(|span| span.name == name);
-    let (first, second) = (named.next(), named.next());
-    assert!(second.is_none(), "two spans {name}: {spans:#?}");
-    first.unwrap_or_else(|| std::panic::panic_any(format!("no span {name}: {spans:#?}")))
+    let named: Vec<_> = spans.iter().filter(|span| span.name == name).collect();
+    assert_eq!(named.len(), 1, "spans {name} of {spans:#?}");
+    named[0]
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,222 @@
+//! The flags of the commands that ask a control plane.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use http::Uri;
+
+use super::examples::{
+    APPLY_EXAMPLES, CREATE_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES, UPDATE_EXAMPLES,
+};
+
+/// Where client commands and workers look for the control plane unless told otherwise.
+pub(crate) const DEFAULT_CONTROL: &str = "http://127.0.0.1:50051";
+
+/// How client commands reach the control plane and print.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Call and output")]
+pub(crate) struct ClientArgs {
+    /// The control plane.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", default_value = DEFAULT_CONTROL)]
+    pub(crate) control: Uri,
+    /// Form of the output.
+    #[arg(short, long, hide_env_values = true, env = "FOREBAY_OUTPUT", value_name = "FORM", value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    /// Longest wait for an answer.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs: what grpcurl prints.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// How a write is made.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Write")]
+pub(crate) struct WriteArgs {
+    /// Check everything, but write nothing.
+    #[arg(long)]
+    pub(crate) validate_only: bool,
+    /// Makes the write idempotent. [default: a new UUID]
+    #[arg(long, value_name = "ID")]
+    pub(crate) request_id: Option<String>,
+}
+
+/// What can be said of a model's pool and deadlines.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Pool and deadlines")]
+pub(crate) struct PoolArgs {
+    /// Pool size: most requests in flight, and most connections kept warm.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_concurrent: Option<u32>,
+    /// Refused unless it is the pool size; here so that you can see why.
+    #[arg(long, value_name = "N")]
+    pub(crate) keepalive: Option<u32>,
+    /// Most requests waiting.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_waiting: Option<u32>,
+    /// Longest wait, such as 30s.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) max_wait: Option<Duration>,
+    /// Connections opened ahead of need.
+    #[arg(long, value_name = "N")]
+    pub(crate) warm: Option<u32>,
+    /// Longest idle time of a connection; keep it below the server's own.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Oldest age of a connection; 0s is no limit.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) max_connection_age: Option<Duration>,
+    /// Longest time for a connection to be established.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Longest time to the head of a response.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) first_byte_timeout: Option<Duration>,
+    /// Longest silence within a response.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) stream_idle_timeout: Option<Duration>,
+    /// Longest time for a whole request.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) total_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Models {
+    /// Register a model.
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create {
+        /// What clients put in `model`.
+        id: String,
+        /// Where it is served, such as http://10.0.0.5:8000; repeat it for several.
+        #[arg(long = "endpoint", value_name = "URL", required = true)]
+        endpoints: Vec<String>,
+        /// Another name for it; repeat it for several.
+        #[arg(long = "alias", value_name = "NAME")]
+        aliases: Vec<String>,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        write: WriteArgs,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show one model.
+    Get {
+        id: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show all models.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Change what is named, and nothing else.
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update {
+        id: String,
+        /// Replace the endpoints by these.
+        #[arg(long = "endpoint", value_name = "URL")]
+        endpoints: Vec<String>,
+        /// Replace the aliases by these.
+        #[arg(long = "alias", value_name = "NAME")]
+        aliases: Vec<String>,
+        /// Go back to what is inherited, such as `pool.max_concurrent` or `timeouts`.
+        #[arg(long = "clear", value_name = "PATH")]
+        clear: Vec<String>,
+        /// Only if this is still its etag.
+        #[arg(long, default_value = "")]
+        etag: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        write: WriteArgs,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Remove a model; its requests in flight finish.
+    Delete {
+        id: String,
+        /// Only if this is still its etag.
+        #[arg(long, default_value = "")]
+        etag: String,
+        /// Succeed also when there is no such model.
+        #[arg(long)]
+        allow_missing: bool,
+        #[command(flatten)]
+        write: WriteArgs,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Create or replace the models of a file: JSON or YAML, one model, a list, or `models:`.
+    #[command(after_help = APPLY_EXAMPLES)]
+    Apply {
+        /// The file; - is standard input.
+        #[arg(short, long)]
+        file: PathBuf,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Print all models in the form that `apply` reads.
+    Export {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once per process")]
+pub(crate) enum Pool {
+    /// Show the pool settings.
+    Get {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Change what is named; every model that inherits it changes with it.
+    #[command(after_help = SET_EXAMPLES)]
+    Set {
+        /// How many models of default size a worker's budget holds.
+        #[arg(long, value_name = "N")]
+        max_models_concurrent: Option<u32>,
+        /// Go back to the built-in default, such as `warm` or `timeouts`.
+        #[arg(long = "clear", value_name = "PATH")]
+        clear: Vec<String>,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        write: WriteArgs,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Fleet {
+    /// Show the workers.
+    Workers {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show how far a revision has come.
+    #[command(after_help = ROLLOUT_EXAMPLES)]
+    Rollout {
+        /// The revision. [default: the newest]
+        revision: Option<u64>,
+        /// Wait until every connected worker runs it; fails when one refuses it.
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait with --wait.
+        #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+        within: Duration,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}

@@ -1,0 +1,50 @@
+//! Examples below the help texts.
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  forebay standalone --demo                 everything in one process, with three built-in models
+  forebay models create llama --endpoint http://10.0.0.5:8000
+  forebay models update llama --max-concurrent 80
+  forebay fleet rollout --wait";
+
+pub(super) const STANDALONE_EXAMPLES: &str = "\
+Examples:
+  forebay standalone --demo                 with three built-in models and a little traffic
+  forebay standalone                        on a store of your own
+  GATEWAY_MAX_CONCURRENT=80 forebay standalone --data-dir ./data";
+
+pub(super) const WORKER_EXAMPLES: &str = "\
+Examples:
+  forebay worker                            on this machine, beside a control plane
+  forebay worker --worker-id w2 --control http://10.0.0.2:50051 \\
+      --listen 0.0.0.0:8080 --insecure      reachable from other machines, without TLS";
+
+pub(super) const CREATE_EXAMPLES: &str = "\
+Examples:
+  forebay models create llama --endpoint http://10.0.0.5:8000
+  forebay models create llama --alias default --max-concurrent 80 --warm 10 \\
+      --endpoint http://10.0.0.5:8000 --endpoint http://10.0.0.6:8000
+  forebay models create llama --endpoint http://10.0.0.5:8000 --validate-only";
+
+pub(super) const UPDATE_EXAMPLES: &str = "\
+Examples:
+  forebay models update llama --max-concurrent 20          live: nothing in flight is cut
+  forebay models update llama --endpoint http://10.0.0.7:8000
+  forebay models update llama --clear pool.max_concurrent  back to what is inherited";
+
+pub(super) const APPLY_EXAMPLES: &str = "\
+Examples:
+  forebay models export > models.yaml
+  forebay models apply -f models.yaml
+  echo '{\"id\": \"llama\", \"endpoints\": [{\"url\": \"http://10.0.0.5:8000\"}]}' |
+      forebay models apply -f -";
+
+pub(super) const SET_EXAMPLES: &str = "\
+Examples:
+  forebay pool set --max-concurrent 80
+  forebay pool set --max-models-concurrent 5 --idle-timeout 3s";
+
+pub(super) const ROLLOUT_EXAMPLES: &str = "\
+Examples:
+  forebay fleet rollout                     where every worker stands
+  forebay fleet rollout --wait              for pipelines: fails when one refuses it";

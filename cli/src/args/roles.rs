@@ -1,0 +1,139 @@
+//! The flags of the processes that run: control plane, worker, both. Each has an environment variable.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use forebay_control::StoreLocation;
+use forebay_proto::WorkerId;
+use http::Uri;
+
+use super::client::DEFAULT_CONTROL;
+
+/// The pool settings that a fresh control plane begins with.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pool settings of a fresh store")]
+pub(crate) struct FreshArgs {
+    /// Pool size of a model on a fresh store, unless the model says otherwise.
+    #[arg(long, hide_env_values = true, env = "GATEWAY_MAX_CONCURRENT", value_name = "N", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) gateway_max_concurrent: u32,
+    /// How many models of that size a worker's budget holds, on a fresh store.
+    #[arg(long, hide_env_values = true, env = "GATEWAY_MAX_MODELS_CONCURRENT", value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) gateway_max_models_concurrent: u32,
+}
+
+/// Where a control plane listens.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control plane")]
+pub(crate) struct ControlListen {
+    /// Address of the control port: gRPC, and /metrics, /livez, /readyz.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_CONTROL_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:50051"
+    )]
+    pub(crate) control_listen: SocketAddr,
+}
+
+/// Where a worker listens.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Worker")]
+pub(crate) struct WorkerListen {
+    /// Address of the gateway.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// Address of the admin port: /metrics, /livez, /readyz, /pools, /config.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_ADMIN_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8081"
+    )]
+    pub(crate) admin_listen: SocketAddr,
+    /// Largest body of a request, in bytes.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 32 << 20)]
+    pub(crate) max_body_bytes: usize,
+    /// How long requests in flight get when the worker stops.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) grace: Duration,
+}
+
+/// What both planes share.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Data and exposure")]
+pub(crate) struct RoleArgs {
+    /// Directory for the store and the last known good configuration.
+    /// [default: forebay below $XDG_STATE_HOME or ~/.local/state]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_DATA_DIR",
+        value_name = "DIR"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Allow addresses that other machines can reach, without encryption or authentication.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+    pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Standalone {
+    /// Add three built-in models and a little traffic, in a data directory that is thrown away.
+    #[arg(long, env = "FOREBAY_DEMO", hide_env_values = true)]
+    pub(crate) demo: bool,
+    #[command(flatten)]
+    pub(crate) control: ControlListen,
+    #[command(flatten)]
+    pub(crate) worker: WorkerListen,
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+    #[command(flatten)]
+    pub(crate) fresh: FreshArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Control {
+    #[command(flatten)]
+    pub(crate) control: ControlListen,
+    /// Where to keep the registry: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_STORE",
+        value_name = "STORE"
+    )]
+    pub(crate) store: Option<StoreLocation>,
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+    #[command(flatten)]
+    pub(crate) fresh: FreshArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// Control planes to follow, separated by commas.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", value_delimiter = ',', default_value = DEFAULT_CONTROL)]
+    pub(crate) control: Vec<Uri>,
+    /// Name of this worker, stable over restarts. [default: the host's name]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_WORKER_ID",
+        value_name = "ID"
+    )]
+    pub(crate) worker_id: Option<WorkerId>,
+    #[command(flatten)]
+    pub(crate) worker: WorkerListen,
+    #[command(flatten)]
+    pub(crate) role: RoleArgs,
+}
