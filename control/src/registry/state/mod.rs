@@ -3,6 +3,9 @@
 //! [`State::plan`] checks everything and says what would change; [`State::apply`] makes the change.
 //! The caller commits in between.
 
+mod check;
+mod show;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
@@ -10,11 +13,13 @@ use std::{
 };
 
 use forebay_proto::{
-    Budget, Config, Epoch, ModelId, ModelSpec, PoolSettings, ResolvedModel, Revision, Violations,
-    convert::timestamp_to_wire, limits, pool::check_keepalive, wire,
+    Config, Epoch, ModelId, ModelSpec, PoolSettings, Revision, Violations, limits, wire,
 };
-use prost::Message as _;
 
+use self::{
+    check::{bounded, budget, required},
+    show::{decode_answer, encode_answer, show_settings},
+};
 use super::{Answer, Command, Write, WriteError, mask};
 use crate::store::{Change, IdemRecord, LogRecord, ModelRecord, Op, SettingsRecord, Stored};
 
@@ -293,81 +298,6 @@ impl State {
         Ok((Some(Op::PutSettings(record)), answer))
     }
 
-    /// Every registered model must still fit.
-    fn check_settings(&self, new: &PoolSettings, keepalive: Option<u32>) -> Result<(), WriteError> {
-        let mut violations = Violations::new();
-        let budget = budget(new).map_err(WriteError::Invalid)?;
-        if let Some(claimed) = keepalive {
-            let checked = check_keepalive("settings.keepalive", claimed, budget.get());
-            violations.here(checked.map_err(Violations::from));
-        }
-        for record in self.models.values() {
-            if let Err(wrong) = record.spec.resolve(new, record.revision) {
-                let message = format!("model `{}` would not fit: {wrong}", record.spec.id());
-                violations.add("settings.max_concurrent", message);
-            }
-        }
-        violations.finish(Some(())).map_err(WriteError::Invalid)
-    }
-
-    /// All that is wrong with a model, at once.
-    fn check_model(
-        &self,
-        spec: Result<ModelSpec, Violations>,
-        keepalive: Option<u32>,
-        old: Option<&ModelRecord>,
-    ) -> Result<ModelSpec, WriteError> {
-        let mut violations = Violations::new();
-        let spec = violations.part("model", spec);
-        let resolved = spec
-            .as_ref()
-            .and_then(|spec| violations.part("model", self.resolve(spec)));
-        if let (Some(claimed), Some(model)) = (keepalive, &resolved) {
-            let checked = check_keepalive("model.pool.keepalive", claimed, model.pool.size.get());
-            violations.here(checked.map_err(Violations::from));
-        }
-        let spec = violations.finish(spec).map_err(WriteError::Invalid)?;
-        let before = old.map_or(0, |old| self.encoded_len(&old.spec));
-        let total = self.bytes + self.encoded_len(&spec) - before.min(self.bytes);
-        if total > limits::CONFIG_BYTES {
-            return Err(WriteError::LimitReached(format!(
-                "the configuration would take {total} bytes, at most {} are allowed; remove models, \
-                 aliases or endpoints",
-                limits::CONFIG_BYTES
-            )));
-        }
-        Ok(spec)
-    }
-
-    /// An id or alias names one model. `old` is the one that may keep its own.
-    fn check_names(&self, spec: &ModelSpec, old: Option<&ModelRecord>) -> Result<(), WriteError> {
-        let own = old.map(|old| old.spec.id());
-        for (n, name) in spec.names().enumerate() {
-            let Some(owner) = self.names.get(name).filter(|owner| Some(*owner) != own) else {
-                continue;
-            };
-            let field = match n.checked_sub(1) {
-                None => "model.id".to_owned(),
-                Some(alias) => format!("model.aliases[{alias}]"),
-            };
-            let (name, owner) = (name.to_string(), owner.to_string());
-            return Err(WriteError::AlreadyExists { field, name, owner });
-        }
-        Ok(())
-    }
-
-    fn check_etag(&self, given: &str, revision: Revision) -> Result<(), WriteError> {
-        let current = etag(&self.epoch, revision);
-        match given {
-            "" => Ok(()),
-            given if given == current => Ok(()),
-            given => Err(WriteError::EtagMismatch {
-                given: bounded(given),
-                current,
-            }),
-        }
-    }
-
     fn put(&self, spec: ModelSpec, created: SystemTime, now: SystemTime) -> (Option<Op>, Answer) {
         let revision = self.revision.next();
         let record = ModelRecord {
@@ -458,89 +388,5 @@ impl State {
         if self.idem.insert(id.clone(), Arc::new(record)).is_none() {
             self.idem_order.push_back(id);
         }
-    }
-
-    fn resolve(&self, spec: &ModelSpec) -> Result<ResolvedModel, Violations> {
-        spec.resolve(&self.settings.settings, self.revision.next())
-    }
-
-    /// Bytes of a model in the encoded configuration, its tag and length included.
-    fn encoded_len(&self, spec: &ModelSpec) -> usize {
-        let resolved = self.resolve(spec);
-        resolved.map_or(0, |model| wire::Model::from(&model).encoded_len() + 8)
-    }
-
-    fn show(&self, record: &ModelRecord, settings: &PoolSettings) -> wire::Model {
-        let mut model = wire::Model::from(&record.spec);
-        if let Ok(resolved) = record.spec.resolve(settings, record.revision) {
-            let pool = wire::Pool::from(&resolved.pool);
-            let own = model.pool.get_or_insert_default();
-            (own.keepalive, own.coverage) = (pool.keepalive, pool.coverage);
-            model.resolved_pool = Some(pool);
-            model.resolved_timeouts = Some(wire::Timeouts::from(&resolved.timeouts));
-        }
-        model.etag = etag(&self.epoch, record.revision);
-        model.revision = record.revision.get();
-        model.create_time = Some(timestamp_to_wire(record.created));
-        model.update_time = Some(timestamp_to_wire(record.updated));
-        model
-    }
-}
-
-fn budget(settings: &PoolSettings) -> Result<Budget, Violations> {
-    let mut violations = Violations::new();
-    let budget = violations.check("settings.max_models_concurrent", settings.budget());
-    violations.finish(budget)
-}
-
-fn show_settings(record: &SettingsRecord, epoch: &Epoch) -> wire::PoolDefaults {
-    wire::PoolDefaults {
-        etag: etag(epoch, record.revision),
-        revision: record.revision.get(),
-        update_time: Some(timestamp_to_wire(record.updated)),
-        ..wire::PoolDefaults::from(&record.settings)
-    }
-}
-
-/// Opaque to clients: it changes when the resource or the lineage does.
-fn etag(epoch: &Epoch, revision: Revision) -> String {
-    let epoch: String = epoch.as_str().chars().take(8).collect();
-    format!("\"{epoch}-{revision}\"")
-}
-
-fn required(field: &str) -> WriteError {
-    let mut violations = Violations::new();
-    violations.add(field, "required");
-    WriteError::Invalid(violations)
-}
-
-/// Text of a client's, short enough to repeat.
-fn bounded(text: &str) -> String {
-    text.chars().take(limits::MODEL_ID_CHARS).collect()
-}
-
-fn encode_answer(answer: &Answer) -> Vec<u8> {
-    match answer {
-        Answer::Model(model) => model.encode_to_vec(),
-        Answer::Settings(settings) => settings.encode_to_vec(),
-        Answer::Deleted(revision) => wire::DeleteModelResponse {
-            revision: *revision,
-        }
-        .encode_to_vec(),
-    }
-}
-
-/// The fingerprint covers the method, so the command tells the kind of the answer.
-fn decode_answer(command: &Command, bytes: &[u8]) -> Option<Answer> {
-    match command {
-        Command::Create(_) | Command::Update { .. } => wire::Model::decode(bytes)
-            .ok()
-            .map(|model| Answer::Model(Box::new(model))),
-        Command::UpdateSettings { .. } => wire::PoolDefaults::decode(bytes)
-            .ok()
-            .map(|settings| Answer::Settings(Box::new(settings))),
-        Command::Delete { .. } => wire::DeleteModelResponse::decode(bytes)
-            .ok()
-            .map(|answer| Answer::Deleted(answer.revision)),
     }
 }
