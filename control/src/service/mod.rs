@@ -50,7 +50,7 @@ impl Context {
             .map_or_else(Status::code, |_| tonic::Code::Ok);
         self.metrics.rpc(method, code);
         if let Err(status) = &result {
-            tracing::info!(method, code = ?code, message = status.message(), "call refused");
+            tracing::info!(method, code = ?code, why = status.message(), "call refused");
         }
         result.map(Response::new)
     }

@@ -217,7 +217,7 @@ impl Session {
         for refusal in &refusals {
             tracing::error!(
                 %worker, revision = %attempted.revision, field = refusal.field,
-                reason = refusal.reason, message = refusal.message, "worker refused the revision"
+                reason = refusal.reason, why = refusal.message, "worker refused the revision"
             );
         }
         let refused = Refused {

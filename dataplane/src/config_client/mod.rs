@@ -91,9 +91,9 @@ impl ConfigClient {
             Err(refusals) => {
                 for refusal in refusals {
                     self.metrics.rejected(refusal.reason);
-                    let (field, message) = (refusal.field, refusal.message);
+                    let (field, why) = (refusal.field, refusal.message);
                     tracing::error!(
-                        position = %kept.position, field, message,
+                        position = %kept.position, field, why,
                         "last known good configuration refused"
                     );
                 }

@@ -177,7 +177,7 @@ impl<'a> Session<'a> {
             self.client.metrics.rejected(refusal.reason);
             tracing::error!(
                 %position, field = refusal.field, reason = refusal.reason.word(),
-                message = refusal.message, "configuration refused, serving on what is in force"
+                why = refusal.message, "configuration refused, serving on what is in force"
             );
         }
         let refusals = refusals.into_iter().map(to_wire).collect();

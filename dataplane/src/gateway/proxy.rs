@@ -50,6 +50,10 @@ struct Outgoing<'a> {
     explain: bool,
     /// Time spent reading the client's body and waiting for a connection: not overhead.
     waited: Duration,
+    /// The part of it that was spent in the line, the connect that it may have caused included.
+    queued: Duration,
+    /// From the request's leaving to the head of the answer.
+    first_byte: Duration,
 }
 
 impl Proxy {
@@ -101,6 +105,8 @@ impl Proxy {
                 .get(headers::EXPLAIN)
                 .is_some_and(|value| value == "1"),
             waited: reading,
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
         };
         self.send(&mut outgoing, &live, record.began()).await
     }
@@ -142,6 +148,7 @@ impl Proxy {
                 status = field::Empty,
             );
             let kind = lease.kind();
+            let sending = Instant::now();
             let sent = self
                 .send_once(outgoing, lease, &span)
                 .instrument(span.clone())
@@ -149,6 +156,7 @@ impl Proxy {
             match sent {
                 Ok((mut response, lease)) => {
                     span.record("status", response.status().as_u16());
+                    outgoing.first_byte = sending.elapsed();
                     finish_head(&mut response, outgoing, live, &lease);
                     let limits = stream_limits(outgoing, &response);
                     return Ok((response, lease, limits, span));
@@ -173,9 +181,10 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + model.pool.max_wait);
         let span = tracing::info_span!("queue", model = %model.id);
         let lease = outgoing.route.pool.acquire(deadline).instrument(span).await;
-        outgoing.waited += began.elapsed();
-        self.metrics
-            .waited(&model.id, began.elapsed().as_secs_f64());
+        let queued = began.elapsed();
+        outgoing.waited += queued;
+        outgoing.queued += queued;
+        self.metrics.waited(&model.id, queued.as_secs_f64());
         lease.map_err(|error: AcquireError| {
             tracing::warn!(model = %model.id, %error, "no connection");
             error.into()
@@ -289,6 +298,15 @@ fn finish_head(
     }
     let connection = HeaderValue::from_static(connection_word(lease.kind()));
     headers.insert("x-forebay-connection", connection);
+    let millis = |time: Duration| time.as_secs_f64() * 1_000.0;
+    let timing = format!(
+        "queue;dur={:.3}, first_byte;dur={:.3}",
+        millis(outgoing.queued),
+        millis(outgoing.first_byte)
+    );
+    if let Ok(timing) = HeaderValue::from_str(&timing) {
+        headers.insert("server-timing", timing);
+    }
 }
 
 fn stream_limits(outgoing: &Outgoing<'_>, response: &Response<Incoming>) -> StreamLimits {

@@ -63,6 +63,35 @@ async fn a_registered_model_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_tells_how_it_was_served_when_asked() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = mock(&["m"]).await;
+    let created = cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    let client = worker.client();
+    for connection in ["new", "reused"] {
+        let chat = client.chat("m", Chat::Whole, 1);
+        let answer = chat.header("x-forebay-explain", "1").send().await.unwrap();
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("x-forebay-revision"), created.revision.to_string());
+        assert_eq!(header("x-forebay-endpoint"), "e1");
+        assert_eq!(header("x-forebay-connection"), connection);
+        let timing = header("server-timing");
+        let (queue, first_byte) = timing.split_once(", ").unwrap();
+        assert!(queue.starts_with("queue;dur="), "{timing}");
+        // The mock takes 5 ms for a token.
+        let millis: f64 = first_byte.split_once("dur=").unwrap().1.parse().unwrap();
+        assert!(millis >= 5.0, "{timing}");
+        answer.bytes().await.unwrap();
+    }
+    let plain = client.chat("m", Chat::Whole, 1).send().await.unwrap();
+    for name in ["x-forebay-revision", "server-timing"] {
+        assert!(!plain.headers().contains_key(name), "unasked: {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn three_models_at_fifty_are_a_pool_of_150_kept_alive_in_full() {
     let (cluster, worker) = Cluster::with_worker().await;
     let upstream = mock(&["a", "b", "c"]).await;
