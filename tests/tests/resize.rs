@@ -18,7 +18,7 @@ use std::{
 
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Client, Cluster, Ended, model_at};
+use forebay_tests::{Chat, Client, Cluster, Ended, WorkerHandle, model_at};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
@@ -49,11 +49,15 @@ async fn resizes_under_load_lose_nothing_and_close_nothing_that_fits() {
 
     let mut registry = cluster.registry();
     let mut revision = created.revision;
+    let mut before = Connections::of(&worker).await;
     for _ in 0..RESIZES {
         let size = fastrand::u32(20..=80);
         let updated = registry.update_model(resize("m", size)).await;
         revision = updated.unwrap().into_inner().revision;
         sleep(BETWEEN).await;
+        let after = Connections::of(&worker).await;
+        after.closed_no_more_than_a_size_of(size, &before);
+        before = after;
     }
     cluster.rolled_out(revision).await;
     stop.store(true, Ordering::Relaxed);
@@ -86,7 +90,8 @@ async fn resizes_under_load_lose_nothing_and_close_nothing_that_fits() {
     );
     assert!(stats.streams * 4 > sent, "a quarter and more are streams");
     // Growth that was needed: as many as were ever wanted at once, each opened once and kept; only
-    // what a smaller size had no room for was closed, and may have been wanted again.
+    // what a smaller size had no room for was closed (checked at each resize above), and may have been
+    // wanted again.
     let shrunk = page.sum(
         "forebay_pool_connections_closed_total",
         &["reason=\"shrink\""],
@@ -98,6 +103,36 @@ async fn resizes_under_load_lose_nothing_and_close_nothing_that_fits() {
         stats.peak_open > 20 || closed == 0.0,
         "all fitted all the time"
     );
+}
+
+/// What the worker counts of one pool.
+#[derive(Debug)]
+struct Connections {
+    opened: u64,
+    closed: u64,
+}
+
+impl Connections {
+    async fn of(worker: &WorkerHandle) -> Self {
+        let page = worker.metrics().await;
+        let sum = |name| page.sum(name, &[]) as u64;
+        Self {
+            opened: sum("forebay_pool_connections_opened_total"),
+            closed: sum("forebay_pool_connections_closed_total"),
+        }
+    }
+
+    /// Since `before` there was one resize. At the very most everything that was open then or opened
+    /// since was open at once, and what of that has no room in the new size may be closed.
+    fn closed_no_more_than_a_size_of(&self, size: u32, before: &Self) {
+        let open = before.opened - before.closed + (self.opened - before.opened);
+        let surplus = open.saturating_sub(u64::from(size));
+        let closed = self.closed - before.closed;
+        assert!(
+            closed <= surplus,
+            "{closed} closed, {surplus} too many for {size}: {before:?} {self:?}"
+        );
+    }
 }
 
 /// A size below what is in use: nothing is cut, the surplus goes as it is returned.

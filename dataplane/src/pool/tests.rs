@@ -210,6 +210,67 @@ async fn a_connection_that_the_upstream_closes_leaves_the_pool_at_once() {
     assert_eq!(serve(&pool).await, Kind::New);
 }
 
+/// Runs on a thread of its own, so that it can close a connection while this runtime does not run:
+/// then hyper has not seen the close, as on a busy worker.
+struct Closing {
+    url: String,
+    close: std::sync::mpsc::Sender<()>,
+    server: std::thread::JoinHandle<()>,
+}
+
+impl Closing {
+    /// Serves one request on one connection, then closes it when it is told to.
+    fn start() -> Self {
+        use std::io::{Read as _, Write as _};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (close, told) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let _ = socket.read(&mut [0; 4096]).unwrap();
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                .unwrap();
+            told.recv().unwrap();
+        });
+        Self { url, close, server }
+    }
+
+    /// Blocks this thread, and so its runtime, until the connection is closed.
+    fn close(self) {
+        self.close.send(()).unwrap();
+        self.server.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_hyper_has_not_seen_is_seen_at_checkout() {
+    let upstream = Closing::start();
+    let pool = pool(&upstream.url, 1);
+    serve(&pool).await;
+    until(&pool, "the connection rests", |seen| seen.idle == 1).await;
+    upstream.close();
+    // Nothing listens any more, so that no other connection is to be had.
+    let nothing = pool.acquire(Instant::now() + Duration::from_millis(50));
+    assert!(nothing.await.is_err());
+    let seen = pool.snapshot();
+    assert_eq!((seen.stale_at_checkout, seen.closed["upstream"]), (1, 1));
+}
+
+#[tokio::test]
+async fn a_close_between_checkout_and_the_first_byte_leaves_nothing_sent() {
+    let upstream = Closing::start();
+    let pool = pool(&upstream.url, 1);
+    serve(&pool).await;
+    until(&pool, "the connection rests", |seen| seen.idle == 1).await;
+    let mut lease = lease(&pool).await;
+    upstream.close();
+    let failed = lease.send(request(&lease)).await.unwrap_err();
+    assert_eq!(failed.progress, Progress::NothingSent, "{failed:?}");
+    assert_eq!(lease.kind(), Kind::Reused);
+}
+
 #[tokio::test]
 async fn an_upstream_that_asks_for_the_close_is_not_used_again() {
     let mock = mock(MockConfig::default()).await;
