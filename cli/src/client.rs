@@ -18,9 +18,16 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// made once.
 const REPEATS: u32 = 2;
 
-/// Connects to the control plane.
+/// Connects to the first of the control planes that answers.
 pub(crate) async fn connect(args: &ClientArgs) -> anyhow::Result<Channel> {
-    connect_to(&args.control, args.timeout).await
+    let mut failed = anyhow!("--control names no control plane");
+    for control in &args.control {
+        match connect_to(control, args.timeout).await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// Connects to the control plane at this address.
@@ -46,7 +53,8 @@ pub(crate) async fn call<T>(
         .map_err(|status| explain(&status))
 }
 
-/// Makes a write that carries a request id, again if its answer was lost.
+/// Makes a write that carries a request id, again if its answer was lost. It is made once: the id says
+/// so. When its fate stays unknown, that is what is told, whatever the last attempt said.
 pub(crate) async fn write<M: Clone, T, F>(
     message: M,
     send: impl Fn(Request<M>) -> F,
@@ -55,16 +63,51 @@ where
     F: Future<Output = Result<tonic::Response<T>, Status>>,
 {
     let mut repeats = 0;
+    let mut lost = false;
     loop {
-        match send(Request::new(message.clone())).await {
-            Err(status) if status.code() == Code::Unavailable && repeats < REPEATS => repeats += 1,
-            result => {
-                return result
-                    .map(tonic::Response::into_inner)
-                    .map_err(|status| explain(&status));
-            }
+        let status = match send(Request::new(message.clone())).await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => status,
+        };
+        let unknown = is_unknown(&status);
+        lost |= unknown;
+        // The store knows its own fate only after a restart: at once is too soon.
+        let told = reason(&status).is_some();
+        if unknown && !told && repeats < REPEATS {
+            repeats += 1;
+            continue;
         }
+        let error = explain(&status);
+        return Err(match lost && !is_refusal(&status) {
+            true => error.context(
+                "the write may have been made all the same; look, or repeat it with the same --request-id",
+            ),
+            false => error,
+        });
     }
+}
+
+/// The answer was lost, or the control plane does not know itself.
+fn is_unknown(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => reason(status).is_none_or(|reason| reason == "COMMIT_UNKNOWN"),
+        Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => true,
+        _ => false,
+    }
+}
+
+/// The control plane looked at it and said no: then no earlier attempt was made either, or the answer
+/// would have been that of the earlier one.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::Aborted
+    )
+}
+
+fn reason(status: &Status) -> Option<String> {
+    let details = status.get_error_details();
+    details.error_info().map(|info| info.reason.clone())
 }
 
 /// A request id: the one given, or a new one.

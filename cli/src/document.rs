@@ -18,6 +18,8 @@ const OUTPUT_ONLY: [&str; 6] = [
     "resolvedPool",
     "resolvedTimeouts",
 ];
+/// What a printed list has beside its models.
+const LIST_FIELDS: [&str; 2] = ["revision", "nextPageToken"];
 const OUTPUT_ONLY_POOL: [&str; 2] = ["keepalive", "coverage"];
 
 /// The message of this name in `forebay.v1` as JSON.
@@ -40,7 +42,14 @@ pub(crate) fn read_models(text: &str) -> anyhow::Result<Vec<wire::Model>> {
     let value: Value = serde_saphyr::from_str(text).context("neither JSON nor YAML")?;
     let models = match value {
         Value::Array(models) => models,
-        Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("models") => {
+        // Also as a list is printed, with its revision.
+        Value::Object(mut fields) if fields.contains_key("models") => {
+            LIST_FIELDS
+                .iter()
+                .for_each(|name| drop(fields.remove(*name)));
+            if let Some(unknown) = fields.keys().find(|name| *name != "models") {
+                return Err(anyhow!("`{unknown}` is not a field of a list of models"));
+            }
             match fields.remove("models") {
                 Some(Value::Array(models)) => models,
                 _ => return Err(anyhow!("`models` must be a list")),

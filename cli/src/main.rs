@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod commands;
 mod document;
+mod open_files;
 mod signals;
 mod table;
 mod telemetry;
@@ -49,5 +50,13 @@ fn main() -> ExitCode {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     ui::error(&format!("error: {error:#}"));
-    ExitCode::FAILURE
+    match error.is::<Usage>() {
+        true => USAGE.into(),
+        false => ExitCode::FAILURE,
+    }
 }
+
+/// A command line that parses but asks for nothing that could be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(&'static str);

@@ -5,10 +5,18 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use forebay_proto::{PoolSettings, limits, wire};
 use prometheus::Registry;
-use tokio::{net::TcpListener, time::timeout};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Server};
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
 use wire::{
     fleet_server::FleetServer, model_registry_server::ModelRegistryServer,
     pool_settings_server::PoolSettingsServer, worker_sync_server::WorkerSyncServer,
@@ -28,6 +36,8 @@ const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 /// Most calls at once on one connection.
 const MOST_CALLS: u32 = 256;
+/// Pause after a failed accept: out of files, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls under way get at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -81,6 +91,12 @@ pub enum ControlError {
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
+    /// The writer is gone, and with it the way to the store.
+    #[error(
+        "the writer of the registry ended; writes that were not answered may have been made; \
+         start the control plane again, it reads back what is on disk"
+    )]
+    WriterEnded,
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -153,25 +169,25 @@ impl BoundControl {
             ..
         } = self;
         let sessions = TaskTracker::new();
-        let routes = routes(context, metrics, sessions.clone(), shutdown.clone()).await?;
+        let trouble = context.registry.trouble();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let parts = (context, sessions.clone(), shutdown.clone());
+        let routes = routes(parts, metrics, health)?;
         let server = Server::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(PING))
             .http2_keepalive_timeout(Some(PING_ANSWER))
             .max_concurrent_streams(Some(MOST_CALLS))
             .add_routes(routes);
-        let incoming = TcpListenerStream::new(listener);
-        let incoming = tokio_stream::StreamExt::map(incoming, |socket| {
-            let socket = socket?;
-            socket.set_nodelay(true)?;
-            Ok::<_, io::Error>(socket)
-        });
         let stop = shutdown.clone();
-        let serving = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        let serving =
+            server.serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned());
         let served = tokio::select! {
-            served = serving => served,
-            () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+            served = serving => served.map_err(ControlError::from),
+            () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
+            () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
         };
+        shutdown.cancel();
         sessions.close();
         if timeout(GRACE, sessions.wait()).await.is_err() {
             tracing::warn!(
@@ -184,17 +200,51 @@ impl BoundControl {
         if timeout(GRACE, joined).await.is_err() {
             tracing::warn!("the writer did not finish in time");
         }
-        Ok(served?)
+        served
     }
 }
 
-async fn routes(
-    context: Context,
+/// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.
+fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    futures_util::stream::unfold(listener, |listener| async {
+        loop {
+            let accepted = listener.accept().await;
+            match accepted.and_then(|(socket, _)| socket.set_nodelay(true).map(|()| socket)) {
+                Ok(socket) => return Some((Ok(socket), listener)),
+                Err(error) => {
+                    tracing::error!(%error, "accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
+/// Tells of the store's health for as long as there is a writer.
+async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: HealthReporter) {
+    type Models = ModelRegistryServer<ModelsService>;
+    type Settings = PoolSettingsServer<SettingsService>;
+    health.set_serving::<FleetServer<FleetService>>().await;
+    loop {
+        let failed = trouble.borrow_and_update().is_some();
+        if failed {
+            health.set_not_serving::<Models>().await;
+            health.set_not_serving::<Settings>().await;
+        } else {
+            health.set_serving::<Models>().await;
+            health.set_serving::<Settings>().await;
+        }
+        if trouble.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn routes(
+    (context, sessions, stopping): (Context, TaskTracker, CancellationToken),
     metrics: Registry,
-    sessions: TaskTracker,
-    stopping: CancellationToken,
+    health: HealthServer<impl Health>,
 ) -> Result<Routes, ControlError> {
-    let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(wire::DESCRIPTOR_SET)
@@ -216,13 +266,6 @@ async fn routes(
     let sync = WorkerSyncServer::new(sync)
         .max_decoding_message_size(limits::MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
-    reporter
-        .set_serving::<ModelRegistryServer<ModelsService>>()
-        .await;
-    reporter
-        .set_serving::<PoolSettingsServer<SettingsService>>()
-        .await;
-    reporter.set_serving::<FleetServer<FleetService>>().await;
     let routes = Routes::from(http::routes(context, metrics));
     Ok(routes
         .add_service(health)

@@ -102,7 +102,11 @@ impl Fleet {
             Some((known, at, millis)) if known == position => (known, at, millis),
             _ => (position, now, 0),
         });
-        let refused = old.and_then(|old| old.refused);
+        // Another process may have the files, the version or the patience that this one lacked.
+        let instance = &introduction.instance;
+        let refused = old
+            .filter(|old| old.introduction.instance == *instance)
+            .and_then(|old| old.refused);
         let position = refused.as_ref().map(|refused| refused.position.clone());
         let worker = introduction.worker.clone();
         let session_and_end = Some((session, end));
@@ -270,8 +274,14 @@ impl Inner {
 impl Known {
     /// Where the worker stands with respect to a revision of the newest configuration's epoch.
     fn state(&self, newest: &Position, revision: Revision) -> wire::WorkerState {
-        let has =
-            |position: &Position| position.epoch == newest.epoch && position.revision >= revision;
+        // A number stands for one content: the newest number with other content is not the newest, and
+        // one beyond it is not of this history.
+        let has = |position: &Position| {
+            position.epoch == newest.epoch
+                && position.revision >= revision
+                && position.revision <= newest.revision
+                && (position.revision < newest.revision || position.digest == newest.digest)
+        };
         if self.gone.is_some() {
             wire::WorkerState::Gone
         } else if self
@@ -359,6 +369,48 @@ mod tests {
             applied,
         };
         (fleet.join(introduction, end.clone()).unwrap(), end)
+    }
+
+    fn introduced(fleet: &Fleet, instance: &str) -> Joined {
+        let introduction = Introduction {
+            worker: WorkerId::new("w").unwrap(),
+            instance: InstanceId::new(instance).unwrap(),
+            build: String::new(),
+            peer: String::new(),
+            gateway: String::new(),
+            applied: None,
+        };
+        fleet.join(introduction, CancellationToken::new()).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_holds_for_the_process_that_made_it() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let joined = introduced(&fleet, "first");
+        let refused = Refused {
+            position: newest.clone(),
+            refusals: Vec::new(),
+        };
+        fleet.refused(&WorkerId::new("w").unwrap(), joined.session, refused);
+        assert_eq!(introduced(&fleet, "first").refused, Some(newest));
+        assert_eq!(introduced(&fleet, "second").refused, None);
+    }
+
+    #[test]
+    fn the_newest_number_with_other_content_is_not_the_newest() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let other = Position {
+            digest: Digest::of(b"other"),
+            ..newest.clone()
+        };
+        join(&fleet, "other", Some(other));
+        join(&fleet, "ahead", Some(position("aa", 6)));
+        join(&fleet, "same", Some(newest.clone()));
+        let rollout = fleet.rollout(newest.revision, &newest);
+        assert_eq!(
+            (rollout.applied, rollout.pending, rollout.complete),
+            (1, 2, false)
+        );
     }
 
     #[test]

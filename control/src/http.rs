@@ -26,11 +26,17 @@ pub(crate) fn routes(context: Context, registry: Registry) -> Router {
         .with_state(Pages { context, registry })
 }
 
-async fn ready(State(pages): State<Pages>) -> String {
-    format!(
-        "ready: revision {}\n",
-        pages.context.registry.published().position.revision
-    )
+/// Not ready when the store failed: reads and streams go on, writes do not.
+async fn ready(State(pages): State<Pages>) -> Response {
+    let registry = &pages.context.registry;
+    let revision = registry.published().position.revision;
+    match registry.trouble().borrow().as_deref() {
+        None => format!("ready: revision {revision}\n").into_response(),
+        Some(error) => {
+            let text = format!("not ready: revision {revision}, the store failed: {error}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {

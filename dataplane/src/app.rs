@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::Admin,
-    apply::{Applier, raise_limit},
+    apply::{Applier, open_file_limit},
     config_client::{ConfigClient, ConfigStatus, Identity, LastKnownGood, lkg_folder},
     gateway::Gateway,
     live::LiveCell,
@@ -200,7 +200,12 @@ impl Parts {
             build: settings.build,
             gateway_address: gateway_addr.to_string(),
         };
-        let applier = Applier::new(live.clone(), tasks.clone(), metrics.clone(), raise_limit());
+        let applier = Applier::new(
+            live.clone(),
+            tasks.clone(),
+            metrics.clone(),
+            open_file_limit(),
+        );
         let mut client = ConfigClient::new(
             settings.control,
             identity,

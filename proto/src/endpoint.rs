@@ -61,6 +61,14 @@ impl EndpointUrl {
         let host = url.host_str().filter(|host| !host.is_empty());
         let host =
             host.ok_or_else(|| InvalidValue::new(format!("{text:?} has no host; {example}")))?;
+        // In ASCII, as it is resolved: what is printed must be readable again.
+        let length = host.chars().count();
+        if length > limits::HOST_CHARS {
+            return Err(InvalidValue::new(format!(
+                "the host is {length} characters long, at most {} are allowed",
+                limits::HOST_CHARS
+            )));
+        }
         let port = url.port().unwrap_or(80);
         if port == 0 {
             return Err(InvalidValue::new(format!(
@@ -130,6 +138,8 @@ impl Default for Weight {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -140,6 +150,29 @@ mod tests {
             ("http://[::1]:8000/", "http://[::1]:8000"),
         ] {
             assert_eq!(EndpointUrl::parse(text).unwrap().to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn a_host_longer_than_dns_knows_is_refused_however_it_is_written() {
+        let longest = format!("http://{}", "a".repeat(253));
+        let printed = EndpointUrl::parse(&longest).unwrap().to_string();
+        assert_eq!(EndpointUrl::parse(&printed).unwrap().to_string(), printed);
+        for host in ["a".repeat(254), "a".repeat(505), "\u{fc}".repeat(250)] {
+            let error = EndpointUrl::parse(&format!("http://{host}")).unwrap_err();
+            assert!(error.to_string().contains("at most 253"), "{error}");
+        }
+    }
+
+    proptest! {
+        /// What is stored is what was printed: it must be readable, or a restart is lost.
+        #[test]
+        fn what_is_printed_can_be_read(host in "[a-z0-9.\u{e4}\u{df}-]{1,300}", port in 1_u16..) {
+            for text in [format!("http://{host}"), format!("http://{host}:{port}")] {
+                if let Ok(url) = EndpointUrl::parse(&text) {
+                    prop_assert_eq!(EndpointUrl::parse(&url.to_string()), Ok(url));
+                }
+            }
         }
     }
 

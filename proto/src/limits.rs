@@ -8,6 +8,8 @@ pub const MODEL_ID_CHARS: usize = 128;
 pub const SHORT_ID_CHARS: usize = 63;
 /// Longest endpoint url, in characters.
 pub const URL_CHARS: usize = 512;
+/// Longest host of an endpoint url in ASCII, in characters: the longest name of DNS (RFC 1035 §2.3.4).
+pub const HOST_CHARS: usize = 253;
 /// Most aliases of a model.
 pub const ALIASES: usize = 16;
 /// Most endpoints of a model.

@@ -12,13 +12,26 @@ use super::examples::{
 /// Where client commands and workers look for the control plane unless told otherwise.
 pub(crate) const DEFAULT_CONTROL: &str = "http://127.0.0.1:50051";
 
+/// Reads the url of a control plane.
+pub(super) fn control_url(text: &str) -> Result<Uri, String> {
+    let way_out = "write it as http://HOST:PORT";
+    let url: Uri = text
+        .parse()
+        .map_err(|error| format!("not a url ({error}); {way_out}"))?;
+    match (url.scheme_str(), url.authority()) {
+        (Some("http"), Some(_)) => Ok(url),
+        (Some("http") | None, _) => Err(format!("no scheme or no host; {way_out}")),
+        (Some(scheme), _) => Err(format!("scheme `{scheme}` is not supported; {way_out}")),
+    }
+}
+
 /// How client commands reach the control plane and print.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Call and output")]
 pub(crate) struct ClientArgs {
-    /// The control plane.
-    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", default_value = DEFAULT_CONTROL)]
-    pub(crate) control: Uri,
+    /// The control plane; of several, separated by commas, the first that answers.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", value_delimiter = ',', value_parser = control_url, default_value = DEFAULT_CONTROL)]
+    pub(crate) control: Vec<Uri>,
     /// Form of the output.
     #[arg(short, long, hide_env_values = true, env = "FOREBAY_OUTPUT", value_name = "FORM", value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,

@@ -7,7 +7,7 @@ use forebay_control::StoreLocation;
 use forebay_proto::WorkerId;
 use http::Uri;
 
-use super::client::DEFAULT_CONTROL;
+use super::client::{DEFAULT_CONTROL, control_url};
 
 /// The pool settings that a fresh control plane begins with.
 #[derive(Debug, Args)]
@@ -122,7 +122,7 @@ pub(crate) struct Control {
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
     /// Control planes to follow, separated by commas.
-    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", value_delimiter = ',', default_value = DEFAULT_CONTROL)]
+    #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", value_delimiter = ',', value_parser = control_url, default_value = DEFAULT_CONTROL)]
     pub(crate) control: Vec<Uri>,
     /// Name of this worker, stable over restarts. [default: the host's name]
     #[arg(

@@ -73,9 +73,9 @@ async fn rollout(
     let first = call(fleet.get_rollout(wire::GetRolloutRequest { revision })).await?;
     // What is waited for does not move when somebody else writes meanwhile.
     let revision = Some(first.revision);
-    let deadline = wait.map(|within| Instant::now() + within);
+    let began = Instant::now();
     let mut rollout = first;
-    while deadline.is_some_and(|deadline| Instant::now() < deadline)
+    while wait.is_some_and(|within| began.elapsed() < within)
         && !rollout.complete
         && rollout.refused == 0
     {

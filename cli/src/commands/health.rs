@@ -25,7 +25,9 @@ async fn get(url: &Uri) -> anyhow::Result<StatusCode> {
     let authority = url
         .authority()
         .with_context(|| format!("{url} names no host"))?;
-    let address = (authority.host(), authority.port_u16().unwrap_or(80));
+    // An IPv6 address stands in brackets here, and nowhere else.
+    let host = authority.host().trim_matches(['[', ']']);
+    let address = (host, authority.port_u16().unwrap_or(80));
     let socket = TcpStream::connect(address).await;
     let socket = socket.with_context(|| format!("{url} cannot be reached"))?;
     let (mut sender, connection) =

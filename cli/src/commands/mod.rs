@@ -1,5 +1,6 @@
 //! The commands.
 
+mod apply;
 mod demo;
 mod fleet;
 mod health;

@@ -1,20 +1,20 @@
 //! `forebay models`.
 
-use std::{io::Read as _, path::Path};
-
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use forebay_proto::{limits, wire};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
 use wire::model_registry_client::ModelRegistryClient;
 
+use super::apply;
 use crate::{
+    Usage,
     args::{ClientArgs, Models, Output, PoolArgs, WriteArgs},
     client::{self, call, request_id},
     document, table, ui,
 };
 
-type Registry = ModelRegistryClient<Channel>;
+pub(super) type Registry = ModelRegistryClient<Channel>;
 
 /// Runs one of them.
 pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
@@ -56,7 +56,9 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
         } => {
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &pool);
             if mask.paths.is_empty() {
-                bail!("nothing to change; see `forebay models update --help`");
+                bail!(Usage(
+                    "nothing to change; see `forebay models update --help`"
+                ));
             }
             let request = wire::UpdateModelRequest {
                 model: Some(model),
@@ -79,7 +81,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             write,
             client,
         } => delete(id, etag, allow_missing, &write, &client).await,
-        Models::Apply { file, client } => apply(&file, &client).await,
+        Models::Apply { file, client } => apply::run(&file, &client).await,
         Models::Export { client } => export(&client).await,
     }
 }
@@ -111,7 +113,7 @@ pub(crate) fn as_endpoints(urls: Vec<String>) -> Vec<wire::Endpoint> {
     urls.into_iter().map(endpoint).collect()
 }
 
-async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
+pub(super) async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
     let channel = client::connect(client).await?;
     Ok(Registry::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES))
 }
@@ -165,6 +167,9 @@ async fn delete(
     };
     let answer: wire::DeleteModelResponse = client::write(request, send).await?;
     match client.output {
+        Output::Table if write.validate_only => {
+            ui::say(&format!("model {id} would be removed"));
+        }
         Output::Table => ui::say(&format!("model {id} is gone, revision {}", answer.revision)),
         output => {
             let value = document::to_value("DeleteModelResponse", &answer)?;
@@ -174,33 +179,29 @@ async fn delete(
     Ok(())
 }
 
-/// Every model, page by page.
-async fn all(registry: &mut Registry) -> anyhow::Result<Vec<wire::Model>> {
-    let mut models = Vec::new();
-    let mut page_token = String::new();
+/// Every model, page by page, under the revision of the last page.
+async fn all(registry: &mut Registry) -> anyhow::Result<wire::ListModelsResponse> {
+    let mut list = wire::ListModelsResponse::default();
     loop {
         let request = wire::ListModelsRequest {
             page_size: 1_000,
-            page_token,
+            page_token: std::mem::take(&mut list.next_page_token),
         };
         let page = call(registry.list_models(request)).await?;
-        models.extend(page.models);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(models);
+        list.models.extend(page.models);
+        list.revision = page.revision;
+        list.next_page_token = page.next_page_token;
+        if list.next_page_token.is_empty() {
+            return Ok(list);
         }
     }
 }
 
 async fn list(client: &ClientArgs) -> anyhow::Result<()> {
-    let models = all(&mut registry(client).await?).await?;
+    let list = all(&mut registry(client).await?).await?;
     match client.output {
-        Output::Table => ui::say(&table::models(&models)),
+        Output::Table => ui::say(&table::models(&list.models)),
         output => {
-            let list = wire::ListModelsResponse {
-                models,
-                ..Default::default()
-            };
             let value = document::to_value("ListModelsResponse", &list)?;
             ui::say(&document::print(&value, output)?);
         }
@@ -210,7 +211,7 @@ async fn list(client: &ClientArgs) -> anyhow::Result<()> {
 
 async fn export(client: &ClientArgs) -> anyhow::Result<()> {
     let models = all(&mut registry(client).await?).await?;
-    let models: Result<Vec<_>, _> = models.iter().map(document::exported).collect();
+    let models: Result<Vec<_>, _> = models.models.iter().map(document::exported).collect();
     let output = match client.output {
         Output::Json => Output::Json,
         Output::Table | Output::Yaml => Output::Yaml,
@@ -220,54 +221,6 @@ async fn export(client: &ClientArgs) -> anyhow::Result<()> {
         output,
     )?);
     Ok(())
-}
-
-async fn apply(file: &Path, client: &ClientArgs) -> anyhow::Result<()> {
-    let text = read(file)?;
-    let models = document::read_models(&text).with_context(|| file.display().to_string())?;
-    let mut registry = registry(client).await?;
-    for model in models {
-        let id = model.id.clone();
-        let before = registry
-            .get_model(wire::GetModelRequest { id: id.clone() })
-            .await
-            .ok();
-        let before = before.map(|response| response.into_inner().revision);
-        let request = wire::UpdateModelRequest {
-            model: Some(model),
-            update_mask: Some(FieldMask {
-                paths: vec!["*".to_owned()],
-            }),
-            allow_missing: true,
-            request_id: request_id(None),
-            validate_only: false,
-        };
-        let send = |request| {
-            let mut registry = registry.clone();
-            async move { registry.update_model(request).await }
-        };
-        let after: wire::Model = client::write(request, send)
-            .await
-            .with_context(|| format!("model {id}"))?;
-        let what = match before {
-            None => "created",
-            Some(revision) if revision == after.revision => "unchanged",
-            Some(_) => "updated",
-        };
-        ui::say(&format!("model {id} {what}, revision {}", after.revision));
-    }
-    Ok(())
-}
-
-fn read(file: &Path) -> anyhow::Result<String> {
-    if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .context("standard input cannot be read")?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))
 }
 
 fn show(model: &wire::Model, output: Output) -> anyhow::Result<()> {

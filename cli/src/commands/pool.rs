@@ -6,6 +6,7 @@ use tonic::transport::Channel;
 use wire::pool_settings_client::PoolSettingsClient;
 
 use crate::{
+    Usage,
     args::{Output, Pool},
     client::{self, call, request_id},
     document, table, ui,
@@ -30,7 +31,7 @@ pub(crate) async fn run(command: Pool) -> anyhow::Result<()> {
             paths.extend(max_models_concurrent.map(|_| "max_models_concurrent".to_owned()));
             paths.extend(clear);
             if paths.is_empty() {
-                anyhow::bail!("nothing to change; see `forebay pool set --help`");
+                anyhow::bail!(Usage("nothing to change; see `forebay pool set --help`"));
             }
             let request = wire::UpdatePoolSettingsRequest {
                 settings: Some(pool.settings(max_models_concurrent)),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::standalone::control_flag;
 use crate::{
     args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
+    open_files,
     signals::cancel_on_signal,
     telemetry::Telemetry,
     ui,
@@ -20,6 +21,7 @@ use crate::{
 /// Runs a control plane until a signal.
 pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(log, "forebay-control", &host_name())?;
+    open_files::raise_limit();
     let store = match args.store {
         Some(store) => store,
         None => StoreLocation::Sled(control_dir(&data_dir(&args.role)?)),
@@ -56,6 +58,7 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
         None => WorkerId::new(host_name()).context("--worker-id must be given")?,
     };
     let telemetry = Telemetry::start(log, "forebay-worker", id.as_str())?;
+    open_files::raise_limit();
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
     let settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
     let bound = BoundWorker::bind(settings).await?;

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     args::{DEFAULT_CONTROL, LogArgs, Standalone},
+    open_files,
     signals::cancel_on_signal,
     telemetry::Telemetry,
     ui,
@@ -34,6 +35,7 @@ pub(crate) struct Addresses {
 /// Runs both planes until a signal.
 pub(crate) async fn run(log: &LogArgs, mut args: Standalone) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(log, "forebay", WORKER)?;
+    open_files::raise_limit();
     // Removed when it goes out of scope, at the very end.
     let scratch = scratch(&mut args)?;
     let store = StoreLocation::Sled(control_dir(&data_dir(&args.role)?));

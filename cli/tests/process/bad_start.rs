@@ -1,8 +1,13 @@
 //! Starts that must fail: each with a message that names the thing and the way out.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+};
 
-use crate::roles::{ANY, Control, run};
+use forebay_tests::Process;
+
+use crate::roles::{ANY, Control, FOREBAY, run};
 
 /// Asserts that a command fails with this code and says all of this on standard error.
 async fn fails(args: &[&str], code: i32, says: &[&str]) {
@@ -121,6 +126,10 @@ async fn a_command_line_that_makes_no_sense_is_usage() {
         (&["nonsense"], "nonsense"),
         (&["control", "--store", "mysql:x"], "sled:DIRECTORY"),
         (&["pool", "set", "--max-wait", "soon"], "--max-wait"),
+        (
+            &["models", "list", "--control", "127.0.0.1:50051"],
+            "http://HOST:PORT",
+        ),
     ] {
         fails(args, 64, &[says]).await;
     }
@@ -138,4 +147,31 @@ async fn a_control_plane_that_is_not_there_is_named() {
         &["http://127.0.0.1:1", "forebay control", "--control"],
     )
     .await;
+}
+
+/// Out of files a control plane says so and waits; it does not spin, and it serves again when there
+/// are some.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_out_of_files_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let addr = forebay_tests::lasting_addr();
+    let listen = addr.to_string();
+    let data = dir.path().to_str().unwrap();
+    let args = ["control", "--control-listen", &listen, "--data-dir", data];
+    let mut control = Process::start_limited(FOREBAY, &args, 40);
+    control.printed("Forebay control plane on ").await;
+    let crowd: Vec<_> = (0..60).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    control.printed("accept failed").await;
+    let before = control.err().matches("accept failed").count();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let after = control.err().matches("accept failed").count();
+    assert!(
+        after - before <= 20,
+        "{} lines within a second",
+        after - before
+    );
+    drop(crowd);
+    let url = format!("http://{addr}");
+    let (code, _, err) = run(&["models", "list", "--control", &url]).await;
+    assert_eq!(code, Some(0), "{err}");
 }

@@ -161,3 +161,60 @@ async fn what_is_exported_can_be_applied_elsewhere() {
         "{err}"
     );
 }
+
+/// `b` gives its alias away to `a`, which comes first in the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alias_can_move_between_the_models_of_a_file() {
+    let (dir, _control, typed) = setup().await;
+    let file = dir.path().join("models.json");
+    let models = |a: &str, b: &str| {
+        format!(
+            r#"[{{"id":"a","aliases":[{a}],"endpoints":[{{"url":"http://10.0.0.1:80"}}]}},
+                {{"id":"b","aliases":[{b}],"endpoints":[{{"url":"http://10.0.0.1:80"}}]}}]"#
+        )
+    };
+    let apply = ["models", "apply", "-f", file.to_str().unwrap()];
+    fs::write(&file, models("", "\"default\"")).unwrap();
+    typed.ok(&apply).await;
+    fs::write(&file, models("\"default\"", "")).unwrap();
+    let applied = typed.json(&apply).await;
+    assert_eq!(applied["models"][0]["id"], "b");
+    assert_eq!(applied["models"][1]["aliases"][0], "default");
+    assert_eq!(applied["models"][1]["applied"], "updated");
+    // What is listed can be applied, too.
+    let list = typed.json(&["models", "list"]).await;
+    fs::write(&file, list.to_string()).unwrap();
+    assert!(typed.ok(&apply).await.contains("model a unchanged"));
+
+    fs::write(&file, models("\"a b\"", "\"c d\"")).unwrap();
+    let (code, _, err) = typed.typed(&apply).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("model a") && err.contains("model b"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_says_that_it_is_one_and_what_asks_for_nothing_is_usage() {
+    let (_dir, _control, typed) = setup().await;
+    typed
+        .ok(&["models", "create", "m", "--endpoint", "http://10.0.0.1:80"])
+        .await;
+    let out = typed
+        .ok(&["models", "delete", "m", "--validate-only"])
+        .await;
+    assert!(out.contains("would be removed"), "{out}");
+    assert!(typed.ok(&["models", "list"]).await.contains('m'));
+    for nothing in [&["models", "update", "m"][..], &["pool", "set"]] {
+        let (code, _, err) = typed.typed(nothing).await;
+        assert_eq!(code, Some(64), "{err}");
+    }
+}
+
+/// The same variable as a worker's, which may name several.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_control_plane_that_answers_is_asked() {
+    let (_dir, control, _typed) = setup().await;
+    let several = format!("http://127.0.0.1:1,{}", control.url());
+    let (code, out, err) = run(&["models", "list", "--control", &several]).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("no models"), "{out}");
+}

@@ -81,3 +81,24 @@ async fn a_worker_with_too_few_files_refuses_with_the_arithmetic_and_serves_on()
         "{page}"
     );
 }
+
+/// The remedy that the message names works, without anybody writing a new revision.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_started_again_with_more_files_takes_what_it_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::start(ANY, &dir.path().join("control"), &[]).await;
+    let (url, data) = (control.url(), dir.path().join("w"));
+    for id in ["m", "n"] {
+        control.create(model_at(id, "http://127.0.0.1:1")).await;
+    }
+    let worker = Worker::start_limited(&url, "w", &data, 200).await;
+    let wait = ["fleet", "rollout", "--wait", "--control", &url];
+    let (code, out, _) = run(&wait).await;
+    assert_eq!(code, Some(1));
+    assert!(out.contains("OPEN_FILES"), "{out}");
+    worker.process.kill().await;
+    let worker = Worker::start_limited(&url, "w", &data, 1_000).await;
+    worker.ready().await;
+    let (code, out, err) = run(&wait).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+}

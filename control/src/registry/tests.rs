@@ -325,19 +325,77 @@ fn a_repeated_request_gets_the_first_answer_also_from_disk() {
     ));
 }
 
+/// Repeated after somebody else made the model, it would remove that.
+#[test]
+fn a_request_that_changed_nothing_is_remembered_too() {
+    let mut bench = Bench::new();
+    let delete = Write {
+        request_id: Some(("r1".into(), vec![1])),
+        ..write(Command::Delete {
+            id: "a".into(),
+            etag: String::new(),
+            allow_missing: true,
+        })
+    };
+    assert_eq!(bench.make(&delete).unwrap(), Answer::Deleted(1));
+    assert_eq!(bench.revision(), 1, "no revision is made of nothing");
+    bench.create(model("a"));
+    bench.state = State::new(bench.store.load().unwrap());
+    assert_eq!(bench.make(&delete).unwrap(), Answer::Deleted(1));
+    assert!(bench.state.model("a").is_some());
+}
+
+#[test]
+fn an_update_that_may_create_is_checked_like_any() {
+    let mut bench = Bench::new();
+    let update = |etag: &str, mask: Option<&[&str]>| {
+        let from = wire::Model {
+            etag: etag.into(),
+            ..model("a")
+        };
+        match update(from, mask).command {
+            Command::Update { model, mask, .. } => write(Command::Update {
+                model,
+                mask,
+                allow_missing: true,
+            }),
+            other => write(other),
+        }
+    };
+    let gone = bench.make(&update("\"01234567-1\"", None));
+    assert!(
+        matches!(gone, Err(WriteError::EtagMismatch { .. })),
+        "{gone:?}"
+    );
+    let unknown = refused(bench.make(&update("", Some(&["pool.nonsense"]))));
+    assert!(unknown.contains("pool.nonsense"), "{unknown}");
+    expect_model(bench.make(&update("", Some(&["pool"]))));
+}
+
 #[test]
 fn a_trial_writes_nothing() {
     let mut bench = Bench::new();
+    bench.create(model("there"));
+    let trial = Write {
+        validate_only: true,
+        ..delete("there")
+    };
+    assert_eq!(
+        bench.make(&trial).unwrap(),
+        Answer::Deleted(2),
+        "the current one"
+    );
+    bench.make(&delete("there")).unwrap();
     let trial = Write {
         validate_only: true,
         ..write(Command::Create(model("a")))
     };
     assert_eq!(
         expect_model(bench.make(&trial)).revision,
-        2,
+        4,
         "as it would be"
     );
-    assert_eq!((bench.revision(), bench.state.len()), (1, 0));
+    assert_eq!((bench.revision(), bench.state.len()), (3, 0));
     let bad = Write {
         validate_only: true,
         ..write(Command::Create(model("a b")))

@@ -14,7 +14,7 @@ use tracing::Span;
 use super::{Answer, Published, State, Write, WriteError};
 use crate::{
     metrics::Metrics,
-    store::{Change, Store, StoreError},
+    store::{Change, Op, Store, StoreError},
     trace_context,
 };
 
@@ -34,6 +34,7 @@ struct Job {
 pub(crate) struct RegistryHandle {
     jobs: mpsc::Sender<Job>,
     published: watch::Receiver<Arc<Published>>,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 impl RegistryHandle {
@@ -49,7 +50,14 @@ impl RegistryHandle {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy,
             mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
         })?;
-        answered.await.unwrap_or(Err(WriteError::Stopping))
+        // The writer took it and ended without a word.
+        let lost = || StoreError::Unknown("the writer ended before it answered".to_owned());
+        answered.await.unwrap_or_else(|_| Err(lost().into()))
+    }
+
+    /// What is wrong with the store, as it changes; closed when the writer is gone.
+    pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
     }
 
     /// What is in force.
@@ -78,11 +86,13 @@ pub(crate) fn start(
     let state = Arc::new(state);
     let first = publish(&state, String::new())?;
     let (published, watching) = watch::channel(Arc::new(first));
+    let (trouble, troubled) = watch::channel(None);
     let (jobs, waiting) = mpsc::channel(WAITING);
     let writer = Writer {
         store,
         state,
         published,
+        trouble,
         metrics,
         must_reload: false,
     };
@@ -94,6 +104,7 @@ pub(crate) fn start(
         RegistryHandle {
             jobs,
             published: watching,
+            trouble: troubled,
         },
         thread,
     ))
@@ -103,6 +114,7 @@ struct Writer<S> {
     store: S,
     state: Arc<State>,
     published: watch::Sender<Arc<Published>>,
+    trouble: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
     must_reload: bool,
 }
@@ -122,6 +134,7 @@ impl<S: Store> Writer<S> {
 
     fn serve(&mut self, group: Vec<Job>) {
         if let Err(error) = self.reload_if_needed() {
+            self.trouble.send_replace(Some(error.to_string()));
             return refuse_all(group, &error);
         }
         let now = SystemTime::now();
@@ -173,12 +186,17 @@ impl<S: Store> Writer<S> {
         timer.observe_duration();
         if let Err(error) = committed {
             self.must_reload = matches!(error, StoreError::Unknown(_));
+            self.trouble.send_replace(Some(error.to_string()));
             tracing::error!(%error, writes = changes.len(), "commit failed");
             return Err(error.into());
         }
         self.state = next;
-        self.published.send_replace(Arc::new(published));
-        for change in changes {
+        self.trouble
+            .send_if_modified(|trouble| trouble.take().is_some());
+        if published.position != self.published.borrow().position {
+            self.published.send_replace(Arc::new(published));
+        }
+        for change in changes.iter().filter(|c| c.op != Op::Remember) {
             let (method, target) = (&change.log.method, &change.log.target);
             tracing::info!(method, target, revision = %change.revision(), "write committed");
         }

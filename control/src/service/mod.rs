@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use forebay_proto::{Digest, Violation, Violations};
 use prost::Message;
+use prost_types::FieldMask;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
@@ -107,6 +108,12 @@ fn with_violation(error: Option<WriteError>, violation: Violation) -> WriteError
     };
     violations.add(violation.field, violation.message);
     WriteError::Invalid(violations)
+}
+
+/// The paths of a mask. One that is empty is one that was not meant: some clients cannot leave it out.
+fn paths(mask: Option<&FieldMask>) -> Option<Vec<String>> {
+    mask.map(|mask| mask.paths.clone())
+        .filter(|paths| !paths.is_empty())
 }
 
 /// The answer is of another kind than its command: a bug of ours.

@@ -6,6 +6,7 @@ use tonic::{Code, Request, Response, Status};
 use super::{
     Context, mismatched,
     page::{self, Page},
+    paths,
     status::{self, Reason},
 };
 use crate::registry::{Answer, Command};
@@ -87,7 +88,7 @@ impl ModelRegistry for ModelsService {
         let serve = async |request: wire::UpdateModelRequest| {
             let command = Command::Update {
                 model: request.model.clone().unwrap_or_default(),
-                mask: request.update_mask.clone().map(|mask| mask.paths),
+                mask: paths(request.update_mask.as_ref()),
                 allow_missing: request.allow_missing,
             };
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);

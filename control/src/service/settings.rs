@@ -3,7 +3,7 @@
 use forebay_proto::wire::{self, pool_settings_server::PoolSettings};
 use tonic::{Request, Response, Status};
 
-use super::{Context, mismatched};
+use super::{Context, mismatched, paths};
 use crate::registry::{Answer, Command};
 
 /// The service.
@@ -27,7 +27,7 @@ impl PoolSettings for SettingsService {
         let serve = async |request: wire::UpdatePoolSettingsRequest| {
             let command = Command::UpdateSettings {
                 settings: request.settings.clone().unwrap_or_default(),
-                mask: request.update_mask.clone().map(|mask| mask.paths),
+                mask: paths(request.update_mask.as_ref()),
             };
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::UpdatePoolSettingsRequest {

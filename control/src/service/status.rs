@@ -9,6 +9,12 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{registry::WriteError, store::StoreError};
 
+/// Longest field path and message of one violation that are told, in characters.
+const FIELD_CHARS: usize = 200;
+const MESSAGE_CHARS: usize = 400;
+/// Most text of violations in one status, in bytes.
+const TOLD_BYTES: usize = 3 * 1024;
+
 /// The domain of every reason.
 const DOMAIN: &str = "forebay.dev";
 
@@ -79,13 +85,27 @@ pub(super) fn with_reason(code: Code, reason: Reason, message: impl Into<String>
     Status::with_error_details(code, message, info(reason, &[]))
 }
 
-/// Every bad field.
+/// Every bad field, as far as they fit: a status travels in headers, of which clients take 16 KiB, once
+/// as text and once more encoded in base64.
 pub(super) fn violated(violations: &Violations) -> Status {
     let mut details = info(Reason::InvalidArgument, &[]);
+    let (mut told, mut bytes) = (Violations::new(), 0);
     for violation in violations.as_slice() {
-        details.add_bad_request_violation(&violation.field, &violation.message);
+        let field: String = violation.field.chars().take(FIELD_CHARS).collect();
+        let message: String = violation.message.chars().take(MESSAGE_CHARS).collect();
+        bytes += field.len() + message.len();
+        if bytes > TOLD_BYTES {
+            break;
+        }
+        details.add_bad_request_violation(&field, &message);
+        told.add(field, message);
     }
-    Status::with_error_details(Code::InvalidArgument, violations.to_string(), details)
+    let mut text = told.to_string();
+    match violations.as_slice().len() - told.as_slice().len() {
+        0 => {}
+        more => text.push_str(&format!("; and {more} more")),
+    }
+    Status::with_error_details(Code::InvalidArgument, text, details)
 }
 
 fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {
@@ -94,4 +114,24 @@ fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {
     let mut details = ErrorDetails::new();
     details.set_error_info(reason.word(), DOMAIN, metadata);
     details
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients take 16 KiB of headers; beyond it they see a broken connection and no message at all.
+    #[test]
+    fn a_status_fits_the_headers_of_any_client() {
+        let mut violations = Violations::new();
+        for n in 0..10_000 {
+            violations.add(format!("model.endpoints[{n}].url"), "\u{fc}".repeat(600));
+        }
+        let status = violated(&violations);
+        // Text is percent-encoded, details are base64.
+        let headers = status.message().len() * 3 + status.details().len() * 4 / 3;
+        assert!(headers < 15 * 1024, "{headers} bytes");
+        assert!(status.message().contains("model.endpoints[0].url"));
+        assert!(status.message().ends_with("more"), "{}", status.message());
+    }
 }

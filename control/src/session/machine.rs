@@ -175,7 +175,13 @@ impl Machine {
 
     fn on_ack(&mut self, now: Duration, push_id: u64, applied: Position) -> Vec<Effect> {
         match &self.phase {
-            Phase::Pushing { push_id: asked, .. } if *asked == push_id => {}
+            Phase::Pushing {
+                push_id: asked, to, ..
+            } if *asked == push_id => {
+                if *to != applied {
+                    return self.close(Why::OutOfTurn);
+                }
+            }
             Phase::Pushing { .. } | Phase::Idle => return Vec::new(),
             Phase::AwaitHello => return self.close(Why::OutOfTurn),
             Phase::Closed => return Vec::new(),

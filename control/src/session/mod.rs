@@ -47,6 +47,14 @@ pub(crate) struct Session {
     joined: Option<(WorkerId, Joined)>,
     /// The push that is unanswered, for its trace.
     push_span: Option<Span>,
+    /// What the worker said last of a push, until the machine has judged whether it counts.
+    answer: Option<Answer>,
+}
+
+/// A worker's word on a push.
+enum Answer {
+    Ack { applied: Position, millis: u32 },
+    Nack(Refused),
 }
 
 /// How a stream ends.
@@ -71,7 +79,7 @@ impl Session {
         let current = target.borrow_and_update().clone();
         let machine = Machine::new(current.position.clone());
         let opened = Instant::now();
-        let (joined, push_span) = (None, None);
+        let (joined, push_span, answer) = (None, None, None);
         Self {
             machine,
             target,
@@ -84,6 +92,7 @@ impl Session {
             end,
             joined,
             push_span,
+            answer,
         }
     }
 
@@ -151,10 +160,10 @@ impl Session {
             Some(Heard::Hello(hello)) => self.hello(hello).map(Some),
             Some(Heard::Ack(ack)) => {
                 let applied = position("ack.applied", ack.applied)?;
-                if let Some((worker, joined)) = &self.joined {
-                    self.fleet
-                        .applied(worker, joined.session, applied.clone(), ack.apply_millis);
-                }
+                self.answer = Some(Answer::Ack {
+                    applied: applied.clone(),
+                    millis: ack.apply_millis,
+                });
                 Ok(Some(Event::Ack {
                     push_id: ack.push_id,
                     applied,
@@ -162,7 +171,10 @@ impl Session {
             }
             Some(Heard::Nack(nack)) => {
                 let attempted = position("nack.attempted", nack.attempted)?;
-                self.note_refusal(&attempted, nack.refusals);
+                self.answer = Some(Answer::Nack(Refused {
+                    position: attempted.clone(),
+                    refusals: fleet::bounded(nack.refusals),
+                }));
                 Ok(Some(Event::Nack {
                     push_id: nack.push_id,
                     attempted,
@@ -180,6 +192,9 @@ impl Session {
     }
 
     fn hello(&mut self, hello: wire::Hello) -> Result<Event, Status> {
+        if self.joined.is_some() {
+            return Err(Why::OutOfTurn.status());
+        }
         if hello.protocol_min > PROTOCOL || hello.protocol_max < PROTOCOL {
             return Err(Status::failed_precondition(format!(
                 "the worker speaks protocol {} to {}, this control plane speaks {PROTOCOL}",
@@ -209,21 +224,24 @@ impl Session {
         Ok(Event::Hello { applied, refused })
     }
 
-    fn note_refusal(&self, attempted: &Position, refusals: Vec<wire::Refusal>) {
-        let Some((worker, joined)) = &self.joined else {
+    /// What the worker said counts.
+    fn note_answer(&mut self) {
+        let (Some(answer), Some((worker, joined))) = (self.answer.take(), &self.joined) else {
             return;
         };
-        let refusals = fleet::bounded(refusals);
-        for refusal in &refusals {
+        let refused = match answer {
+            Answer::Ack { applied, millis } => {
+                self.fleet.applied(worker, joined.session, applied, millis);
+                return;
+            }
+            Answer::Nack(refused) => refused,
+        };
+        for refusal in &refused.refusals {
             tracing::error!(
-                %worker, revision = %attempted.revision, field = refusal.field,
+                %worker, revision = %refused.position.revision, field = refusal.field,
                 reason = refusal.reason, why = refusal.message, "worker refused the revision"
             );
         }
-        let refused = Refused {
-            position: attempted.clone(),
-            refusals,
-        };
         self.fleet.refused(worker, joined.session, refused);
     }
 
@@ -240,10 +258,12 @@ impl Session {
                 self.send(Say::Push(push)).await
             }
             Effect::Applied => {
+                self.note_answer();
                 self.answered("ack");
                 Ok(())
             }
             Effect::Refused => {
+                self.note_answer();
                 self.answered("nack");
                 Ok(())
             }

@@ -49,6 +49,7 @@ impl MemoryStore {
 
     fn write(&mut self, change: &Change) {
         match &change.op {
+            Op::Remember => {}
             Op::PutModel(record) => {
                 self.models.insert(record.spec.id().clone(), record.clone());
             }

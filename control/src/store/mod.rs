@@ -99,6 +99,8 @@ pub(crate) struct Stored {
 /// What happens to a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
+    /// Nothing, but the answer is kept: the revision stays what it is.
+    Remember,
     PutModel(ModelRecord),
     DeleteModel(ModelId),
     PutSettings(SettingsRecord),
@@ -175,6 +177,7 @@ pub(crate) trait Store: Send + 'static {
     /// Everything that was committed.
     fn load(&mut self) -> Result<Stored, StoreError>;
 
-    /// Makes these changes durable, all or none. Their revisions follow one another.
+    /// Makes these changes durable, all or none. Their revisions follow one another, but for
+    /// [`Op::Remember`], which has that of the change before it.
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
 }

@@ -14,10 +14,11 @@
 //! what is missing is told of.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
@@ -37,6 +38,10 @@ const FORMAT: u32 = 1;
 /// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
 const SEGMENT_BYTES: usize = 8 << 20;
 const CACHE_BYTES: u64 = 32 << 20;
+
+/// How often, and with what pause between, a lock that somebody holds is tried.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 const KEY_FORMAT: &str = "format";
 const KEY_EPOCH: &str = "epoch";
@@ -74,10 +79,13 @@ impl SledStore {
             .flush_every_ms(Some(500))
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES);
-        let db = config.open().map_err(|error| open_error(dir, error))?;
+        let db = open_patiently(&config).map_err(|error| open_error(dir, error))?;
         let tree = |name: &str| db.open_tree(name).map_err(|error| open_error(dir, error));
+        // Before anything is written: a newer format stays as it is.
+        let meta = tree("meta")?;
+        check_format(dir, &meta)?;
         let mut store = Self {
-            meta: tree("meta")?,
+            meta,
             models: tree("models")?,
             settings: tree("settings")?,
             log: tree("log")?,
@@ -86,7 +94,13 @@ impl SledStore {
             db,
             failed: None,
         };
-        store.check_format(dir)?;
+        if store.meta.is_empty() && !store.models.is_empty() {
+            let what = "it has data but no format number".to_owned();
+            return Err(OpenError::Damaged {
+                dir: dir.to_owned(),
+                what,
+            });
+        }
         let marker = read_marker(dir).map_err(io_error)?;
         if store.meta.is_empty() && marker.is_none() {
             store.create(dir, fresh)?;
@@ -117,34 +131,6 @@ impl SledStore {
                     what,
                 })
             }
-        }
-    }
-
-    /// Refuses a newer format before anything is written.
-    fn check_format(&self, dir: &Path) -> Result<(), OpenError> {
-        let damaged = |what: String| OpenError::Damaged {
-            dir: dir.to_owned(),
-            what,
-        };
-        let found = self
-            .meta
-            .get(KEY_FORMAT)
-            .map_err(|error| open_error(dir, error))?;
-        let Some(found) = found else {
-            return match self.meta.is_empty() && self.models.is_empty() {
-                true => Ok(()),
-                false => Err(damaged("it has data but no format number".to_owned())),
-            };
-        };
-        let found = found.as_ref().try_into().map(u32::from_be_bytes);
-        let found = found.map_err(|_| damaged("its format number is malformed".to_owned()))?;
-        match found {
-            FORMAT => Ok(()),
-            _ => Err(OpenError::NewerFormat {
-                dir: dir.to_owned(),
-                found,
-                known: FORMAT,
-            }),
         }
     }
 
@@ -193,8 +179,10 @@ impl SledStore {
                     &first,
                 )
             });
-        result.map_err(not_committed).map_err(failed)?;
-        self.sync().map_err(failed)?;
+        result
+            .map_err(|error| self.fail(&error))
+            .and_then(|()| self.sync())
+            .map_err(failed)?;
         // The directory's own entry, and the file's in it.
         let sync_dir = |dir: &Path| File::open(dir)?.sync_all();
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -213,6 +201,16 @@ impl SledStore {
             self.failed = Some(error.clone());
             StoreError::Unknown(error)
         })
+    }
+
+    /// A transaction that failed in the storage may have changed trees before it did.
+    fn fail(&mut self, error: &TransactionError<Infallible>) -> StoreError {
+        let error = match error {
+            TransactionError::Storage(error) => error.to_string(),
+            TransactionError::Abort(never) => match *never {},
+        };
+        self.failed = Some(error.clone());
+        StoreError::Unknown(error)
     }
 
     fn check_failed(&self) -> Result<(), StoreError> {
@@ -293,8 +291,34 @@ impl Store for SledStore {
             };
             changes.iter().try_for_each(|change| write(&trees, change))
         });
-        result.map_err(not_committed)?;
+        result.map_err(|error| self.fail(&error))?;
         self.sync()
+    }
+}
+
+/// Refuses what another version wrote.
+fn check_format(dir: &Path, meta: &Tree) -> Result<(), OpenError> {
+    let damaged = |what: &str| OpenError::Damaged {
+        dir: dir.to_owned(),
+        what: what.to_owned(),
+    };
+    let found = meta
+        .get(KEY_FORMAT)
+        .map_err(|error| open_error(dir, error))?;
+    let Some(found) = found else {
+        return match meta.is_empty() {
+            true => Ok(()),
+            false => Err(damaged("it has data but no format number")),
+        };
+    };
+    let found = found.as_ref().try_into().map(u32::from_be_bytes);
+    match found.map_err(|_| damaged("its format number is malformed"))? {
+        FORMAT => Ok(()),
+        found => Err(OpenError::NewerFormat {
+            dir: dir.to_owned(),
+            found,
+            known: FORMAT,
+        }),
     }
 }
 
@@ -310,8 +334,9 @@ struct Trees<'a> {
 fn write(
     trees: &Trees<'_>,
     change: &Change,
-) -> Result<(), ConflictableTransactionError<std::convert::Infallible>> {
+) -> Result<(), ConflictableTransactionError<Infallible>> {
     match &change.op {
+        Op::Remember => return write_idem(trees, change),
         Op::PutModel(record) => {
             let key = record.spec.id().as_str().as_bytes();
             let old = trees.models.insert(key, records::encode_model(record))?;
@@ -334,6 +359,14 @@ fn write(
     if let Some(old) = change.forget_log {
         trees.log.remove(&old.get().to_be_bytes())?;
     }
+    trees.meta.insert(KEY_REVISION, &revision)?;
+    write_idem(trees, change)
+}
+
+fn write_idem(
+    trees: &Trees<'_>,
+    change: &Change,
+) -> Result<(), ConflictableTransactionError<Infallible>> {
     for request_id in &change.forget_idem {
         trees.idem.remove(request_id.as_bytes())?;
     }
@@ -342,7 +375,6 @@ fn write(
             .idem
             .insert(record.request_id.as_bytes(), records::encode_idem(record))?;
     }
-    trees.meta.insert(KEY_REVISION, &revision)?;
     Ok(())
 }
 
@@ -350,7 +382,7 @@ fn count_models(
     trees: &Trees<'_>,
     more: u64,
     fewer: u64,
-) -> Result<(), ConflictableTransactionError<std::convert::Infallible>> {
+) -> Result<(), ConflictableTransactionError<Infallible>> {
     let count = trees.meta.get(KEY_MODELS)?;
     let count = (count.as_deref().map_or(0, number) + more).saturating_sub(fewer);
     trees.meta.insert(KEY_MODELS, &count.to_be_bytes())?;
@@ -384,7 +416,7 @@ fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
         let bytes = match &change.op {
             Op::PutModel(record) => records::encode_model(record).len(),
             Op::PutSettings(record) => records::encode_settings(record).len(),
-            Op::DeleteModel(_) => 0,
+            Op::DeleteModel(_) | Op::Remember => 0,
         };
         let bytes = bytes.max(change.idem.as_ref().map_or(0, |record| record.answer.len()));
         if bytes > VALUE_BYTES {
@@ -397,11 +429,24 @@ fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn not_committed(error: TransactionError<std::convert::Infallible>) -> StoreError {
-    match error {
-        TransactionError::Storage(error) => StoreError::NotCommitted(error.to_string()),
-        TransactionError::Abort(never) => match never {},
+/// One who is just about to go holds the lock for a moment longer: a process that ends, or sled's own
+/// thread after a close.
+fn open_patiently(config: &sled::Config) -> sled::Result<Db> {
+    for _ in 0..LOCK_TRIES {
+        match config.open() {
+            Err(sled::Error::Io(error)) if is_lock_conflict(&error) => sleep(LOCK_PAUSE),
+            opened => return opened,
+        }
     }
+    config.open()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the store is opened on a thread that may block"
+)]
+fn sleep(pause: Duration) {
+    std::thread::sleep(pause);
 }
 
 fn open_error(dir: &Path, error: sled::Error) -> OpenError {

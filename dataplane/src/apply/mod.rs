@@ -13,7 +13,7 @@ use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations
 use tokio_util::task::TaskTracker;
 
 pub use self::{
-    open_files::raise_limit,
+    open_files::open_file_limit,
     plan::{Action, Step, plan},
 };
 use crate::{
@@ -46,6 +46,8 @@ pub enum RefusalReason {
     SameRevisionOtherDigest,
     /// The process may not open that many files.
     OpenFiles,
+    /// It would remove every model, and comes from another store than what is in force.
+    EmptyStore,
 }
 
 impl RefusalReason {
@@ -58,6 +60,7 @@ impl RefusalReason {
             Self::OlderRevision => "OLDER_REVISION",
             Self::SameRevisionOtherDigest => "SAME_REVISION_OTHER_DIGEST",
             Self::OpenFiles => "OPEN_FILES",
+            Self::EmptyStore => "EMPTY_STORE",
         }
     }
 }
@@ -93,6 +96,7 @@ impl Applier {
         let old = self.live.load();
         check_position(old.position.as_ref(), position).map_err(|refusal| vec![refusal])?;
         let config = decode(position, bytes)?;
+        check_not_emptied(&old, position, &config).map_err(|refusal| vec![refusal])?;
         open_files::check(&config, self.open_files).map_err(|message| {
             vec![Refusal {
                 field: String::new(),
@@ -172,6 +176,24 @@ fn check_position(held: Option<&Position>, pushed: &Position) -> Result<(), Refu
         return refuse(RefusalReason::SameRevisionOtherDigest, message);
     }
     Ok(())
+}
+
+/// A control plane that lost its store must not take the fleet with it. Within one store, somebody
+/// removed the last model on purpose.
+fn check_not_emptied(old: &Live, pushed: &Position, config: &Config) -> Result<(), Refusal> {
+    let held = old.position.as_ref().filter(|_| !old.models.is_empty());
+    match held {
+        Some(held) if config.models().is_empty() && held.epoch != pushed.epoch => Err(Refusal {
+            field: "models".to_owned(),
+            reason: RefusalReason::EmptyStore,
+            message: format!(
+                "{pushed} has no models and comes from another store than {held}, which is in force \
+                 with {}; bring the old store back, or register the models anew",
+                old.models.len()
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn decode(position: &Position, bytes: &[u8]) -> Result<Config, Vec<Refusal>> {

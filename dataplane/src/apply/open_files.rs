@@ -2,21 +2,14 @@
 //! more would fail in the middle of the night, in `accept`.
 
 use forebay_proto::Config;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 /// Listeners, logs, the control stream, the last-known-good file, and some air.
 const RESERVE: u64 = 64;
 
-/// Raises the process's own limit as far as it may, and returns it.
+/// How many files this process may open.
 #[must_use]
-pub fn raise_limit() -> u64 {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!(%error, "the open-file limit could not be raised");
-        }
-    }
+pub fn open_file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 

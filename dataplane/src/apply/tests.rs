@@ -138,3 +138,19 @@ async fn more_connections_than_the_process_may_open_are_refused_with_the_arithme
         assert!(refusal.message.contains(part), "{refusal:?}");
     }
 }
+
+#[tokio::test]
+async fn a_control_plane_that_lost_its_store_does_not_empty_the_worker() {
+    let bench = Bench::new(FILES);
+    let refusals = bench.push("f", 1, &config(&[])).unwrap_err();
+    assert_eq!(refusals[0].reason, RefusalReason::EmptyStore);
+    assert!(
+        refusals[0].message.contains("another store"),
+        "{refusals:?}"
+    );
+    assert_eq!(bench.in_force(), (5, vec!["first".to_owned()]));
+    // What has models, and what was emptied on purpose, is taken.
+    bench.push("f", 2, &config(&["second"])).unwrap();
+    bench.push("f", 3, &config(&[])).unwrap();
+    assert_eq!(bench.in_force(), (3, vec![]));
+}

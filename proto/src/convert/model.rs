@@ -44,7 +44,9 @@ impl From<&ModelSpec> for wire::Model {
     }
 }
 
-/// Reads the id, the aliases and the endpoints. What is bad is noted and left out.
+/// Reads the id, the aliases and the endpoints. What is bad is noted, and something that is like nothing
+/// else stands in its place, so that what is told of the others has the right index. It never leaves
+/// the conversion: a violation was noted.
 pub(super) fn names_and_endpoints(
     violations: &mut Violations,
     id: &str,
@@ -54,36 +56,31 @@ pub(super) fn names_and_endpoints(
     let id = violations.check("id", ModelId::new(id));
     let aliases = aliases.iter().enumerate();
     let aliases = aliases
-        .filter_map(|(n, alias)| violations.check(&format!("aliases[{n}]"), ModelId::new(alias)))
+        .filter_map(|(n, alias)| {
+            violations
+                .check(&format!("aliases[{n}]"), ModelId::new(alias))
+                .or_else(|| ModelId::new(format!("refused-alias-{n}")).ok())
+        })
         .collect();
-    let given = endpoints.len();
-    let read: Vec<_> = endpoints
+    let endpoints = endpoints
         .into_iter()
         .enumerate()
         .filter_map(|(n, endpoint)| {
-            violations.part(&format!("endpoints[{n}]"), read_endpoint(n, endpoint))
+            violations
+                .part(&format!("endpoints[{n}]"), read_endpoint(n, endpoint))
+                .or_else(|| placeholder(n))
         })
         .collect();
-    // With bad ones left out, the rest would be told of as "none" or as duplicates of nothing.
-    let endpoints = if read.is_empty() && given > 0 {
-        placeholder()
-    } else {
-        read
-    };
     (id, aliases, endpoints)
 }
 
-/// Stands in for endpoints that were all refused already, so that "at least one is required" is
-/// not added to their own violations. Never leaves this module: a violation was noted.
-fn placeholder() -> Vec<Endpoint> {
-    let id = EndpointId::new("refused").ok();
-    let url = EndpointUrl::parse("http://refused").ok();
-    let endpoint = id.zip(url).map(|(id, url)| Endpoint {
-        id,
-        url,
+fn placeholder(n: usize) -> Option<Endpoint> {
+    let name = format!("refused-endpoint-{n}");
+    Some(Endpoint {
+        url: EndpointUrl::parse(&format!("http://{name}")).ok()?,
+        id: EndpointId::new(name).ok()?,
         weight: Weight::default(),
-    });
-    endpoint.into_iter().collect()
+    })
 }
 
 fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, Violations> {

@@ -11,5 +11,6 @@ mod bad_input;
 mod cancel;
 mod lifecycle;
 mod registry;
+mod sessions;
 mod stale;
 mod upstream_faults;

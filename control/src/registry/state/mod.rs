@@ -145,8 +145,15 @@ impl State {
                 self.update_settings(settings, mask.as_deref(), now)?
             }
         };
-        let change = op.filter(|_| !write.validate_only);
-        let change = change.map(|op| self.change(op, write, &answer, now));
+        if write.validate_only {
+            return Ok(Planned {
+                change: None,
+                answer: self.as_trial(answer),
+            });
+        }
+        // What changes nothing is remembered all the same: repeated later, it might.
+        let op = op.or_else(|| write.request_id.as_ref().map(|_| Op::Remember));
+        let change = op.map(|op| self.change(op, write, &answer, now));
         Ok(Planned { change, answer })
     }
 
@@ -154,6 +161,7 @@ impl State {
     pub(crate) fn apply(&mut self, change: Change) {
         self.revision = change.revision();
         match change.op {
+            Op::Remember => {}
             Op::PutModel(record) => self.put_model(record),
             Op::DeleteModel(id) => self.remove_model(&id),
             Op::PutSettings(record) => {
@@ -220,7 +228,14 @@ impl State {
         now: SystemTime,
     ) -> Result<(Option<Op>, Answer), WriteError> {
         let Some(old) = self.models.get(model.id.as_str()) else {
+            // Created anew it is a whole model; the mask must still be one.
+            let checked = mask::merge_model(wire::Model::default(), model, mask);
+            checked.map_err(WriteError::Invalid)?;
             return match allow_missing {
+                true if !model.etag.is_empty() => Err(WriteError::EtagMismatch {
+                    given: bounded(&model.etag),
+                    current: "of a model that does not exist".to_owned(),
+                }),
                 true => self.create(model, now),
                 false if model.id.is_empty() => Err(required("model.id")),
                 false => Err(WriteError::NotFound(bounded(&model.id))),
@@ -311,8 +326,12 @@ impl State {
     }
 
     fn change(&self, op: Op, write: &Write, answer: &Answer, now: SystemTime) -> Change {
-        let revision = self.revision.next();
+        let revision = match &op {
+            Op::Remember => self.revision,
+            Op::PutModel(_) | Op::DeleteModel(_) | Op::PutSettings(_) => self.revision.next(),
+        };
         let target = match &op {
+            Op::Remember => String::new(),
             Op::PutModel(record) => record.spec.id().to_string(),
             Op::DeleteModel(id) => id.to_string(),
             Op::PutSettings(_) => "pool settings".to_owned(),
@@ -351,6 +370,14 @@ impl State {
             idem,
             forget_idem,
             forget_log,
+        }
+    }
+
+    /// The answer to a trial: a delete has made no revision.
+    fn as_trial(&self, answer: Answer) -> Answer {
+        match answer {
+            Answer::Deleted(_) => Answer::Deleted(self.revision.get()),
+            Answer::Model(_) | Answer::Settings(_) => answer,
         }
     }
 
