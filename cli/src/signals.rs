@@ -1,17 +1,33 @@
-//! Ctrl-C and SIGTERM: the first asks for an orderly end.
+//! Ctrl-C and SIGTERM: the first asks for an orderly end, the second ends at once.
 
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::bail;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Cancels the token at the first signal.
-pub(crate) async fn cancel_on_signal(shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Does the work until it is done; cancels the token at the first signal and gives up at the second.
+pub(crate) async fn until_signalled(
+    work: impl Future<Output = anyhow::Result<()>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut work = std::pin::pin!(work);
     tokio::select! {
-        _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
-        _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "stopping"),
-        () = shutdown.cancelled() => return Ok(()),
+        result = &mut work => return result,
+        signal = next(&mut terminate, &mut interrupt) => tracing::info!(signal, "stopping"),
     }
     shutdown.cancel();
-    Ok(())
+    tokio::select! {
+        result = work => result,
+        signal = next(&mut terminate, &mut interrupt) => {
+            bail!("stopped by a second {signal}; what was in flight is cut")
+        }
+    }
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -17,7 +18,11 @@ use crate::args::{LogArgs, LogFormat};
 const EXPORT_WITHIN: Duration = Duration::from_secs(3);
 
 /// Ends telemetry when told to: what is buffered is sent.
-pub(crate) struct Telemetry(Option<SdkTracerProvider>);
+pub(crate) struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    /// Writes what is left of the log when it is dropped.
+    _log: WorkerGuard,
+}
 
 impl Telemetry {
     /// Starts logging, and tracing if asked for.
@@ -27,16 +32,19 @@ impl Telemetry {
         instance: &str,
     ) -> anyhow::Result<Self> {
         global::set_text_map_propagator(TraceContextPropagator::new());
-        let filter = EnvFilter::try_new(&args.log_level)
-            .with_context(|| format!("--log-level {:?} is not a filter", args.log_level))?;
+        let filter = EnvFilter::try_new(&args.log_level).context("--log-level")?;
+        // On a thread of its own, lossy: a reader of the log that has stalled must not stall requests.
+        let (writer, log) = tracing_appender::non_blocking(std::io::stderr());
         let logs = tracing_subscriber::fmt::layer()
             .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(std::io::stderr);
+            .with_writer(writer);
         let logs = match args.log_format {
             LogFormat::Text => logs.with_target(false).boxed(),
             LogFormat::Json => logs.json().flatten_event(true).boxed(),
         };
         let provider = match &args.otlp_endpoint {
+            // Compose files set what is not set to nothing.
+            Some(endpoint) if endpoint.is_empty() => None,
             Some(endpoint) => Some(provider(endpoint, service, instance)?),
             None => None,
         };
@@ -52,12 +60,15 @@ impl Telemetry {
             .with(traces)
             .with(logs.with_filter(filter))
             .init();
-        Ok(Self(provider))
+        Ok(Self {
+            traces: provider,
+            _log: log,
+        })
     }
 
     /// Sends what is buffered.
     pub(crate) async fn stop(self) {
-        let Some(provider) = self.0 else { return };
+        let Some(provider) = self.traces else { return };
         let stopped =
             tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(EXPORT_WITHIN));
         if let Ok(Err(error)) = stopped.await {

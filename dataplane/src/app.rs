@@ -114,6 +114,7 @@ struct Parts {
     serving: Gateway,
     admin: Admin,
     tasks: TaskTracker,
+    metrics: Arc<Metrics>,
 }
 
 impl BoundWorker {
@@ -153,11 +154,17 @@ impl BoundWorker {
             serving,
             admin,
             tasks,
+            metrics,
         } = self.parts;
         let sweeping = CancellationToken::new();
         let mut loops = JoinSet::new();
-        loops.spawn(sweep(live.clone(), sweeping.clone()));
+        loops.spawn(sweep(live.clone(), metrics, sweeping.clone()));
         loops.spawn(client.run(shutdown.child_token()));
+        let (status, stopping) = (admin.status.clone(), shutdown.clone());
+        loops.spawn(async move {
+            stopping.cancelled().await;
+            status.stop();
+        });
         let admin_stop = CancellationToken::new();
         let mut admin_task = JoinSet::new();
         admin_task.spawn(admin.run(self.admin.0, admin_stop.clone()));
@@ -200,12 +207,8 @@ impl Parts {
             build: settings.build,
             gateway_address: gateway_addr.to_string(),
         };
-        let applier = Applier::new(
-            live.clone(),
-            tasks.clone(),
-            metrics.clone(),
-            open_file_limit(),
-        );
+        let open_files = open_file_limit();
+        let applier = Applier::new(live.clone(), tasks.clone(), metrics.clone(), open_files);
         let mut client = ConfigClient::new(
             settings.control,
             identity,
@@ -217,7 +220,7 @@ impl Parts {
         );
         client.start_from_disk();
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
-        let serving = Gateway::new(live.clone(), metrics, max_body, grace);
+        let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
         let admin = Admin {
             live: live.clone(),
             status,
@@ -229,6 +232,7 @@ impl Parts {
             serving,
             admin,
             tasks,
+            metrics,
         })
     }
 }
@@ -264,11 +268,14 @@ async fn open_lkg(data_dir: Option<PathBuf>) -> Result<Option<LastKnownGood>, Wo
         .map_err(|error| WorkerError::DataDir { folder, error })
 }
 
-async fn sweep(live: Arc<LiveCell>, stop: CancellationToken) {
+async fn sweep(live: Arc<LiveCell>, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut ticks = interval(SWEEP);
     loop {
         tokio::select! {
-            _ = ticks.tick() => live.sweep(),
+            _ = ticks.tick() => {
+                let gone = live.sweep();
+                gone.iter().for_each(|model| metrics.forget(model));
+            }
             () = stop.cancelled() => return,
         }
     }

@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod live;
 pub mod metrics;
 pub mod pool;
+mod shared_socket;
 mod trace_context;
 
 pub use app::{BoundWorker, Exposure, WorkerError, WorkerSettings};

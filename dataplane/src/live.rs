@@ -74,6 +74,9 @@ impl Live {
     }
 }
 
+/// How often a retired pool is held while it is swept: in the list, and in the copy that is gone through.
+const HELD_HERE: usize = 2;
+
 /// Holds what is in force, and the pools of removed models until their last request is done.
 #[derive(Debug, Default)]
 pub struct LiveCell {
@@ -99,21 +102,38 @@ impl LiveCell {
         self.retired.lock().push(pool);
     }
 
+    /// Takes back the pool of a model that is registered again while it drains, so that its connections
+    /// are counted, and bounded, once.
+    pub(crate) fn take_back(&self, model: &ModelId) -> Option<Arc<Pool>> {
+        let mut retired = self.retired.lock();
+        let at = retired.iter().position(|pool| pool.model() == model)?;
+        Some(retired.swap_remove(at))
+    }
+
     /// Pools that still drain.
     #[must_use]
     pub fn retired(&self) -> Vec<Arc<Pool>> {
         self.retired.lock().clone()
     }
 
-    /// Time went by: see [`Pool::sweep`].
-    pub(crate) fn sweep(&self) {
+    /// Time went by: see [`Pool::sweep`]. Gives the models whose last pool is gone.
+    pub(crate) fn sweep(&self) -> Vec<ModelId> {
         self.load()
             .models
             .values()
             .for_each(|route| route.pool.sweep());
         let draining = self.retired();
         draining.iter().for_each(|pool| pool.sweep());
-        self.retired.lock().retain(|pool| !pool.is_empty());
+        let mut gone = Vec::new();
+        self.retired.lock().retain(|pool| {
+            // A request of the revision before may still hold it, and want a connection.
+            let keep = !pool.is_empty() || Arc::strong_count(pool) > HELD_HERE;
+            if !keep {
+                gone.push(pool.model().clone());
+            }
+            keep
+        });
+        gone
     }
 
     /// Closes what is idle, everywhere: the worker stops.

@@ -3,8 +3,13 @@
 //!
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
+use std::collections::HashMap;
+
 use forebay_proto::ModelId;
-use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{
+    Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
+    core::Collector as _,
+};
 
 use crate::apply::RefusalReason;
 
@@ -176,8 +181,7 @@ impl Metrics {
         self.connect_seconds.with_label_values(&[model.as_str()])
     }
 
-    /// Drops the series of a removed model, so that labels do not pile up. Its requests that are
-    /// still in flight begin them anew, with nothing but themselves.
+    /// Drops the series of a removed model whose last request is done, so that labels do not pile up.
     pub(crate) fn forget(&self, model: &ModelId) {
         let histograms = [
             &self.request_seconds,
@@ -189,6 +193,23 @@ impl Metrics {
         for histogram in histograms {
             // An error says that there is no such series.
             drop(histogram.remove_label_values(&[model.as_str()]));
+        }
+        for counter in [&self.requests, &self.replays] {
+            forget_series(counter, model);
+        }
+    }
+}
+
+/// Removes the series that have this model among other labels.
+fn forget_series(counter: &IntCounterVec, model: &ModelId) {
+    for family in counter.collect() {
+        for metric in family.get_metric() {
+            let pairs = metric.get_label().iter();
+            let labels: HashMap<&str, &str> =
+                pairs.map(|pair| (pair.name(), pair.value())).collect();
+            if labels.get("model") == Some(&model.as_str()) {
+                drop(counter.remove(&labels));
+            }
         }
     }
 }

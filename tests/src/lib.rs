@@ -15,6 +15,7 @@ mod cluster;
 mod otlp;
 mod ports;
 mod process;
+mod raw;
 mod scrape;
 mod wait;
 
@@ -23,5 +24,6 @@ pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use otlp::{Receiver, SeenSpan};
 pub use ports::lasting_addr;
 pub use process::Process;
+pub use raw::{After, RawClient, RawUpstream};
 pub use scrape::{Sample, Scrape};
 pub use wait::{eventually, eventually_within};

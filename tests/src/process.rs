@@ -116,6 +116,11 @@ impl Process {
         while self.readers.join_next().await.is_some() {}
     }
 
+    /// Asks it to end (SIGTERM).
+    pub fn signal_end(&self) {
+        self.signal(Signal::TERM);
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
         let pid = pid.and_then(Pid::from_raw).expect("the child runs");

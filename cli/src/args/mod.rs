@@ -7,6 +7,7 @@ mod roles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use http::Uri;
+use tracing_subscriber::EnvFilter;
 
 use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
@@ -39,7 +40,8 @@ pub(crate) struct LogArgs {
         hide_env_values = true,
         env = "FOREBAY_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info",
+        value_parser = log_filter
     )]
     pub(crate) log_level: String,
     /// Send traces to this OTLP collector over gRPC, such as http://127.0.0.1:4317.
@@ -51,6 +53,15 @@ pub(crate) struct LogArgs {
         value_name = "URL"
     )]
     pub(crate) otlp_endpoint: Option<String>,
+}
+
+/// Checks a filter of the log.
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| {
+            format!("{error}; write a level, such as `info`, or `info,forebay_dataplane=debug`")
+        })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

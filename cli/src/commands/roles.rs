@@ -13,7 +13,7 @@ use super::standalone::control_flag;
 use crate::{
     args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     open_files,
-    signals::cancel_on_signal,
+    signals::until_signalled,
     telemetry::Telemetry,
     ui,
 };
@@ -38,17 +38,11 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
          grpcurl -plaintext {addr} list"
     ));
     let shutdown = CancellationToken::new();
-    let result = tokio::try_join!(
-        async {
-            bound
-                .run(shutdown.clone())
-                .await
-                .map_err(anyhow::Error::from)
-        },
-        cancel_on_signal(shutdown.clone()),
-    );
+    let running = shutdown.clone();
+    let work = async { Ok(bound.run(running).await?) };
+    let result = until_signalled(work, shutdown).await;
     telemetry.stop().await;
-    result.map(|_| ())
+    result
 }
 
 /// Runs a worker until a signal.
@@ -75,17 +69,11 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
         bound.gateway_addr(),
     ));
     let shutdown = CancellationToken::new();
-    let result = tokio::try_join!(
-        async {
-            bound
-                .run(shutdown.clone())
-                .await
-                .map_err(anyhow::Error::from)
-        },
-        cancel_on_signal(shutdown.clone()),
-    );
+    let running = shutdown.clone();
+    let work = async { Ok(bound.run(running).await?) };
+    let result = until_signalled(work, shutdown).await;
     telemetry.stop().await;
-    result.map(|_| ())
+    result
 }
 
 /// The settings of a control plane.

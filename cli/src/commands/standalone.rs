@@ -17,7 +17,7 @@ use super::{
 use crate::{
     args::{DEFAULT_CONTROL, LogArgs, Standalone},
     open_files,
-    signals::cancel_on_signal,
+    signals::until_signalled,
     telemetry::Telemetry,
     ui,
 };
@@ -51,31 +51,29 @@ pub(crate) async fn run(log: &LogArgs, mut args: Standalone) -> anyhow::Result<(
     };
     let shutdown = CancellationToken::new();
     let worker_stopped = CancellationToken::new();
-    let result = tokio::try_join!(
-        async {
-            // The worker first, so that the control plane sees it leave in good order.
-            let result = worker.run(shutdown.clone()).await;
-            worker_stopped.cancel();
-            result.map_err(anyhow::Error::from)
-        },
-        async {
-            control
-                .run(worker_stopped.clone())
-                .await
-                .map_err(anyhow::Error::from)
-        },
-        cancel_on_signal(shutdown.clone()),
-        async {
-            if args.demo {
-                return Demo::run(addresses, shutdown.clone()).await;
-            }
-            ui::say(&banner(addresses));
-            Ok(())
-        },
-    );
+    let work = async {
+        tokio::try_join!(
+            async {
+                // The worker first, so that the control plane sees it leave in good order.
+                let result = worker.run(shutdown.clone()).await;
+                worker_stopped.cancel();
+                result.map_err(anyhow::Error::from)
+            },
+            async { Ok(control.run(worker_stopped.clone()).await?) },
+            async {
+                if args.demo {
+                    return Demo::run(addresses, shutdown.clone()).await;
+                }
+                ui::say(&banner(addresses));
+                Ok(())
+            },
+        )
+        .map(|_| ())
+    };
+    let result = until_signalled(work, shutdown.clone()).await;
     telemetry.stop().await;
     drop(scratch);
-    result.map(|_| ())
+    result
 }
 
 /// A directory that is thrown away, for a demo that names none.

@@ -12,4 +12,5 @@ mod demo;
 mod durability;
 mod nack;
 mod roles;
+mod stopping;
 mod traces;

@@ -334,11 +334,19 @@ fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, Violations>
     violations.finish(all.map(|((worker, instance), applied)| Introduction {
         worker,
         instance,
-        build: hello.build.chars().take(64).collect(),
+        build: plain(&hello.build, 64),
         peer: peer.to_owned(),
-        gateway: hello.gateway_address.chars().take(256).collect(),
+        gateway: plain(&hello.gateway_address, 256),
         applied,
     }))
+}
+
+/// Text that will stand on an operator's terminal.
+fn plain(text: &str, most: usize) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(most)
+        .collect()
 }
 
 fn position(field: &str, wire: Option<wire::Position>) -> Result<Position, Status> {

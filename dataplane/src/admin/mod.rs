@@ -59,6 +59,10 @@ async fn ready(State(admin): State<Admin>) -> Response {
         let text = "not ready: no configuration yet, waiting for the control plane\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
+    if admin.status.is_stopping() {
+        let text = "not ready: draining, requests in flight finish\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     let source = match admin.status.source() {
         ConfigSource::LastKnownGood => ", last known good",
         ConfigSource::ControlPlane | ConfigSource::None => "",

@@ -18,8 +18,17 @@ pub(super) fn text(admin: &Admin) -> Result<String, Error> {
         .values()
         .map(|route| route.pool.snapshot())
         .collect();
-    gauges(&now, &pools)?;
-    counters(&now, &pools)?;
+    // A removed model has no size any more, but what it still has open counts.
+    let draining: Vec<PoolSnapshot> = admin
+        .live
+        .retired()
+        .iter()
+        .map(|pool| pool.snapshot())
+        .collect();
+    sizes(&now, &pools)?;
+    let all: Vec<&PoolSnapshot> = pools.iter().chain(&draining).collect();
+    gauges(&now, &all)?;
+    counters(&now, &all)?;
     let mut families = admin.registry.gather();
     families.extend(now.gather());
     TextEncoder::new().encode_to_string(&families)
@@ -57,32 +66,30 @@ fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
     )
 }
 
-fn gauges(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
-    let gauge = |name: &str, help: &str, labels: &[&str]| {
-        let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        registry.register(Box::new(gauge.clone()))?;
-        Ok::<_, Error>(gauge)
-    };
+fn gauge(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, Error> {
+    let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn sizes(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     let model = &["model"];
     let size = gauge(
+        registry,
         "forebay_pool_size",
         "Most requests in flight of a model.",
         model,
     )?;
     let keepalive = gauge(
+        registry,
         "forebay_pool_keepalive",
         "Most connections kept warm for a model: its pool size.",
         model,
-    )?;
-    let waiting = gauge(
-        "forebay_pool_waiting",
-        "Requests waiting for a connection.",
-        model,
-    )?;
-    let connections = gauge(
-        "forebay_pool_connections",
-        "Connections of a model, by state.",
-        &["model", "state"],
     )?;
     let coverage = GaugeVec::new(
         Opts::new(
@@ -93,12 +100,31 @@ fn gauges(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     )?;
     registry.register(Box::new(coverage.clone()))?;
     for pool in pools {
-        let name = pool.model.as_str();
-        size.with_label_values(&[name]).set(i64::from(pool.size));
+        let name = &[pool.model.as_str()];
+        size.with_label_values(name).set(i64::from(pool.size));
         keepalive
-            .with_label_values(&[name])
+            .with_label_values(name)
             .set(i64::from(pool.keepalive));
-        coverage.with_label_values(&[name]).set(pool.coverage);
+        coverage.with_label_values(name).set(pool.coverage);
+    }
+    Ok(())
+}
+
+fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
+    let waiting = gauge(
+        registry,
+        "forebay_pool_waiting",
+        "Requests waiting for a connection.",
+        &["model"],
+    )?;
+    let connections = gauge(
+        registry,
+        "forebay_pool_connections",
+        "Connections of a model, by state.",
+        &["model", "state"],
+    )?;
+    for pool in pools {
+        let name = pool.model.as_str();
         waiting.with_label_values(&[name]).set(count(pool.waiting));
         for (state, n) in [
             ("idle", pool.idle),
@@ -112,7 +138,7 @@ fn gauges(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     Ok(())
 }
 
-fn counters(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+fn counters(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
     let counter = |name: &str, help: &str, label: &str| {
         let counter = IntCounterVec::new(Opts::new(name, help), &["model", label])?;
         registry.register(Box::new(counter.clone()))?;

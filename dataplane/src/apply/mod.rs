@@ -13,7 +13,7 @@ use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations
 use tokio_util::task::TaskTracker;
 
 pub use self::{
-    open_files::open_file_limit,
+    open_files::{client_connections, open_file_limit},
     plan::{Action, Step, plan},
 };
 use crate::{
@@ -125,7 +125,7 @@ impl Applier {
         let route = |model: &ResolvedModel| {
             let pool = match old.models.get(&model.id) {
                 Some(route) => route.pool.clone(),
-                None => Pool::new(model, self.tasks.clone(), &self.metrics),
+                None => self.pool_of(model),
             };
             Arc::new(Route {
                 model: model.clone(),
@@ -134,6 +134,16 @@ impl Applier {
         };
         let routes = config.models().iter().map(route).collect();
         Live::new(position.clone(), config.budget(), routes)
+    }
+
+    fn pool_of(&self, model: &ResolvedModel) -> Arc<Pool> {
+        match self.live.take_back(&model.id) {
+            Some(pool) => {
+                pool.revive(model);
+                pool
+            }
+            None => Pool::new(model, self.tasks.clone(), &self.metrics),
+        }
     }
 
     fn settle(&self, step: &Step, old: &Live, new: &BTreeMap<ModelId, Arc<Route>>) {
@@ -147,7 +157,6 @@ impl Applier {
             Action::Retire => {
                 if let Some(route) = old.models.get(&step.model) {
                     self.live.retire(route.pool.clone());
-                    self.metrics.forget(&step.model);
                 }
             }
         }

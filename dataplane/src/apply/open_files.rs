@@ -13,6 +13,14 @@ pub fn open_file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How many clients may be connected under this limit: as many as [`check`] counts on, so that a crowd of
+/// them cannot take the files of the upstreams, the admin port and the control stream.
+#[must_use]
+pub fn client_connections(limit: u64) -> usize {
+    let clients = limit.saturating_sub(RESERVE) / 2;
+    usize::try_from(clients).unwrap_or(usize::MAX).max(1)
+}
+
 /// Says why a configuration does not fit the limit, with the arithmetic.
 ///
 /// Each connection to an upstream serves a connection of a client, so a slot needs two files.

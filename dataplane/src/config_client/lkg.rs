@@ -59,10 +59,9 @@ impl LastKnownGood {
         })
     }
 
-    /// The newest one that is whole. What is damaged is logged and left where it is.
-    #[must_use]
-    pub fn load(&self) -> Option<Kept> {
-        GENERATIONS.iter().find_map(|generation| {
+    /// Those that are whole, the newest first. What is damaged is logged and left where it is.
+    pub fn load(&self) -> impl Iterator<Item = Kept> {
+        GENERATIONS.iter().filter_map(|generation| {
             let path = self.folder.join(generation);
             match read(&path) {
                 Ok(kept) => Some(kept),
@@ -154,11 +153,12 @@ mod tests {
     fn the_newest_whole_one_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let lkg = LastKnownGood::open(folder.path()).unwrap();
-        assert_eq!(lkg.load(), None);
+        assert_eq!(lkg.load().next(), None);
         for revision in 1..=4 {
             lkg.save(&kept(revision)).unwrap();
         }
-        assert_eq!(lkg.load(), Some(kept(4)));
+        let all: Vec<_> = lkg.load().collect();
+        assert_eq!(all, [kept(4), kept(3), kept(2)]);
 
         let current = folder.path().join("current");
         let mode = fs::metadata(&current).unwrap().permissions().mode();
@@ -167,12 +167,12 @@ mod tests {
         let mut bytes = fs::read(&current).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&current, bytes).unwrap();
-        assert_eq!(lkg.load(), Some(kept(3)), "a flipped bit");
+        assert_eq!(lkg.load().next(), Some(kept(3)), "a flipped bit");
 
         fs::write(folder.path().join("previous"), "").unwrap();
-        assert_eq!(lkg.load(), Some(kept(2)), "an empty file");
+        assert_eq!(lkg.load().next(), Some(kept(2)), "an empty file");
         fs::write(folder.path().join("oldest"), "not ours").unwrap();
-        assert_eq!(lkg.load(), None);
+        assert_eq!(lkg.load().next(), None);
     }
 
     #[test]
@@ -181,8 +181,8 @@ mod tests {
         let lkg = LastKnownGood::open(folder.path()).unwrap();
         lkg.save(&kept(1)).unwrap();
         fs::write(folder.path().join("writing"), "half").unwrap();
-        assert_eq!(lkg.load(), Some(kept(1)));
+        assert_eq!(lkg.load().next(), Some(kept(1)));
         lkg.save(&kept(2)).unwrap();
-        assert_eq!(lkg.load(), Some(kept(2)));
+        assert_eq!(lkg.load().next(), Some(kept(2)));
     }
 }

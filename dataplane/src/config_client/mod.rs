@@ -9,14 +9,14 @@ mod lkg;
 mod session;
 mod status;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use forebay_proto::{InstanceId, WorkerId};
+use forebay_proto::{InstanceId, Position, WorkerId};
 use http::Uri;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,14 @@ pub use self::{
     lkg::{Kept, LastKnownGood},
     status::{ConfigSource, ConfigStatus},
 };
-use crate::{apply::Applier, live::LiveCell, metrics::Metrics};
+use crate::{
+    apply::{Applier, Refusal},
+    live::LiveCell,
+    metrics::Metrics,
+};
+
+/// Pause before a configuration that could not be written is tried again.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// Who the worker is to the control plane.
 #[derive(Debug, Clone)]
@@ -78,26 +85,26 @@ impl ConfigClient {
         }
     }
 
-    /// Puts the last known good configuration in force, if there is one.
+    /// Puts the newest configuration on disk in force that is not refused, if there is one.
     pub fn start_from_disk(&mut self) {
-        let Some(kept) = self.lkg.as_ref().and_then(LastKnownGood::load) else {
-            return;
-        };
-        match self.applier.apply(&kept.position, &kept.config) {
-            Ok(()) => {
-                self.status.applied(ConfigSource::LastKnownGood);
-                tracing::info!(position = %kept.position, "serving the last known good configuration");
-            }
-            Err(refusals) => {
-                for refusal in refusals {
-                    self.metrics.rejected(refusal.reason);
-                    let (field, why) = (refusal.field, refusal.message);
-                    tracing::error!(
-                        position = %kept.position, field, why,
-                        "last known good configuration refused"
-                    );
+        let kept: Vec<Kept> = self.lkg.iter().flat_map(LastKnownGood::load).collect();
+        for Kept { position, config } in &kept {
+            match self.applier.apply(position, config) {
+                Ok(()) => {
+                    self.status.applied(ConfigSource::LastKnownGood);
+                    tracing::info!(%position, "serving the last known good configuration");
+                    return;
                 }
+                Err(refusals) => self.tell_of(position, refusals),
             }
+        }
+    }
+
+    fn tell_of(&self, position: &Position, refusals: Vec<Refusal>) {
+        for refusal in refusals {
+            self.metrics.rejected(refusal.reason);
+            let (field, why) = (refusal.field, refusal.message);
+            tracing::error!(%position, field, why, "last known good configuration refused");
         }
     }
 
@@ -136,16 +143,34 @@ impl ConfigClient {
 /// Writes the newest configuration to disk; intermediate ones are skipped. Ends when the client does,
 /// after writing the last.
 async fn keep_on_disk(lkg: LastKnownGood, mut newest: watch::Receiver<Option<Kept>>) {
-    while newest.changed().await.is_ok() {
+    let mut pause = None;
+    while next_to_keep(&mut newest, pause).await {
         let Some(kept) = newest.borrow_and_update().clone() else {
             continue;
         };
         let lkg = lkg.clone();
         let position = kept.position.clone();
-        match tokio::task::spawn_blocking(move || lkg.save(&kept)).await {
-            Ok(Ok(())) => tracing::debug!(%position, "last known good saved"),
-            Ok(Err(error)) => tracing::error!(%position, %error, "last known good not saved"),
-            Err(error) => tracing::error!(%position, %error, "last known good not saved"),
+        let saved = tokio::task::spawn_blocking(move || lkg.save(&kept)).await;
+        pause = match saved.map_err(std::io::Error::other).flatten() {
+            Ok(()) => {
+                tracing::debug!(%position, "last known good saved");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%position, %error, "last known good not saved");
+                Some(SAVE_AGAIN)
+            }
+        };
+    }
+}
+
+/// Waits for a newer one, or until the last is to be tried again. False when the client has ended.
+async fn next_to_keep(newest: &mut watch::Receiver<Option<Kept>>, pause: Option<Duration>) -> bool {
+    let changed = newest.changed();
+    match pause {
+        None => changed.await.is_ok(),
+        Some(pause) => {
+            timeout(pause, changed).await.is_ok_and(|c| c.is_ok()) || newest.has_changed().is_ok()
         }
     }
 }

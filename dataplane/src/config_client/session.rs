@@ -4,7 +4,7 @@
 //! refused as a whole and answered at once. At most one push is unanswered, so the outbound queue
 //! cannot fill; if it does, the peer is broken and the stream ends. Every wait has a deadline.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use forebay_proto::{Position, limits, wire};
 use http::Uri;
@@ -27,6 +27,8 @@ const WELCOME: Duration = Duration::from_secs(5);
 /// Until the control plane says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
+/// What the control plane may say instead.
+const SANE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
@@ -117,7 +119,7 @@ impl<'a> Session<'a> {
             return Err(Ended::Protocol("the control plane speaks another version"));
         }
         let read = |duration: Option<_>, default| match duration.map(Duration::try_from) {
-            Some(Ok(duration)) if duration >= Duration::from_secs(1) => duration,
+            Some(Ok(duration)) if SANE.contains(&duration) => duration,
             _ => default,
         };
         self.silence = read(welcome.silence_limit, SILENCE);

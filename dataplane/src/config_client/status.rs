@@ -26,6 +26,7 @@ struct Known {
     source: ConfigSource,
     applied_at: Option<SystemTime>,
     connected: bool,
+    stopping: bool,
     last_contact: Option<Instant>,
     started: Instant,
 }
@@ -36,6 +37,7 @@ impl Default for ConfigStatus {
             source: ConfigSource::None,
             applied_at: None,
             connected: false,
+            stopping: false,
             last_contact: None,
             started: Instant::now(),
         }))
@@ -65,6 +67,16 @@ impl ConfigStatus {
 
     pub(super) fn disconnected(&self) {
         self.0.lock().connected = false;
+    }
+
+    /// The worker stops: no new requests.
+    pub(crate) fn stop(&self) {
+        self.0.lock().stopping = true;
+    }
+
+    /// True once the worker stops.
+    pub fn is_stopping(&self) -> bool {
+        self.0.lock().stopping
     }
 
     /// Where the configuration in force comes from.

@@ -16,10 +16,13 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tracing::Span;
 
-use super::record::RequestRecord;
-use crate::pool::{CloseReason, Lease};
+use super::{
+    record::{CLIENT_CLOSED, RequestRecord},
+    watchdog::Loan,
+};
+use crate::{metrics::Source, pool::CloseReason};
 
-/// Gives the error event time to leave before the connection is torn down.
+/// Gives the error event, and what came before it, time to leave before the connection is torn down.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// A body that ended in failure.
@@ -31,6 +34,8 @@ pub(super) enum StreamFailed {
     Silent(Duration),
     #[error("the answer took longer than the {0:?} that a request may take")]
     TotalTime(Duration),
+    #[error("the client did not read its answer within {0:?}")]
+    NotRead(Duration),
 }
 
 impl StreamFailed {
@@ -38,6 +43,15 @@ impl StreamFailed {
         match self {
             Self::Reset(_) => "upstream_reset",
             Self::Silent(_) | Self::TotalTime(_) => "upstream_timeout",
+            Self::NotRead(_) => "client_stalled",
+        }
+    }
+
+    /// By whom it came about.
+    pub(super) fn source(&self) -> Source {
+        match self {
+            Self::Reset(_) | Self::Silent(_) | Self::TotalTime(_) => Source::Upstream,
+            Self::NotRead(_) => Source::Client,
         }
     }
 
@@ -46,6 +60,7 @@ impl StreamFailed {
         match self {
             Self::Reset(_) => 502,
             Self::Silent(_) | Self::TotalTime(_) => 504,
+            Self::NotRead(_) => CLIENT_CLOSED,
         }
     }
 
@@ -82,19 +97,45 @@ pub(super) struct StreamLimits {
     pub(super) deadline: Instant,
     /// What the deadline came from, for the message.
     pub(super) total: Duration,
-    /// Server-sent events: a failure can be told in band.
+    /// Server-sent events without a length: a failure can be told in band.
     pub(super) events: bool,
 }
+
+/// The last bytes that were passed on: whether the next ones begin an event.
+#[derive(Debug, Default)]
+struct Tail([u8; 4]);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        let last = bytes
+            .get(bytes.len().saturating_sub(4)..)
+            .unwrap_or_default();
+        self.0.rotate_left(last.len());
+        let kept = self.0.len() - last.len();
+        if let Some(end) = self.0.get_mut(kept..) {
+            end.copy_from_slice(last);
+        }
+    }
+
+    /// An event ends with an empty line; before the first byte one may begin as well.
+    fn is_between_events(&self) -> bool {
+        self.0.ends_with(b"\n\n") || self.0.ends_with(b"\r\n\r\n") || self.0 == [0; 4]
+    }
+}
+
+type Polled = Result<Frame<Bytes>, StreamFailed>;
 
 /// An upstream's body on its way to the client.
 #[derive(Debug)]
 pub(super) struct UpstreamBody {
-    body: Incoming,
-    lease: Option<Lease>,
+    /// Gone once it failed, and with it its connection.
+    body: Option<Incoming>,
+    loan: Loan,
     record: RequestRecord,
     limits: StreamLimits,
     silence: Pin<Box<Sleep>>,
     state: State,
+    tail: Tail,
     _span: Span,
 }
 
@@ -109,7 +150,7 @@ enum State {
 impl UpstreamBody {
     pub(super) fn new(
         body: Incoming,
-        lease: Lease,
+        loan: Loan,
         record: RequestRecord,
         limits: StreamLimits,
         span: Span,
@@ -118,12 +159,13 @@ impl UpstreamBody {
             limits.deadline.min(Instant::now() + limits.idle),
         ));
         let mut this = Self {
-            body,
-            lease: Some(lease),
+            body: Some(body),
+            loan,
             record,
             limits,
             silence,
             state: State::Streaming,
+            tail: Tail::default(),
             _span: span,
         };
         // A body known to be empty is never polled.
@@ -132,7 +174,7 @@ impl UpstreamBody {
     }
 
     fn finish_if_complete(&mut self) {
-        if self.body.is_end_stream() {
+        if self.body.as_ref().is_none_or(Incoming::is_end_stream) {
             self.finish();
         }
     }
@@ -140,39 +182,44 @@ impl UpstreamBody {
     fn finish(&mut self) {
         self.state = State::Done;
         self.record.complete();
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.loan.take() {
             lease.finish();
         }
     }
 
-    fn fail(&mut self, failed: StreamFailed) -> Poll<Option<Result<Frame<Bytes>, StreamFailed>>> {
-        if let Some(lease) = self.lease.take() {
+    /// Gives the event that tells of it, if there can be one. The body ends with an error, a little later.
+    fn fail(&mut self, failed: StreamFailed) -> Option<Bytes> {
+        let failed = match self.loan.was_cut() {
+            true => StreamFailed::NotRead(self.limits.idle),
+            false => failed,
+        };
+        self.body = None;
+        if let Some(lease) = self.loan.take() {
             lease.discard(CloseReason::Error);
         }
-        self.record.upstream_failed(&failed);
-        if self.limits.events {
-            let event = failed.event();
-            self.state = State::LastWords(Box::pin(sleep(LAST_WORDS)), failed);
-            return Poll::Ready(Some(Ok(Frame::data(event))));
-        }
-        self.state = State::Done;
-        Poll::Ready(Some(Err(failed)))
+        self.record.failed(&failed);
+        // In the middle of an event it would only make that one worse.
+        let event = (self.limits.events && self.tail.is_between_events()).then(|| failed.event());
+        self.state = State::LastWords(Box::pin(sleep(LAST_WORDS)), failed);
+        event
     }
 
-    fn poll_upstream(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamFailed>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let now = Instant::now();
+        if now >= self.limits.deadline {
+            return self.fail_now(cx, StreamFailed::TotalTime(self.limits.total));
+        }
+        match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let now = Instant::now();
-                self.silence
-                    .as_mut()
-                    .reset(self.limits.deadline.min(now + self.limits.idle));
-                self.finish_if_complete();
+                self.passed_on(&frame, now);
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(StreamFailed::Reset(error.to_string())),
+            Poll::Ready(Some(Err(error))) => {
+                self.fail_now(cx, StreamFailed::Reset(error.to_string()))
+            }
             Poll::Ready(None) => {
                 self.finish();
                 Poll::Ready(None)
@@ -180,11 +227,43 @@ impl UpstreamBody {
             Poll::Pending => {
                 std::task::ready!(self.silence.as_mut().poll(cx));
                 let late = Instant::now() >= self.limits.deadline;
-                self.fail(match late {
+                let failed = match late {
                     true => StreamFailed::TotalTime(self.limits.total),
                     false => StreamFailed::Silent(self.limits.idle),
-                })
+                };
+                self.fail_now(cx, failed)
             }
+        }
+    }
+
+    fn fail_now(&mut self, cx: &mut Context<'_>, failed: StreamFailed) -> Poll<Option<Polled>> {
+        match self.fail(failed) {
+            Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),
+            None => self.poll_last_words(cx),
+        }
+    }
+
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
+        let State::LastWords(timer, failed) = &mut self.state else {
+            return Poll::Ready(None);
+        };
+        std::task::ready!(timer.as_mut().poll(cx));
+        let failed = failed.clone();
+        self.state = State::Done;
+        Poll::Ready(Some(Err(failed)))
+    }
+
+    fn passed_on(&mut self, frame: &Frame<Bytes>, now: Instant) {
+        let silent_until = self.limits.deadline.min(now + self.limits.idle);
+        self.silence.as_mut().reset(silent_until);
+        self.loan.moved();
+        match frame.data_ref() {
+            Some(data) => {
+                self.tail.push(data);
+                self.finish_if_complete();
+            }
+            // Trailers are the end: nobody asks for what comes after them.
+            None => self.finish(),
         }
     }
 }
@@ -201,12 +280,7 @@ impl Body for ResponseBody {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => match &mut stream.state {
                 State::Streaming => stream.poll_upstream(cx),
-                State::LastWords(timer, failed) => {
-                    std::task::ready!(timer.as_mut().poll(cx));
-                    let failed = failed.clone();
-                    stream.state = State::Done;
-                    Poll::Ready(Some(Err(failed)))
-                }
+                State::LastWords(..) => stream.poll_last_words(cx),
                 State::Done => Poll::Ready(None),
             },
         }
@@ -224,7 +298,32 @@ impl Body for ResponseBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Stream(stream) => stream.body.size_hint(),
+            Self::Stream(stream) => stream
+                .body
+                .as_ref()
+                .map_or_else(SizeHint::default, Body::size_hint),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_event_is_seen_however_it_is_cut() {
+        for (pieces, between) in [
+            (&[][..], true),
+            (&["data: x\n\n"][..], true),
+            (&["data: x\n", "\n"], true),
+            (&["data: x\r\n\r", "\n"], true),
+            (&["data: x\n\n", "data: {\"choi"], false),
+            (&["data: x\n"], false),
+            (&["\n"], false),
+        ] {
+            let mut tail = Tail::default();
+            pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
+            assert_eq!(tail.is_between_events(), between, "{pieces:?}");
         }
     }
 }

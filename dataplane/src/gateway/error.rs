@@ -39,16 +39,20 @@ pub(super) enum GatewayError {
     NotConfigured,
     #[error(transparent)]
     Acquire(#[from] AcquireError),
-    #[error(
-        "endpoint `{endpoint}` of model `{model}` closed the connection before it answered: {error}"
-    )]
+    #[error("endpoint `{endpoint}` of model `{model}` gave no answer that can be used: {error}")]
     UpstreamReset {
         model: String,
         endpoint: String,
         error: SendError,
+        /// It may have run.
+        sent: bool,
     },
-    #[error("endpoint `{endpoint}` of model `{model}` answered with a protocol switch")]
-    UpstreamProtocol { model: String, endpoint: String },
+    #[error("endpoint `{endpoint}` of model `{model}` answered with {rule}")]
+    UpstreamProtocol {
+        model: String,
+        endpoint: String,
+        rule: &'static str,
+    },
     #[error("endpoint `{endpoint}` of model `{model}` did not answer within {within:?}")]
     UpstreamTimeout {
         model: String,
@@ -112,16 +116,31 @@ impl GatewayError {
             Self::Acquire(AcquireError::QueueFull(busy) | AcquireError::Timeout { busy, .. }) => {
                 Some(busy.retry_after)
             }
-            Self::NotConfigured | Self::Acquire(AcquireError::Connect { .. }) => {
-                Some(Duration::from_secs(1))
-            }
+            Self::NotConfigured
+            | Self::Acquire(AcquireError::Connect { .. })
+            | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
 
     /// A retry would end the same way, or do the work twice.
     fn is_final(&self) -> bool {
-        !matches!(self, Self::Acquire(_) | Self::NotConfigured)
+        !matches!(
+            self,
+            Self::Acquire(_) | Self::NotConfigured | Self::UpstreamReset { sent: false, .. }
+        )
+    }
+
+    /// For a name that a client made up: short, and without what could forge a line of a log.
+    pub(super) fn unknown_model(name: &str) -> Self {
+        let plain = |c: char| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        };
+        Self::UnknownModel(name.chars().take(128).map(plain).collect())
     }
 
     fn param(&self) -> Option<&'static str> {

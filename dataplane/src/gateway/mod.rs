@@ -2,6 +2,7 @@
 //! continues the client's trace.
 
 mod body;
+mod connection;
 mod error;
 mod headers;
 mod model_field;
@@ -9,31 +10,28 @@ mod models;
 mod paths;
 mod proxy;
 mod record;
+mod watchdog;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
-};
+use hyper::body::Incoming;
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, field};
 
 use self::{
     body::ResponseBody, error::GatewayError, paths::Target, proxy::Proxy, record::RequestRecord,
+    watchdog::Watchdog,
 };
 use crate::{
+    apply::client_connections,
     live::LiveCell,
     metrics::{Metrics, Source},
     trace_context,
@@ -41,10 +39,6 @@ use crate::{
 
 /// Most connections of clients at once; further ones wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 16_384;
-/// Longest time for a client to send a request's head.
-const HEAD_WITHIN: Duration = Duration::from_secs(30);
-/// Most streams of one HTTP/2 connection.
-const MOST_STREAMS: u32 = 1_000;
 /// Pause after a failed accept: out of files, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -53,37 +47,46 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Gateway {
     proxy: Arc<Proxy>,
     grace: Duration,
+    most_connections: usize,
 }
 
 impl Gateway {
     /// Serves what is in force. Bodies over the limit are refused; at the end, requests in flight get
-    /// `grace` to finish.
+    /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
     pub fn new(
         live: Arc<LiveCell>,
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
         grace: Duration,
+        open_files: u64,
     ) -> Self {
         Self {
             proxy: Arc::new(Proxy {
                 live,
                 metrics,
                 max_body_bytes,
+                watchdog: Watchdog::default(),
             }),
             grace,
+            most_connections: client_connections(open_files).min(MOST_CONNECTIONS),
         }
     }
 
     /// Serves until told to stop, then lets requests in flight finish.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let graceful = GracefulShutdown::new();
-        let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(self.most_connections));
+        let mut ticks = interval(watchdog::EVERY);
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&listener, &permits) => accepted,
                 Some(_) = connections.join_next() => continue,
+                _ = ticks.tick() => {
+                    self.proxy.watchdog.sweep();
+                    continue;
+                }
                 () = shutdown.cancelled() => break,
             };
             let (socket, permit) = match accepted {
@@ -94,7 +97,8 @@ impl Gateway {
                     continue;
                 }
             };
-            let serving = serve_connection(self.proxy.clone(), socket, graceful.watcher());
+            let (proxy, stopping) = (self.proxy.clone(), shutdown.clone());
+            let serving = connection::serve(proxy, socket, graceful.watcher(), stopping);
             connections.spawn(async move {
                 serving.await;
                 drop(permit);
@@ -120,26 +124,6 @@ async fn accept(
     let (socket, _) = listener.accept().await?;
     socket.set_nodelay(true)?;
     Ok((socket, permit))
-}
-
-async fn serve_connection(proxy: Arc<Proxy>, socket: TcpStream, watcher: Watcher) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MOST_STREAMS);
-    let service = service_fn(move |request| {
-        let proxy = proxy.clone();
-        async move { Ok::<_, Infallible>(serve(&proxy, request).await) }
-    });
-    let connection = builder.serve_connection(TokioIo::new(socket), service);
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(error, "client connection ended");
-    }
 }
 
 /// Serves one request under a span that continues the client's trace.
@@ -185,7 +169,11 @@ async fn answer(
         },
         Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
         Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
-        Err(error) => Err(error),
+        Err(error) => {
+            let (parts, body) = request.into_parts();
+            proxy::discard(&parts, body).await;
+            Err(error)
+        }
     };
     let (response, source) = match result {
         Ok(response) => (response, Source::Gateway),

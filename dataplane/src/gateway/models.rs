@@ -24,7 +24,7 @@ pub(super) fn list(live: &Live) -> Response<ResponseBody> {
 pub(super) fn get(live: &Live, name: &str) -> Result<Response<ResponseBody>, GatewayError> {
     match live.route(name) {
         Some(_) => Ok(answer(&entry(name))),
-        None => Err(GatewayError::UnknownModel(name.chars().take(128).collect())),
+        None => Err(GatewayError::unknown_model(name)),
     }
 }
 

@@ -7,7 +7,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
+};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -19,6 +21,7 @@ use super::{
     headers,
     model_field::ModelField,
     record::RequestRecord,
+    watchdog::Watchdog,
 };
 use crate::{
     live::{Live, LiveCell, Route},
@@ -29,6 +32,9 @@ use crate::{
 
 /// Longest time for a client to send its body.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
+/// How much of a refused body is read, and for how long, so that its client can hear the refusal.
+const DISCARDED_BYTES: usize = 64 << 20;
+const DISCARDED_WITHIN: Duration = Duration::from_secs(5);
 /// Most times that one request is sent again because nothing of it had left.
 const MOST_REPLAYS: u32 = 3;
 
@@ -38,6 +44,7 @@ pub(super) struct Proxy {
     pub(super) live: Arc<LiveCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
+    pub(super) watchdog: Watchdog,
 }
 
 /// A request that is ready to be sent, as often as it takes.
@@ -69,7 +76,8 @@ impl Proxy {
             Ok((response, lease, limits, span)) => {
                 let (parts, body) = response.into_parts();
                 record.passing_on(parts.status.as_u16());
-                let body = UpstreamBody::new(body, lease, record, limits, span);
+                let loan = self.watchdog.lend(lease, limits.idle, limits.deadline);
+                let body = UpstreamBody::new(body, loan, record, limits, span);
                 Ok(Response::from_parts(
                     parts,
                     ResponseBody::Stream(Box::new(body)),
@@ -111,17 +119,19 @@ impl Proxy {
         self.send(&mut outgoing, &live, record.began()).await
     }
 
-    async fn read_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, GatewayError> {
+    async fn read_body(&self, parts: &Parts, mut body: Incoming) -> Result<Bytes, GatewayError> {
         let limit = self.max_body_bytes;
         let announced = parts.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > limit) {
+            discard(parts, body).await;
             return Err(GatewayError::BodyTooLarge { limit });
         }
-        let collected = timeout(BODY_WITHIN, Limited::new(body, limit).collect()).await;
+        let collected = timeout(BODY_WITHIN, Limited::new(&mut body, limit).collect()).await;
         match collected.map_err(|_| GatewayError::BodyTimeout(BODY_WITHIN))? {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
+                discard(parts, body).await;
                 Err(GatewayError::BodyTooLarge { limit })
             }
             Err(error) => Err(GatewayError::BodyBroken(error.to_string())),
@@ -163,6 +173,7 @@ impl Proxy {
                 }
                 Err(Failed::NothingSent(_)) if replays < MOST_REPLAYS => {
                     replays += 1;
+                    outgoing.waited += sending.elapsed();
                     let cause = if kind == Kind::Reused {
                         "stale"
                     } else {
@@ -205,29 +216,36 @@ impl Proxy {
         let answer = timeout_at(deadline, lease.send(request)).await;
         let (name, endpoint) = (model.id.to_string(), lease.endpoint().to_string());
         match answer {
-            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                lease.discard(CloseReason::Error);
-                Err(Failed::Told(GatewayError::UpstreamProtocol {
-                    model: name,
-                    endpoint,
-                }))
-            }
-            Ok(Ok(response)) => {
-                self.metrics
-                    .first_byte(&model.id, began.elapsed().as_secs_f64());
-                Ok((response, lease))
-            }
+            Ok(Ok(response)) => match broken_rule(&response) {
+                Some(rule) => {
+                    lease.discard(CloseReason::Error);
+                    Err(Failed::Told(GatewayError::UpstreamProtocol {
+                        model: name,
+                        endpoint,
+                        rule,
+                    }))
+                }
+                None => {
+                    self.metrics
+                        .first_byte(&model.id, began.elapsed().as_secs_f64());
+                    Ok((response, lease))
+                }
+            },
             Ok(Err(failed)) => {
                 let unsent = failed.progress == Progress::NothingSent;
                 if unsent && lease.kind() == Kind::Reused {
                     outgoing.route.pool.count_stale_at_send();
                 }
-                lease.discard(CloseReason::Error);
+                lease.discard(match unsent {
+                    true => CloseReason::Upstream,
+                    false => CloseReason::Error,
+                });
                 let error = failed.error;
                 let error = GatewayError::UpstreamReset {
                     model: name,
                     endpoint,
                     error,
+                    sent: !unsent,
                 };
                 Err(if unsent {
                     Failed::NothingSent(error)
@@ -237,6 +255,10 @@ impl Proxy {
             }
             Err(_) => {
                 lease.discard(CloseReason::Error);
+                let within = match began.elapsed() < within {
+                    true => model.timeouts.total,
+                    false => within,
+                };
                 Err(Failed::Told(GatewayError::UpstreamTimeout {
                     model: name,
                     endpoint,
@@ -269,12 +291,38 @@ impl Outgoing<'_> {
     }
 }
 
+/// Reads on for a while what nobody wants. Closed with bytes unread, a connection is reset, and the client
+/// never sees why it was refused.
+pub(super) async fn discard(parts: &Parts, body: Incoming) {
+    let over_http1 = parts.version <= Version::HTTP_11;
+    // One who asks first has sent nothing yet.
+    if !over_http1 || parts.headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let mut body = Limited::new(body, DISCARDED_BYTES);
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Longer than that is the client's own fault.
+    drop(timeout(DISCARDED_WITHIN, all).await);
+}
+
 fn find_route<'a>(live: &'a Live, name: &str) -> Result<&'a Arc<Route>, GatewayError> {
     if live.position.is_none() {
         return Err(GatewayError::NotConfigured);
     }
     live.route(name)
-        .ok_or_else(|| GatewayError::UnknownModel(name.chars().take(128).collect()))
+        .ok_or_else(|| GatewayError::unknown_model(name))
+}
+
+/// What makes an answer one that must not be passed on.
+fn broken_rule(response: &Response<Incoming>) -> Option<&'static str> {
+    let headers = response.headers();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Some("a protocol switch that nobody asked for");
+    }
+    // Two who read it differently see two different answers (RFC 9112 §6.3).
+    let two = headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.contains_key(header::CONTENT_LENGTH);
+    two.then_some("both a content-length and a transfer-encoding")
 }
 
 fn finish_head(
@@ -283,6 +331,8 @@ fn finish_head(
     live: &Live,
     lease: &Lease,
 ) {
+    // Ours, whatever the upstream speaks.
+    *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     headers::strip_for_client(headers);
     if !outgoing.explain {
@@ -316,7 +366,8 @@ fn stream_limits(outgoing: &Outgoing<'_>, response: &Response<Incoming>) -> Stre
         idle: timeouts.idle,
         deadline: outgoing.deadline,
         total: timeouts.total,
-        events: content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")),
+        events: content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
+            && !response.headers().contains_key(header::CONTENT_LENGTH),
     }
 }
 

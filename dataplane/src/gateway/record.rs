@@ -10,7 +10,7 @@ use super::body::StreamFailed;
 use crate::metrics::{Metrics, Source};
 
 /// The status in metrics and logs of a request whose client went away; never sent.
-const CLIENT_CLOSED: u16 = 499;
+pub(super) const CLIENT_CLOSED: u16 = 499;
 
 /// What is known of a request so far. Dropping it makes the entry.
 #[derive(Debug)]
@@ -65,9 +65,9 @@ impl RequestRecord {
         self.outcome = Some((self.passing_on, Source::Upstream));
     }
 
-    /// The upstream failed in the middle of its body.
-    pub(super) fn upstream_failed(&mut self, failed: &StreamFailed) {
-        self.outcome = Some((failed.status(), Source::Upstream));
+    /// The answer was cut in the middle of its body.
+    pub(super) fn failed(&mut self, failed: &StreamFailed) {
+        self.outcome = Some((failed.status(), failed.source()));
         let model = self.model.as_ref().map(ModelId::as_str);
         tracing::warn!(model, request_id = self.request_id, error = %failed, "answer cut short");
     }

@@ -7,7 +7,7 @@ use forebay_proto::{Endpoint, EndpointId};
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 
 use super::io::{SocketWatch, WatchedSocket};
 
@@ -25,6 +25,8 @@ pub(super) struct Conn {
     pub(super) endpoint: EndpointId,
     /// `host:port`, as it was dialled.
     pub(super) authority: Arc<str>,
+    /// Ends the driver, and with it the socket; set once the driver runs.
+    pub(super) driver: Option<AbortHandle>,
 }
 
 /// Why there is no connection.
@@ -59,6 +61,7 @@ pub(super) async fn connect(
                 watch,
                 endpoint,
                 authority,
+                driver: None,
             },
             driver,
         ))
@@ -69,6 +72,14 @@ pub(super) async fn connect(
 }
 
 impl Conn {
+    /// Closes the socket now. Dropping hyper's handle would leave it open for as long as a body is held
+    /// or a write is stuck.
+    pub(super) fn close(self) {
+        if let Some(driver) = self.driver {
+            driver.abort();
+        }
+    }
+
     /// True if a request could be sent now, as far as can be seen. A driver that has not run yet
     /// is no reason to give up a new connection, so this does not ask whether hyper is ready.
     pub(super) fn is_live(&self) -> bool {

@@ -14,6 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use crate::shared_socket::SharedSocket;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -61,7 +62,7 @@ impl SocketWatch {
 /// The socket as hyper sees it.
 #[derive(Debug)]
 pub(super) struct WatchedSocket {
-    socket: Arc<TcpStream>,
+    socket: SharedSocket,
     counts: Arc<Counts>,
 }
 
@@ -75,13 +76,14 @@ impl WatchedSocket {
             socket: Arc::downgrade(&socket),
             counts: counts.clone(),
         };
+        let socket = SharedSocket(socket);
         (Self { socket, counts }, watch)
     }
 
     /// The last look before the first byte. On a hit nothing was written, so the request can be
     /// sent again elsewhere.
     fn check_armed(&self) -> io::Result<()> {
-        if self.counts.armed.swap(false, Ordering::AcqRel) && has_events(&self.socket) {
+        if self.counts.armed.swap(false, Ordering::AcqRel) && has_events(&self.socket.0) {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
                 "closed by the peer while idle",
@@ -116,22 +118,15 @@ fn has_events(socket: &TcpStream) -> bool {
 
 impl AsyncRead for WatchedSocket {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.socket.poll_read_ready(cx))?;
-            match self.socket.try_read(buf.initialize_unfilled()) {
-                Ok(n) => {
-                    buf.advance(n);
-                    self.counts.read.fetch_add(n as u64, Ordering::AcqRel);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        let read = buf.filled().len().saturating_sub(before);
+        self.counts.read.fetch_add(read as u64, Ordering::AcqRel);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -145,30 +140,24 @@ impl AsyncWrite for WatchedSocket {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_armed()?;
-        loop {
-            ready!(self.socket.poll_write_ready(cx))?;
-            match self.socket.try_write_vectored(bufs) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(self.count_written(result)),
-            }
-        }
+        let result = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs));
+        Poll::Ready(self.count_written(result))
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.socket.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // vLLM takes a half-close for a disconnect; the whole socket is closed when this is dropped.
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

@@ -187,7 +187,7 @@ impl Lease {
 async fn settle(pool: Arc<Pool>, mut held: Held<Conn>, since: Instant) {
     let outcome = match timeout(SETTLE, held.conn.sender.ready()).await {
         Ok(Ok(())) => Outcome::Reusable,
-        Ok(Err(_)) | Err(_) => Outcome::Broken(CloseReason::Upstream),
+        Ok(Err(_)) | Err(_) => Outcome::Finished,
     };
     pool.release(held, outcome, since);
 }

@@ -193,6 +193,18 @@ impl Pool {
         self.carry_out(effects);
     }
 
+    /// The model is registered again before its last request was done: what is open is its again.
+    pub(crate) fn revive(self: &Arc<Self>, model: &ResolvedModel) {
+        self.inner.lock().core.revive();
+        self.reshape(model);
+    }
+
+    /// The model that it is for.
+    #[must_use]
+    pub fn model(&self) -> &ModelId {
+        &self.model
+    }
+
     /// Closes what is idle and keeps nothing any more: the worker stops.
     pub fn shutdown(self: &Arc<Self>) {
         let effects = self.inner.lock().core.shutdown();
@@ -235,6 +247,12 @@ impl Pool {
         let effects = {
             let mut inner = self.inner.lock();
             inner.note_use(since.elapsed());
+            // Its end may have been told while it was on loan; under this lock it is told no more.
+            let outcome = match (outcome, held.conn.sender.is_closed()) {
+                (Outcome::Reusable, true) => Outcome::Finished,
+                (Outcome::Unused, true) => Outcome::Broken(CloseReason::Upstream),
+                (outcome, _) => outcome,
+            };
             inner.core.release(now, held, outcome)
         };
         self.carry_out(effects);
@@ -251,7 +269,7 @@ impl Pool {
                     Effect::Connect { ticket, origin } => {
                         effects.extend(self.start_connect(ticket, origin));
                     }
-                    Effect::Close { conn } => drop(conn),
+                    Effect::Close { conn } => conn.close(),
                 }
             }
         }
@@ -300,17 +318,25 @@ impl Pool {
         }
     }
 
-    fn connected(self: &Arc<Self>, ticket: Ticket, conn: Conn, driver: Driver) {
+    fn connected(self: &Arc<Self>, ticket: Ticket, mut conn: Conn, driver: Driver) {
         let now = self.now();
-        let (id, effects) = self.inner.lock().core.connected(now, ticket, conn);
+        let (name, named) = oneshot::channel();
         // The driver first: a waiter that is granted this connection needs it to run.
         let pool = self.clone();
-        self.tasks.spawn(async move {
+        let driving = self.tasks.spawn(async move {
             if let Err(error) = driver.await {
                 tracing::debug!(model = %pool.model, %error, "upstream connection ended");
             }
-            id.into_iter().for_each(|id| pool.ended(id));
+            if let Ok(id) = named.await {
+                pool.ended(id);
+            }
         });
+        conn.driver = Some(driving.abort_handle());
+        let (id, effects) = self.inner.lock().core.connected(now, ticket, conn);
+        if let Some(id) = id {
+            // A driver that has ended already needs no name.
+            let _ = name.send(id);
+        }
         self.carry_out(effects);
     }
 

@@ -168,7 +168,10 @@ impl Tokens {
             return Poll::Ready(Some(Ok(data(&error))));
         }
         self.in_flight.counts.token();
-        self.timer.as_mut().reset(Instant::now() + self.interval);
+        // A timer of zero would still take a millisecond.
+        if !self.interval.is_zero() {
+            self.timer.as_mut().reset(Instant::now() + self.interval);
+        }
         self.step = Step::Token(n + 1);
         Poll::Ready(Some(Ok(data(&self.answer.event(n)))))
     }

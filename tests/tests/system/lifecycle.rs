@@ -282,3 +282,52 @@ async fn a_new_worker_gets_what_was_registered_before_it() {
     })
     .await;
 }
+
+/// Deleted and registered again while its streams run, a model is still bounded once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_comes_back_at_once_has_its_old_pool() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = mock(&["m", "n"]).await;
+    let small = wire::Model {
+        pool: Some(wire::Pool {
+            max_concurrent: Some(2),
+            ..wire::Pool::default()
+        }),
+        ..model_at("m", &upstream.url())
+    };
+    cluster.create_and_wait(small.clone()).await;
+    cluster
+        .create_and_wait(model_at("n", &upstream.url()))
+        .await;
+    let client = worker.client();
+    let mut streams = JoinSet::new();
+    for _ in 0..2 {
+        let client = client.clone();
+        streams.spawn(async move { client.finish("m", Chat::Stream, 100).await });
+    }
+    eventually("the streams run", async || {
+        (upstream.stats().in_flight == 2).then_some(())
+    })
+    .await;
+    for _ in 0..5 {
+        let delete = wire::DeleteModelRequest {
+            id: "m".to_owned(),
+            ..Default::default()
+        };
+        let deleted = cluster.registry().delete_model(delete).await.unwrap();
+        cluster.rolled_out(deleted.into_inner().revision).await;
+        cluster.create_and_wait(small.clone()).await;
+    }
+    for _ in 0..4 {
+        let client = client.clone();
+        streams.spawn(async move { client.finish("m", Chat::Whole, 2).await });
+    }
+    for ended in streams.join_all().await {
+        assert_eq!(ended, Ended::Well);
+    }
+    let stats = upstream.stats();
+    assert_eq!(
+        (stats.peak_in_flight, stats.peak_open, stats.opened),
+        (2, 2, 2)
+    );
+}

@@ -9,6 +9,8 @@
 
 mod bad_input;
 mod cancel;
+mod hard_clients;
+mod hard_upstreams;
 mod lifecycle;
 mod registry;
 mod sessions;

@@ -9,7 +9,8 @@
 //!      └─connect_failed     └─ close          └─ close (not reusable, over size, retired, too old)
 //! ```
 //!
-//! Invariants, asserted after every transition in test builds:
+//! Invariants; 1, 4, 5 and 6 are asserted whenever the pool comes to rest in test builds, 2 and 3 have
+//! tests of their own:
 //! 1. open (idle + active + connecting) never grows beyond the size. After a shrink, what is in
 //!    use stays in use, and nothing is opened until it fits again.
 //! 2. Keepalive is the size: a returned connection that fits is kept, whatever the count of idle ones.
@@ -71,6 +72,8 @@ pub(super) enum Outcome {
     Reusable,
     /// It was handed out but nothing was asked of it.
     Unused,
+    /// It carried an answer to its end, and the upstream closes it.
+    Finished,
     /// It cannot be used again.
     Broken(CloseReason),
 }
@@ -216,7 +219,7 @@ impl<C, W> Core<C, W> {
             self.counters.count_closed(CloseReason::Removed);
             return (None, self.pump_with(now, Effect::Close { conn }));
         };
-        origin.trouble = None;
+        origin.connected(now);
         if !fits {
             self.counters.count_closed(CloseReason::Shrink);
             return (None, self.pump_with(now, Effect::Close { conn }));
@@ -268,8 +271,16 @@ impl<C, W> Core<C, W> {
             return self.pump_with(now, Effect::Close { conn: held.conn });
         };
         origin.active = origin.active.saturating_sub(1);
+        match outcome {
+            Outcome::Reusable | Outcome::Finished => origin.trouble = None,
+            Outcome::Broken(CloseReason::Upstream) if held.uses <= 1 => {
+                origin.closed_unused(now, held.born);
+            }
+            Outcome::Unused | Outcome::Broken(_) => {}
+        }
         let close = match outcome {
             Outcome::Broken(reason) => Some(reason),
+            Outcome::Finished => Some(CloseReason::Upstream),
             _ if origin.retired || idle_pool => Some(CloseReason::Removed),
             _ if !fits => Some(CloseReason::Shrink),
             _ if too_old => Some(CloseReason::Age),
@@ -282,7 +293,7 @@ impl<C, W> Core<C, W> {
         }
         match outcome {
             Outcome::Unused => held.uses = held.uses.saturating_sub(1),
-            Outcome::Reusable | Outcome::Broken(_) => held.idle_since = now,
+            Outcome::Reusable | Outcome::Finished | Outcome::Broken(_) => held.idle_since = now,
         }
         origin.idle.push_back(held);
         self.pump(now)
@@ -294,6 +305,9 @@ impl<C, W> Core<C, W> {
             if let Some(at) = origin.idle.iter().position(|held| held.id == id)
                 && let Some(held) = origin.idle.remove(at)
             {
+                if held.uses == 0 {
+                    origin.closed_unused(now, held.born);
+                }
                 self.counters.count_closed(CloseReason::Upstream);
                 return self.pump_with(now, Effect::Close { conn: held.conn });
             }
@@ -318,6 +332,9 @@ impl<C, W> Core<C, W> {
                 None => origin.retired = true,
             }
         }
+        // What is being dialled there would serve nobody, and takes the place of what would.
+        self.connecting
+            .retain(|connect| origins.iter().any(|(id, _)| *id == connect.origin));
         for (id, weight) in origins {
             if self.origin_mut(*id).is_none() {
                 self.origins.push(Origin::new(*id, *weight));
@@ -332,6 +349,12 @@ impl<C, W> Core<C, W> {
     pub(super) fn retire(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         self.retired = true;
         self.pump(now)
+    }
+
+    /// The model is back before its pool was empty; [`Core::reshape`] comes next.
+    pub(super) fn revive(&mut self) {
+        self.retired = false;
+        self.filled = false;
     }
 
     /// Closes what is idle and keeps nothing any more: the worker stops.

@@ -9,6 +9,13 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// Longest pause between connects to an endpoint that fails.
 const BACKOFF_MOST: Duration = Duration::from_secs(2);
 
+/// A connection closed within this time of its beginning was no connection.
+const SOON: Duration = Duration::from_secs(1);
+/// After this long a connection to an endpoint that failed is taken for a real one.
+const HOLDS: Duration = Duration::from_millis(100);
+/// After this long without a failure the next one begins a new run.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 pub(super) struct Origin<C> {
     pub(super) id: OriginId,
@@ -20,12 +27,17 @@ pub(super) struct Origin<C> {
     pub(super) trouble: Option<Trouble>,
 }
 
-/// An endpoint that fails.
+/// An endpoint that fails. It is over with the first request that is answered; a connection alone says
+/// little, as anything in between may accept it and close it again.
 #[derive(Debug)]
 pub(super) struct Trouble {
+    /// When this run of failures began.
     pub(super) since: Duration,
-    pub(super) retry_at: Duration,
-    pub(super) failures: u32,
+    last: Duration,
+    retry_at: Duration,
+    failures: u32,
+    /// When a connection was made since. If it holds, others may follow.
+    connected: Option<Duration>,
     pub(super) error: Arc<str>,
 }
 
@@ -43,12 +55,32 @@ impl<C> Origin<C> {
 
     /// One that fails is tried again one connect at a time, after its pause.
     pub(super) fn may_connect(&self, now: Duration, connecting: usize) -> bool {
-        let ready = |trouble: &Trouble| trouble.retry_at <= now && connecting == 0;
+        let ready = |trouble: &Trouble| {
+            let holds = |at: Duration| now.saturating_sub(at) >= HOLDS;
+            trouble.connected.is_some_and(holds) || (trouble.retry_at <= now && connecting == 0)
+        };
         !self.retired && self.trouble.as_ref().is_none_or(ready)
     }
 
+    /// A connection was made.
+    pub(super) fn connected(&mut self, now: Duration) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.connected.get_or_insert(now);
+        }
+    }
+
+    /// A connection was closed by the upstream before it carried an answer. Soon after it was made, that
+    /// is as good as no connection.
+    pub(super) fn closed_unused(&mut self, now: Duration, born: Duration) {
+        if now.saturating_sub(born) < SOON {
+            self.failed(now, "it closes connections as soon as they are made");
+        }
+    }
+
     pub(super) fn failed(&mut self, now: Duration, error: &str) {
-        let (since, failures) = match &self.trouble {
+        // Of a failure long ago nothing is known any more.
+        let recent = |trouble: &&Trouble| now.saturating_sub(trouble.last) < FORGOTTEN;
+        let (since, failures) = match self.trouble.as_ref().filter(recent) {
             Some(trouble) => (trouble.since, trouble.failures.saturating_add(1)),
             None => (now, 1),
         };
@@ -56,8 +88,10 @@ impl<C> Origin<C> {
         let retry_at = now + pause.min(BACKOFF_MOST);
         self.trouble = Some(Trouble {
             since,
+            last: now,
             retry_at,
             failures,
+            connected: None,
             error: error.into(),
         });
     }

@@ -36,12 +36,8 @@ impl<C, W> Core<C, W> {
                 "5: idle on a retired origin"
             );
         }
-        let kept = self.counters.open();
-        assert!(
-            kept >= (self.idle() + self.active()) as u64,
-            "6: {kept} counted, {} held",
-            self.idle() + self.active()
-        );
+        let held = (self.idle() + self.active()) as u64;
+        assert_eq!(self.counters.open(), held, "6: what is counted is held");
     }
 }
 
@@ -141,8 +137,11 @@ impl Shell {
     }
 
     fn reshape(&mut self, shape: Shape, origins: &[u64]) {
-        let origins: Vec<_> = origins.iter().map(|n| (OriginId(*n), 1)).collect();
-        let effects = self.core.reshape(self.now, shape, &origins);
+        let pairs: Vec<_> = origins.iter().map(|n| (OriginId(*n), 1)).collect();
+        // The core forgets what was being dialled at a removed endpoint.
+        self.connects
+            .retain(|(_, origin)| origins.contains(&origin.0));
+        let effects = self.core.reshape(self.now, shape, &pairs);
         self.run(effects);
     }
 
@@ -431,6 +430,95 @@ fn play(shell: &mut Shell, event: Event) {
         Event::Sweep(millis) => shell.sweep(millis),
         Event::Cancel(_) | Event::Release(..) => {}
     }
+}
+
+/// Something in between accepts for an engine that is down: no storm of connects, and an answer soon.
+#[test]
+fn an_endpoint_that_accepts_and_closes_is_treated_as_one_that_refuses() {
+    let mut shell = Shell::new(shape(4), 1);
+    shell.acquire();
+    let mut connects = 0;
+    while shell.refused.is_empty() && shell.now < at(10_000) {
+        while !shell.connects.is_empty() {
+            connects += 1;
+            shell.connect();
+            let leases: Vec<_> = shell.leases.keys().copied().collect();
+            for waiter in leases {
+                shell.release(waiter, Outcome::Broken(CloseReason::Upstream));
+                let (id, effects) = shell.core.acquire(shell.now, waiter, Place::Front);
+                shell.waiters.insert(waiter, id);
+                shell.run(effects);
+            }
+        }
+        shell.sweep(50);
+    }
+    assert!(shell.now <= at(4_000), "refused after {:?}", shell.now);
+    assert!(connects < 12, "{connects} connects");
+    assert!(
+        matches!(&shell.refused[0].1, Refused::ConnectFailed(error) if error.contains("as soon as"))
+    );
+}
+
+/// Also without anybody waiting: the warm floor.
+#[test]
+fn a_warm_floor_does_not_storm_an_endpoint_that_accepts_and_closes() {
+    let warm = Shape {
+        warm: 4,
+        ..shape(4)
+    };
+    let mut shell = Shell::new(warm, 1);
+    let mut connects = 0;
+    for _ in 0..100 {
+        shell.sweep(100);
+        while let Some((ticket, _)) = shell.connects.pop() {
+            connects += 1;
+            let (id, effects) = shell.core.connected(shell.now, ticket, connects);
+            shell.run(effects);
+            let effects = shell.core.ended(shell.now, id.unwrap());
+            shell.run(effects);
+        }
+    }
+    assert!(connects < 20, "{connects} connects in ten seconds");
+}
+
+#[test]
+fn a_dial_to_a_removed_endpoint_takes_no_place() {
+    let mut shell = Shell::new(shape(2), 1);
+    shell.acquire();
+    shell.acquire();
+    let black_hole = shell.connects.clone();
+    shell.reshape(shape(2), &[7]);
+    assert_eq!(
+        shell.connects.len(),
+        2,
+        "the new endpoint is dialled at once"
+    );
+    shell.connect();
+    shell.connect();
+    assert_eq!(shell.granted.len(), 2);
+    let (id, effects) = shell.core.connected(shell.now, black_hole[0].0, 99);
+    assert!(id.is_none() && matches!(effects[..], [Effect::Close { conn: 99 }]));
+}
+
+#[test]
+fn a_pool_that_is_back_before_it_was_empty_is_bounded_once() {
+    let mut shell = Shell::new(shape(2), 1);
+    let first = shell.acquire();
+    shell.connect();
+    let effects = shell.core.retire(shell.now);
+    shell.run(effects);
+    shell.core.revive();
+    shell.reshape(shape(2), &[0]);
+    shell.acquire();
+    shell.acquire();
+    shell.connect();
+    assert_eq!(
+        shell.granted.len(),
+        2,
+        "of two slots one was in use all the time"
+    );
+    shell.release(first, Outcome::Reusable);
+    assert_eq!((shell.granted.len(), shell.closed), (3, 0));
 }
 
 proptest! {
