@@ -64,6 +64,8 @@ pub struct PoolOverrides {
     pub idle_timeout: Option<Duration>,
     /// Age limit; zero is none.
     pub max_connection_age: Option<Duration>,
+    /// Whether an unanswered request is sent once more.
+    pub replay_unanswered: Option<bool>,
 }
 
 /// What a worker uses: every parameter, filled in.
@@ -81,6 +83,8 @@ pub struct PoolParams {
     pub idle_timeout: Duration,
     /// Age limit.
     pub max_connection_age: Option<Duration>,
+    /// A request whose reused connection was closed at once, unanswered, is sent once more.
+    pub replay_unanswered: bool,
 }
 
 /// Deadlines of a request that a model asks for. `None` is inherited.
@@ -236,6 +240,10 @@ impl PoolSettings {
             warm: warm.min(size.get()),
             idle_timeout: idle,
             max_connection_age: age.filter(|age| !age.is_zero()),
+            replay_unanswered: asked
+                .replay_unanswered
+                .or(self.pool.replay_unanswered)
+                .unwrap_or(true),
         }))
     }
 }

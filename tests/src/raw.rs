@@ -25,6 +25,8 @@ pub enum After {
     Keep,
     /// It closes the connection.
     Close,
+    /// It closes the connection after this long, whatever comes meanwhile.
+    CloseAfter(Duration),
 }
 
 /// An upstream that answers every request with the same bytes.
@@ -32,6 +34,7 @@ pub enum After {
 pub struct RawUpstream {
     addr: SocketAddr,
     connections: Arc<AtomicU64>,
+    requests: Arc<AtomicU64>,
     _server: JoinSet<()>,
 }
 
@@ -42,17 +45,20 @@ impl RawUpstream {
         let addr = listener.local_addr().expect("a bound port");
         let connections = Arc::new(AtomicU64::new(0));
         let mut server = JoinSet::new();
+        let requests = Arc::new(AtomicU64::new(0));
         let (answer, count) = (answer.to_owned(), connections.clone());
+        let asked = requests.clone();
         server.spawn(async move {
             let mut all = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                all.spawn(serve(socket, answer.clone(), after));
+                all.spawn(serve(socket, answer.clone(), after, asked.clone()));
             }
         });
         Self {
             addr,
             connections,
+            requests,
             _server: server,
         }
     }
@@ -63,6 +69,12 @@ impl RawUpstream {
         format!("http://{}", self.addr)
     }
 
+    /// Requests read so far.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     /// Connections accepted so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
@@ -70,14 +82,18 @@ impl RawUpstream {
     }
 }
 
-async fn serve(mut socket: TcpStream, answer: String, after: After) {
-    loop {
-        if !read_request(&mut socket).await || socket.write_all(answer.as_bytes()).await.is_err() {
+async fn serve(mut socket: TcpStream, answer: String, after: After, requests: Arc<AtomicU64>) {
+    let limit = match after {
+        After::Keep | After::Close => SOON,
+        After::CloseAfter(limit) => limit,
+    };
+    let mut within = SOON;
+    while let Ok(true) = timeout(within, read_request(&mut socket)).await {
+        requests.fetch_add(1, Ordering::Relaxed);
+        if socket.write_all(answer.as_bytes()).await.is_err() || after == After::Close {
             return;
         }
-        if after == After::Close {
-            return;
-        }
+        within = limit;
     }
 }
 

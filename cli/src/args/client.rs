@@ -87,6 +87,9 @@ pub(crate) struct PoolArgs {
     /// Oldest age of a connection; 0s is no limit.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) max_connection_age: Option<Duration>,
+    /// Send a request once more when its reused connection was closed at once, unanswered.
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) replay_unanswered: Option<bool>,
     /// Longest time for a connection to be established.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) connect_timeout: Option<Duration>,

@@ -15,6 +15,7 @@ impl PoolArgs {
             warm: self.warm,
             idle_timeout: wire(self.idle_timeout),
             max_connection_age: wire(self.max_connection_age),
+            replay_unanswered: self.replay_unanswered,
             keepalive: self.keepalive,
             ..wire::Pool::default()
         };
@@ -41,6 +42,7 @@ impl PoolArgs {
             warm: self.warm,
             idle_timeout: wire(self.idle_timeout),
             max_connection_age: wire(self.max_connection_age),
+            replay_unanswered: self.replay_unanswered,
             timeouts: self.timeouts(),
             keepalive: self.keepalive,
             ..wire::PoolDefaults::default()
@@ -59,6 +61,7 @@ impl PoolArgs {
             below("warm", self.warm.is_some()),
             below("idle_timeout", self.idle_timeout.is_some()),
             below("max_connection_age", self.max_connection_age.is_some()),
+            below("replay_unanswered", self.replay_unanswered.is_some()),
             timeout("connect", self.connect_timeout.is_some()),
             timeout("first_byte", self.first_byte_timeout.is_some()),
             timeout("idle", self.stream_idle_timeout.is_some()),

@@ -46,6 +46,7 @@ fn model(route: &Route) -> Value {
             "warm": pool.warm,
             "idle_timeout_seconds": pool.idle_timeout.as_secs_f64(),
             "max_connection_age_seconds": pool.max_connection_age.map(|age| age.as_secs_f64()),
+            "replay_unanswered": pool.replay_unanswered,
         },
         "timeouts": {
             "connect_seconds": timeouts.connect.as_secs_f64(),

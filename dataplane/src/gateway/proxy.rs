@@ -35,6 +35,9 @@ const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// How much of a refused body is read, and for how long, so that its client can hear the refusal.
 const DISCARDED_BYTES: usize = 64 << 20;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(5);
+/// How soon after it was sent a request's connection must be closed for that to be a race with the
+/// upstream's idle limit.
+const AT_ONCE: Duration = Duration::from_millis(250);
 /// Most times that one request is sent again because nothing of it had left.
 const MOST_REPLAYS: u32 = 3;
 
@@ -146,8 +149,9 @@ impl Proxy {
         began: Instant,
     ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
         let mut replays = 0;
+        let mut unanswered = false;
         loop {
-            let lease = self.acquire(outgoing).await?;
+            let lease = self.acquire(outgoing, unanswered).await?;
             let overhead = began.elapsed().saturating_sub(outgoing.waited);
             self.metrics
                 .overhead(&outgoing.route.model.id, overhead.as_secs_f64());
@@ -181,17 +185,32 @@ impl Proxy {
                     };
                     self.metrics.replay(&outgoing.route.model.id, cause);
                 }
-                Err(Failed::NothingSent(error) | Failed::Told(error)) => return Err(error),
+                Err(Failed::Unanswered(_)) if !unanswered && may_replay(outgoing, sending) => {
+                    unanswered = true;
+                    outgoing.waited += sending.elapsed();
+                    self.metrics.replay(&outgoing.route.model.id, "unanswered");
+                }
+                Err(
+                    Failed::NothingSent(error) | Failed::Unanswered(error) | Failed::Told(error),
+                ) => return Err(error),
             }
         }
     }
 
-    async fn acquire(&self, outgoing: &mut Outgoing<'_>) -> Result<Lease, GatewayError> {
+    async fn acquire(
+        &self,
+        outgoing: &mut Outgoing<'_>,
+        fresh: bool,
+    ) -> Result<Lease, GatewayError> {
         let model = &outgoing.route.model;
         let began = Instant::now();
         let deadline = outgoing.deadline.min(began + model.pool.max_wait);
         let span = tracing::info_span!("queue", model = %model.id);
-        let lease = outgoing.route.pool.acquire(deadline).instrument(span).await;
+        let pool = &outgoing.route.pool;
+        let lease = match fresh {
+            true => pool.acquire_fresh(deadline).instrument(span).await,
+            false => pool.acquire(deadline).instrument(span).await,
+        };
         let queued = began.elapsed();
         outgoing.waited += queued;
         outgoing.queued += queued;
@@ -233,10 +252,11 @@ impl Proxy {
             },
             Ok(Err(failed)) => {
                 let unsent = failed.progress == Progress::NothingSent;
+                let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
                 if unsent && lease.kind() == Kind::Reused {
                     outgoing.route.pool.count_stale_at_send();
                 }
-                lease.discard(match unsent {
+                lease.discard(match unsent || closed {
                     true => CloseReason::Upstream,
                     false => CloseReason::Error,
                 });
@@ -247,10 +267,10 @@ impl Proxy {
                     error,
                     sent: !unsent,
                 };
-                Err(if unsent {
-                    Failed::NothingSent(error)
-                } else {
-                    Failed::Told(error)
+                Err(match (unsent, closed) {
+                    (true, _) => Failed::NothingSent(error),
+                    (false, true) => Failed::Unanswered(error),
+                    (false, false) => Failed::Told(error),
                 })
             }
             Err(_) => {
@@ -272,6 +292,9 @@ impl Proxy {
 enum Failed {
     /// It may be sent again.
     NothingSent(GatewayError),
+    /// The reused connection that it was sent on was closed before anything came back: most likely
+    /// the upstream had closed it already.
+    Unanswered(GatewayError),
     /// It may not: the client is told.
     Told(GatewayError),
 }
@@ -289,6 +312,11 @@ impl Outgoing<'_> {
         *request.headers_mut() = headers;
         request
     }
+}
+
+/// A close that comes later than this is no race: the upstream had the request.
+fn may_replay(outgoing: &Outgoing<'_>, sent: Instant) -> bool {
+    outgoing.route.model.pool.replay_unanswered && sent.elapsed() < AT_ONCE
 }
 
 /// Reads on for a while what nobody wants. Closed with bytes unread, a connection is reset, and the client

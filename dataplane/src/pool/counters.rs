@@ -47,7 +47,7 @@ pub enum CloseReason {
     Shrink,
     /// Its endpoint or model was removed.
     Removed,
-    /// Another model needed its place in the worker's budget.
+    /// Its place was needed for another connection.
     Evicted,
     /// The worker stops.
     Shutdown,

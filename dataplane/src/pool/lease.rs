@@ -1,7 +1,7 @@
 //! A connection on loan to one request. Whatever happens to the request, dropping the lease gives
 //! the slot back exactly once.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::EndpointId;
@@ -47,6 +47,31 @@ pub struct SendFailed {
     pub progress: Progress,
     /// What went wrong.
     pub error: SendError,
+}
+
+impl SendFailed {
+    /// The connection was closed or reset while the request was on its way, and nothing came back.
+    #[must_use]
+    pub fn is_unanswered_close(&self) -> bool {
+        let SendError::Connection(error) = &self.error else {
+            return false;
+        };
+        let closed = |error: &io::Error| {
+            use io::ErrorKind as Kind;
+            matches!(
+                error.kind(),
+                Kind::ConnectionReset
+                    | Kind::ConnectionAborted
+                    | Kind::BrokenPipe
+                    | Kind::NotConnected
+                    | Kind::UnexpectedEof
+            )
+        };
+        let source = std::error::Error::source(error);
+        let io = source.and_then(|source| source.downcast_ref::<io::Error>());
+        self.progress == Progress::Sent
+            && (error.is_incomplete_message() || error.is_canceled() || io.is_some_and(closed))
+    }
 }
 
 /// What went wrong with a send.

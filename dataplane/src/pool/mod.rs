@@ -134,8 +134,20 @@ impl Pool {
     /// A connection for one request, in turn. Safe to drop at any await: the place in line is given
     /// up, or the connection returned.
     pub async fn acquire(self: &Arc<Self>, deadline: Instant) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Back, deadline).await
+    }
+
+    /// A connection that carried no request yet, for one whose connection was closed under it.
+    pub async fn acquire_fresh(self: &Arc<Self>, deadline: Instant) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::FrontForFresh, deadline).await
+    }
+
+    async fn acquire_at(
+        self: &Arc<Self>,
+        mut place: Place,
+        deadline: Instant,
+    ) -> Result<Lease, AcquireError> {
         let began = Instant::now();
-        let mut place = Place::Back;
         loop {
             let lease = self.wait_in_line(began, deadline, place).await?;
             if lease.is_live() {
@@ -144,7 +156,9 @@ impl Pool {
             // Closed by the upstream an instant ago: not this request's fault, nor its wait anew.
             self.inner.lock().core.counters.stale_at_checkout += 1;
             lease.discard(CloseReason::Upstream);
-            place = Place::Front;
+            if place == Place::Back {
+                place = Place::Front;
+            }
         }
     }
 

@@ -89,6 +89,8 @@ fn read_pool(wire: Option<wire::Pool>) -> Result<PoolParams, Violations> {
         warm: present(&mut violations, "warm", asked.warm)?,
         idle_timeout: present(&mut violations, "idle_timeout", asked.idle_timeout)?,
         max_connection_age: asked.max_connection_age.filter(|age| !age.is_zero()),
+        // Not in what an older build wrote.
+        replay_unanswered: asked.replay_unanswered.unwrap_or(true),
     };
     if params.warm > params.size.get() {
         violations.add(

@@ -141,6 +141,7 @@ impl TryFrom<wire::Pool> for PoolOverrides {
                 wire.max_connection_age,
                 &limits::CONNECTION_AGE,
             ),
+            replay_unanswered: wire.replay_unanswered,
         };
         violations.finish(Some(pool))
     }
@@ -158,6 +159,7 @@ impl From<&PoolOverrides> for wire::Pool {
             warm: pool.warm,
             idle_timeout: pool.idle_timeout.map(duration_to_wire),
             max_connection_age: pool.max_connection_age.map(duration_to_wire),
+            replay_unanswered: pool.replay_unanswered,
             ..Self::default()
         }
     }
@@ -178,6 +180,7 @@ impl From<&PoolParams> for wire::Pool {
             max_connection_age: Some(duration_to_wire(
                 pool.max_connection_age.unwrap_or_default(),
             )),
+            replay_unanswered: Some(pool.replay_unanswered),
             keepalive: Some(pool.size.get()),
             coverage: Some(1.0),
         }

@@ -42,6 +42,7 @@ impl TryFrom<wire::PoolDefaults> for PoolSettings {
                 wire.max_connection_age,
                 &limits::CONNECTION_AGE,
             ),
+            replay_unanswered: wire.replay_unanswered,
         };
         let timeouts = v.part("timeouts", wire.timeouts.unwrap_or_default().try_into());
         let settings = size
@@ -76,6 +77,7 @@ impl From<&PoolSettings> for wire::PoolDefaults {
             warm: settings.pool.warm,
             idle_timeout: settings.pool.idle_timeout.map(duration_to_wire),
             max_connection_age: settings.pool.max_connection_age.map(duration_to_wire),
+            replay_unanswered: settings.pool.replay_unanswered,
             timeouts: Some(timeouts).filter(|timeouts| *timeouts != wire::Timeouts::default()),
             keepalive: Some(budget),
             budget,

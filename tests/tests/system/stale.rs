@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use forebay_mock::{MockConfig, MockServer};
+use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Cluster, Ended, model_at};
+use forebay_tests::{After, Chat, Cluster, Ended, RawUpstream, model_at};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -80,4 +80,71 @@ async fn with_defaults_the_pool_lets_go_before_vllm_does() {
         worker.client().finish("m", Chat::Whole, 1).await,
         Ended::Well
     );
+}
+
+/// An upstream that closes 2 ms after each answer, and requests that never stop: whatever crosses the
+/// close on its way is sent once more on a fresh connection, and runs once.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_cross_the_close_are_served_and_run_once() {
+    const EACH: u64 = 100;
+    let (cluster, worker) = Cluster::with_worker().await;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{\"choices\":[]}";
+    let close = After::CloseAfter(Duration::from_millis(2));
+    let upstream = RawUpstream::start(answer, close).await;
+    cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    let mut crowd = JoinSet::new();
+    for n in 0..10_u64 {
+        let client = worker.client();
+        crowd.spawn(async move {
+            for _ in 0..EACH {
+                assert_eq!(client.finish("m", Chat::Whole, 1).await, Ended::Well);
+                sleep(Duration::from_micros(1_500 + n * 100)).await;
+            }
+        });
+    }
+    crowd.join_all().await;
+    assert_eq!(upstream.requests(), 10 * EACH, "each ran exactly once");
+    let page = worker.metrics().await;
+    let replays = page.sum("forebay_replays_total", &[]);
+    println!("{} requests, {replays} replayed", 10 * EACH);
+}
+
+/// What may have run is not run again by one who said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unanswered_request_is_sent_again_once_or_not_at_all() {
+    for replay in [true, false] {
+        let (cluster, worker) = Cluster::with_worker().await;
+        let upstream = MockServer::start(MockConfig::serving("m")).await.unwrap();
+        let model = wire::Model {
+            pool: Some(wire::Pool {
+                replay_unanswered: Some(replay),
+                ..wire::Pool::default()
+            }),
+            ..model_at("m", &upstream.url())
+        };
+        cluster.create_and_wait(model).await;
+        let client = worker.client();
+        assert_eq!(client.finish("m", Chat::Whole, 1).await, Ended::Well);
+        upstream.set_faults(Faults {
+            reset_before_response: 1,
+            ..Faults::default()
+        });
+        let ended = client.finish("m", Chat::Whole, 1).await;
+        match replay {
+            true => assert_eq!(ended, Ended::Well),
+            false => assert!(matches!(ended, Ended::Status(502, _)), "{ended:?}"),
+        }
+        assert_eq!(upstream.stats().requests, 2 + u64::from(replay));
+        // One that fails again is told, and not sent a third time.
+        upstream.set_faults(Faults {
+            reset_before_response: 2,
+            ..Faults::default()
+        });
+        let before = upstream.stats().requests;
+        let ended = client.finish("m", Chat::Whole, 1).await;
+        assert!(matches!(ended, Ended::Status(502, _)), "{ended:?}");
+        assert_eq!(upstream.stats().requests - before, 1 + u64::from(replay));
+    }
 }

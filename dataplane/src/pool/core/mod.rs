@@ -15,7 +15,7 @@
 //!    use stays in use, and nothing is opened until it fits again.
 //! 2. Keepalive is the size: a returned connection that fits is kept, whatever the count of idle ones.
 //! 3. Waiters are served first come, first served; an arrival never overtakes one.
-//! 4. Nobody waits while there is an idle connection and room to use it; if there is room, as
+//! 4. Nobody waits while there is an idle connection that he may use and room to use it; if there is room, as
 //!    many connects are under way as are waited for, unless every endpoint is backing off.
 //! 5. No idle connection belongs to a retired endpoint.
 //! 6. opened - closed = idle + active.
@@ -100,6 +100,8 @@ pub(super) enum Place {
     Back,
     /// For one whose connection turned out to be dead: it had waited its turn.
     Front,
+    /// The same, for one that must have a connection that carried no request yet.
+    FrontForFresh,
 }
 
 /// Counts at one instant.
@@ -116,6 +118,7 @@ pub(super) struct Census {
 struct Waiter<W> {
     id: WaiterId,
     arrived: Duration,
+    fresh: bool,
     waiter: W,
 }
 
@@ -171,11 +174,12 @@ impl<C, W> Core<C, W> {
         let waiter = Waiter {
             id,
             arrived: now,
+            fresh: place == Place::FrontForFresh,
             waiter,
         };
         match place {
             Place::Back => self.waiters.push_back(waiter),
-            Place::Front => self.waiters.push_front(waiter),
+            Place::Front | Place::FrontForFresh => self.waiters.push_front(waiter),
         }
         let mut effects = self.pump(now);
         // Those for whom there is room wait for a connect, not in line.

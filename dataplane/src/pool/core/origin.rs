@@ -62,6 +62,16 @@ impl<C> Origin<C> {
         !self.retired && self.trouble.as_ref().is_none_or(ready)
     }
 
+    /// Where the newest idle connection is.
+    pub(super) fn newest(&self) -> Option<usize> {
+        self.idle.len().checked_sub(1)
+    }
+
+    /// Where the newest idle connection is that carried no request yet.
+    pub(super) fn unused(&self) -> Option<usize> {
+        self.idle.iter().rposition(|held| held.uses == 0)
+    }
+
     /// A connection was made.
     pub(super) fn connected(&mut self, now: Duration) {
         if let Some(trouble) = &mut self.trouble {

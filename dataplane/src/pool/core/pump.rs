@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Connecting, Core, Effect, Refused, Ticket,
+    Connecting, Core, Effect, Held, Refused, Ticket,
     origin::{Origin, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -53,22 +53,13 @@ impl<C, W> Core<C, W> {
     }
 
     fn grant(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        while !self.waiters.is_empty() && self.active() < self.shape.size {
-            // The endpoint with the least in use for its weight; its newest idle connection.
-            let best = self
-                .origins
-                .iter_mut()
-                .filter(|origin| !origin.idle.is_empty())
-                .min_by(|a, b| lighter(a.active, a.weight, b.active, b.weight));
-            let Some(origin) = best else { return };
-            let Some(mut held) = origin.idle.pop_back() else {
+        while self.active() < self.shape.size {
+            let Some((at, mut held)) = self.next_grant() else {
                 return;
             };
-            let Some(waiter) = self.waiters.pop_front() else {
-                origin.idle.push_back(held);
+            let Some(waiter) = self.waiters.remove(at) else {
                 return;
             };
-            origin.active += 1;
             match held.uses {
                 0 => self.counters.new += 1,
                 _ => self.counters.reused += 1,
@@ -81,26 +72,74 @@ impl<C, W> Core<C, W> {
         }
     }
 
+    /// The first who waits and can be served, and his connection: the newest idle one, of the endpoint
+    /// with the least in use for its weight.
+    fn next_grant(&mut self) -> Option<(usize, Held<C>)> {
+        let (any, unused) = (
+            self.best_idle(Origin::newest),
+            self.best_idle(Origin::unused),
+        );
+        let at = self
+            .waiters
+            .iter()
+            .position(|waiter| if waiter.fresh { unused } else { any }.is_some())?;
+        let fresh = self.waiters.get(at)?.fresh;
+        let (origin, place) = if fresh { unused } else { any }?;
+        let origin = self.origins.get_mut(origin)?;
+        let held = origin.idle.remove(place)?;
+        origin.active += 1;
+        Some((at, held))
+    }
+
+    /// The endpoint that is to serve next among those that have such an idle connection, and where it is.
+    fn best_idle(&self, find: fn(&Origin<C>) -> Option<usize>) -> Option<(usize, usize)> {
+        let candidates = self.origins.iter().enumerate();
+        let candidates = candidates.filter_map(|(n, origin)| Some((n, origin, find(origin)?)));
+        let best = candidates
+            .min_by(|(_, a, _), (_, b, _)| lighter(a.active, a.weight, b.active, b.weight));
+        best.map(|(n, _, place)| (n, place))
+    }
+
     fn shrink(&mut self, effects: &mut Vec<Effect<C, W>>) {
         while self.open() > self.shape.size {
-            let coldest = self
-                .origins
-                .iter_mut()
-                .filter(|origin| !origin.idle.is_empty())
-                .min_by_key(|origin| origin.idle.front().map(|held| held.idle_since));
-            let Some(held) = coldest.and_then(|origin| origin.idle.pop_front()) else {
+            if !self.close_coldest(CloseReason::Shrink, effects) {
                 return;
-            };
-            self.counters.count_closed(CloseReason::Shrink);
-            effects.push(Effect::Close { conn: held.conn });
+            }
         }
     }
 
+    fn close_coldest(&mut self, reason: CloseReason, effects: &mut Vec<Effect<C, W>>) -> bool {
+        let coldest = self
+            .origins
+            .iter_mut()
+            .filter(|origin| !origin.idle.is_empty())
+            .min_by_key(|origin| origin.idle.front().map(|held| held.idle_since));
+        let Some(held) = coldest.and_then(|origin| origin.idle.pop_front()) else {
+            return false;
+        };
+        self.counters.count_closed(reason);
+        effects.push(Effect::Close { conn: held.conn });
+        true
+    }
+
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
+        self.make_room_for_fresh(effects);
         while self.connecting.len() < self.waiters.len() && self.open() < self.shape.size {
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;
             }
+        }
+    }
+
+    /// One who needs a fresh connection must not wait for the idle ones to go.
+    fn make_room_for_fresh(&mut self, effects: &mut Vec<Effect<C, W>>) {
+        let wanted = self.waiters.iter().filter(|waiter| waiter.fresh).count();
+        let missing = wanted.saturating_sub(self.connecting.len());
+        for _ in 0..missing {
+            if self.open() < self.shape.size {
+                return;
+            }
+            self.close_coldest(CloseReason::Evicted, effects);
         }
     }
 

@@ -22,7 +22,15 @@ impl<C, W> Core<C, W> {
             .iter()
             .all(|origin| !origin.may_connect(now, self.connecting_to(origin.id)));
         if !self.waiters.is_empty() && room {
-            assert_eq!(self.idle(), 0, "4: a waiter beside an idle connection");
+            let unused = self.origins.iter().any(|origin| origin.unused().is_some());
+            let served = |waiter: &Waiter<W>| match waiter.fresh {
+                true => unused,
+                false => self.idle() > 0,
+            };
+            assert!(
+                !self.waiters.iter().any(served),
+                "4: a waiter beside an idle connection for him"
+            );
             assert!(
                 self.connecting.len() >= self.waiters.len().min(size.saturating_sub(self.active()))
                     || open >= size
@@ -103,9 +111,13 @@ impl Shell {
     }
 
     fn acquire(&mut self) -> u64 {
+        self.acquire_at(Place::Back)
+    }
+
+    fn acquire_at(&mut self, place: Place) -> u64 {
         self.next += 1;
         let waiter = self.next;
-        let (id, effects) = self.core.acquire(self.now, waiter, Place::Back);
+        let (id, effects) = self.core.acquire(self.now, waiter, place);
         self.waiters.insert(waiter, id);
         self.run(effects);
         waiter
@@ -358,6 +370,7 @@ fn old_connections_retire_at_their_return() {
 #[derive(Debug, Clone)]
 enum Event {
     Acquire,
+    AcquireFresh,
     Cancel(prop::sample::Index),
     Connect,
     Refuse,
@@ -374,6 +387,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => Just(Event::Acquire),
+        1 => Just(Event::AcquireFresh),
         1 => any::<prop::sample::Index>().prop_map(Event::Cancel),
         4 => Just(Event::Connect),
         1 => Just(Event::Refuse),
@@ -395,6 +409,9 @@ fn play(shell: &mut Shell, event: Event) {
     match event {
         Event::Acquire => {
             shell.acquire();
+        }
+        Event::AcquireFresh => {
+            shell.acquire_at(Place::FrontForFresh);
         }
         Event::Cancel(index) if !shell.waiters.is_empty() => {
             let waiter = *index.get(&shell.waiters.keys().copied().collect::<Vec<_>>());
@@ -479,6 +496,28 @@ fn a_warm_floor_does_not_storm_an_endpoint_that_accepts_and_closes() {
         }
     }
     assert!(connects < 20, "{connects} connects in ten seconds");
+}
+
+#[test]
+fn one_who_needs_a_fresh_connection_gets_no_other_and_holds_up_nobody() {
+    let mut shell = Shell::new(shape(2), 1);
+    let (first, second) = (shell.acquire(), shell.acquire());
+    shell.connect();
+    shell.connect();
+    shell.release(first, Outcome::Reusable);
+    shell.release(second, Outcome::Reusable);
+    // Two that were used lie idle and the pool is full: the coldest gives way.
+    let fresh = shell.acquire_at(Place::FrontForFresh);
+    assert_eq!((shell.granted.len(), shell.closed), (2, 1));
+    let other = shell.acquire();
+    assert_eq!(
+        shell.granted.last(),
+        Some(&other),
+        "the idle one is for others"
+    );
+    shell.connect();
+    assert_eq!(shell.granted.last(), Some(&fresh));
+    assert_eq!(shell.leases[&fresh].uses, 1);
 }
 
 #[test]
