@@ -10,6 +10,7 @@ import asyncio
 import random
 import re
 import tempfile
+import threading
 import time
 
 import openai
@@ -80,12 +81,42 @@ class Run:
 
     def race(self, rounds):
         """Requests at the moment at which vLLM closes, with a pool that does not let go first."""
+        failed = []
         for _ in range(rounds):
-            self.sdk.completions.create(model=self.model, prompt="hello", max_tokens=1)
+            try:
+                self.sdk.completions.create(model=self.model, prompt="hello", max_tokens=1)
+            except openai.OpenAIError as error:
+                failed.append(repr(error))
             time.sleep(random.uniform(4.990, 5.010))
-        failed = self.worker("forebay_requests_total", code="502")
         stale = self.worker("forebay_pool_stale_total")
-        return f"{rounds} requests within 10 ms of the close: {failed:.0f} failed, {stale:.0f} found stale"
+        replays = self.worker("forebay_replays_total")
+        return (
+            f"{rounds} requests within 10 ms of the close: {len(failed)} failed {failed[:1]}, "
+            f"{stale:.0f} found stale, {replays:.0f} replayed"
+        )
+
+    def gaps(self, rounds):
+        """The defaults, and idle gaps around the server's limit."""
+        self.control.call(
+            "ModelRegistry", "UpdateModel",
+            model={"id": self.model}, updateMask="pool.idleTimeout",
+        )
+        callers, failed = 10, []
+
+        def caller():
+            for _ in range(rounds // callers):
+                time.sleep(random.uniform(3, 8))
+                try:
+                    self.sdk.completions.create(model=self.model, prompt="hello", max_tokens=1)
+                except openai.OpenAIError as error:
+                    failed.append(repr(error))
+
+        threads = [threading.Thread(target=caller) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return f"{rounds} requests with idle gaps of 3 to 8 s, defaults: {len(failed)} failed {failed[:1]}"
 
     def cancel(self, rounds):
         took = []
@@ -158,6 +189,7 @@ def main():
             print(run.surface(), flush=True)
             print(run.idle(), flush=True)
             print(run.race(40), flush=True)
+            print(run.gaps(200), flush=True)
             print(run.cancel(10), flush=True)
             print(asyncio.run(run.resize(100)), flush=True)
         finally:

@@ -171,7 +171,7 @@ impl Demo {
              # resize a pool, live: no request is lost, no warm connection closed that still fits\n\
              grpcurl -plaintext -d '{{\"model\":{{\"id\":\"qwen2.5-7b\",\"pool\":{{\"maxConcurrent\":80}}}}}}' \\\n  \
              {control} forebay.v1.ModelRegistry/UpdateModel\n\n\
-             # the seed's mistake, refused with the arithmetic\n\
+             # a keepalive smaller than the pool is refused, with the arithmetic\n\
              grpcurl -plaintext -d '{{\"settings\":{{\"keepalive\":100}}}}' \\\n  \
              {control} forebay.v1.PoolSettings/UpdatePoolSettings\n\n\
              # the pools of the worker\n\
