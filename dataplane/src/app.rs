@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::{
     admin::Admin,
     apply::{Applier, open_file_limit},
+    budget::Budget,
     config_client::{ConfigClient, ConfigStatus, Identity, LastKnownGood, lkg_folder},
     gateway::Gateway,
     live::LiveCell,
@@ -115,6 +116,7 @@ struct Parts {
     admin: Admin,
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
 }
 
 impl BoundWorker {
@@ -155,10 +157,12 @@ impl BoundWorker {
             admin,
             tasks,
             metrics,
+            budget,
         } = self.parts;
         let sweeping = CancellationToken::new();
         let mut loops = JoinSet::new();
         loops.spawn(sweep(live.clone(), metrics, sweeping.clone()));
+        loops.spawn(budget.run(live.clone(), sweeping.clone()));
         loops.spawn(client.run(shutdown.child_token()));
         let (status, stopping) = (admin.status.clone(), shutdown.clone());
         loops.spawn(async move {
@@ -207,8 +211,15 @@ impl Parts {
             build: settings.build,
             gateway_address: gateway_addr.to_string(),
         };
+        let budget = Arc::new(Budget::default());
         let open_files = open_file_limit();
-        let applier = Applier::new(live.clone(), tasks.clone(), metrics.clone(), open_files);
+        let applier = Applier::new(
+            live.clone(),
+            tasks.clone(),
+            metrics.clone(),
+            budget.clone(),
+            open_files,
+        );
         let mut client = ConfigClient::new(
             settings.control,
             identity,
@@ -233,6 +244,7 @@ impl Parts {
             admin,
             tasks,
             metrics,
+            budget,
         })
     }
 }

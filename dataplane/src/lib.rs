@@ -7,6 +7,7 @@
 pub mod admin;
 mod app;
 pub mod apply;
+mod budget;
 pub mod config_client;
 pub mod gateway;
 pub mod live;

@@ -67,10 +67,12 @@ impl Live {
     /// Most connections of all pools together; their keepalive is the same number.
     #[must_use]
     pub fn total_size(&self) -> u64 {
-        self.models
-            .values()
+        let sizes = self.models.values();
+        let sizes: u64 = sizes
             .map(|route| u64::from(route.model.pool.size.get()))
-            .sum()
+            .sum();
+        let budget = self.budget.map(|budget| u64::from(budget.get()));
+        budget.map_or(sizes, |budget| budget.min(sizes))
     }
 }
 
@@ -108,6 +110,13 @@ impl LiveCell {
         let mut retired = self.retired.lock();
         let at = retired.iter().position(|pool| pool.model() == model)?;
         Some(retired.swap_remove(at))
+    }
+
+    /// All pools, those that drain included.
+    pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
+        let live = self.load();
+        let pools = live.models.values().map(|route| route.pool.clone());
+        pools.chain(self.retired()).collect()
     }
 
     /// Pools that still drain.

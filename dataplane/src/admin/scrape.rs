@@ -55,6 +55,12 @@ fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
         "Time since the last word of the control plane, or since the start.",
         admin.status.age().as_secs_f64(),
     )?;
+    let budget = live.budget.map_or(0, |budget| budget.get());
+    set(
+        "forebay_budget_connections",
+        "Most connections of the worker, all models together.",
+        f64::from(budget),
+    )?;
     let applied = admin
         .status
         .applied_at()
@@ -91,6 +97,12 @@ fn sizes(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
         "Most connections kept warm for a model: its pool size.",
         model,
     )?;
+    let cap = gauge(
+        registry,
+        "forebay_pool_cap",
+        "Most connections that the worker's budget leaves to a model now; the size unless it binds.",
+        model,
+    )?;
     let coverage = GaugeVec::new(
         Opts::new(
             "forebay_pool_coverage_ratio",
@@ -105,6 +117,7 @@ fn sizes(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
         keepalive
             .with_label_values(name)
             .set(i64::from(pool.keepalive));
+        cap.with_label_values(name).set(i64::from(pool.cap));
         coverage.with_label_values(name).set(pool.coverage);
     }
     Ok(())

@@ -7,7 +7,10 @@
 mod open_files;
 mod plan;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations, limits};
 use tokio_util::task::TaskTracker;
@@ -17,6 +20,7 @@ pub use self::{
     plan::{Action, Step, plan},
 };
 use crate::{
+    budget::Budget,
     live::{Live, LiveCell, Route},
     metrics::Metrics,
     pool::Pool,
@@ -71,22 +75,25 @@ pub struct Applier {
     live: Arc<LiveCell>,
     tasks: TaskTracker,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
     open_files: u64,
 }
 
 impl Applier {
     /// Changes `live`; connections run on `tasks`; `open_files` is what the process may open.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         live: Arc<LiveCell>,
         tasks: TaskTracker,
         metrics: Arc<Metrics>,
+        budget: Arc<Budget>,
         open_files: u64,
     ) -> Self {
         Self {
             live,
             tasks,
             metrics,
+            budget,
             open_files,
         }
     }
@@ -111,21 +118,22 @@ impl Applier {
     fn put_in_force(&self, old: &Live, position: &Position, config: &Config) {
         let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
         let steps = plan(&before, config.models());
-        let new = self.build(old, position, config);
+        let cap = self.configure_budget(old, config);
+        let new = self.build(old, position, config, cap);
         let routes = new.models.clone();
         self.live.publish(new);
         for step in &steps {
             self.settle(step, old, &routes);
         }
-        log_changes(position, &steps, &routes);
+        log_changes(position, config.budget(), &steps, &routes);
     }
 
     /// The new value, with the pools of the old one where the model stays.
-    fn build(&self, old: &Live, position: &Position, config: &Config) -> Live {
+    fn build(&self, old: &Live, position: &Position, config: &Config, cap: usize) -> Live {
         let route = |model: &ResolvedModel| {
             let pool = match old.models.get(&model.id) {
                 Some(route) => route.pool.clone(),
-                None => self.pool_of(model),
+                None => self.pool_of(model, cap),
             };
             Arc::new(Route {
                 model: model.clone(),
@@ -136,13 +144,42 @@ impl Applier {
         Live::new(position.clone(), config.budget(), routes)
     }
 
-    fn pool_of(&self, model: &ResolvedModel) -> Arc<Pool> {
+    /// Tells the budget what comes. Under one that binds, a pool that will grow must not do so before its
+    /// cap says so.
+    fn configure_budget(&self, old: &Live, config: &Config) -> usize {
+        let sizes = config.models().iter();
+        let mut sizes: HashMap<&ModelId, usize> = sizes
+            .map(|model| (&model.id, model.pool.size.get() as usize))
+            .collect();
+        let pools = self.live.all_pools();
+        let committed: usize = pools
+            .iter()
+            .map(|pool| {
+                let size = sizes.remove(pool.model()).unwrap_or(0);
+                size.max(pool.need().open())
+            })
+            .sum();
+        let new: usize = sizes.into_values().sum();
+        let limit = config.budget().get() as usize;
+        let cap = self.budget.configure(limit, committed + new);
+        if cap == 0 {
+            for route in old.models.values() {
+                route.pool.lower_cap(route.model.pool.size.get() as usize);
+            }
+        }
+        cap
+    }
+
+    fn pool_of(&self, model: &ResolvedModel, cap: usize) -> Arc<Pool> {
         match self.live.take_back(&model.id) {
             Some(pool) => {
                 pool.revive(model);
                 pool
             }
-            None => Pool::new(model, self.tasks.clone(), &self.metrics),
+            None => {
+                let (tasks, budget) = (self.tasks.clone(), self.budget.clone());
+                Pool::new(model, tasks, &self.metrics, budget, cap)
+            }
         }
     }
 
@@ -239,11 +276,17 @@ fn refusals(violations: &Violations) -> Vec<Refusal> {
 
 /// One line per changed pool, in the words that an operator of the seed's gateway looks for. The
 /// totals are those of the worker.
-fn log_changes(position: &Position, steps: &[Step], routes: &BTreeMap<ModelId, Arc<Route>>) {
-    let total: u64 = routes
+fn log_changes(
+    position: &Position,
+    budget: forebay_proto::Budget,
+    steps: &[Step],
+    routes: &BTreeMap<ModelId, Arc<Route>>,
+) {
+    let sizes: u64 = routes
         .values()
         .map(|route| u64::from(route.model.pool.size.get()))
         .sum();
+    let total = sizes.min(u64::from(budget.get()));
     for step in steps.iter().filter(|step| step.action != Action::Keep) {
         let size = routes
             .get(&step.model)

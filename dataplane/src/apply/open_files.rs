@@ -30,6 +30,8 @@ pub(super) fn check(config: &Config, limit: u64) -> Result<(), String> {
         .iter()
         .map(|model| u64::from(model.pool.size.get()))
         .sum();
+    // All together never have more open than the budget.
+    let slots = slots.min(u64::from(config.budget().get()));
     let needed = slots * 2 + RESERVE;
     if needed <= limit {
         return Ok(());

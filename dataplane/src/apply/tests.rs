@@ -41,7 +41,13 @@ impl Bench {
     fn new(open_files: u64) -> Self {
         let live = Arc::new(LiveCell::default());
         let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-        let applier = Applier::new(live.clone(), TaskTracker::new(), metrics, open_files);
+        let applier = Applier::new(
+            live.clone(),
+            TaskTracker::new(),
+            metrics,
+            Arc::default(),
+            open_files,
+        );
         let bench = Self { live, applier };
         bench.push("e", 5, &config(&["first"])).unwrap();
         bench

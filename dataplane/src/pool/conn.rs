@@ -75,6 +75,7 @@ impl Conn {
     /// Closes the socket now. Dropping hyper's handle would leave it open for as long as a body is held
     /// or a write is stuck.
     pub(super) fn close(self) {
+        self.watch.shut_down();
         if let Some(driver) = self.driver {
             driver.abort();
         }

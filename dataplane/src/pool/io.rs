@@ -15,7 +15,10 @@ use std::{
 };
 
 use crate::shared_socket::SharedSocket;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    net::Shutdown,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -41,6 +44,14 @@ impl SocketWatch {
         self.socket
             .upgrade()
             .is_none_or(|socket| has_events(&socket))
+    }
+
+    /// Tells the peer the end, now: the task that holds the socket may take a moment to be gone.
+    pub(super) fn shut_down(&self) {
+        if let Some(socket) = self.socket.upgrade() {
+            // An error says that the peer was faster.
+            let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+        }
     }
 
     /// A request begins: look at the socket again before its first byte.

@@ -35,7 +35,10 @@ pub use self::{
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     snapshot::{EndpointSnapshot, PoolSnapshot},
 };
-use crate::metrics::Metrics;
+use crate::{
+    budget::{Budget, Need},
+    metrics::Metrics,
+};
 
 /// Why no connection was to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +72,8 @@ pub struct Busy {
     active: usize,
     waiting: usize,
     max_waiting: usize,
+    /// The worker's budget, where it leaves the pool less than its size.
+    budget: Option<usize>,
     /// When a retry may find a slot.
     pub retry_after: Duration,
 }
@@ -79,7 +84,14 @@ impl std::fmt::Display for Busy {
             f,
             "model `{}` has {} of {} slots in use and {} of {} requests waiting",
             self.model, self.active, self.size, self.waiting, self.max_waiting
-        )
+        )?;
+        match self.budget {
+            Some(budget) => write!(
+                f,
+                "; the worker's budget of {budget} connections is in use, and shared among its models"
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -93,6 +105,7 @@ pub struct Pool {
     tasks: TaskTracker,
     born: Instant,
     connect_seconds: Histogram,
+    budget: Arc<Budget>,
     inner: Mutex<Inner>,
 }
 
@@ -110,9 +123,15 @@ struct Inner {
 impl Pool {
     /// A pool for this model. Connections are opened on demand, and ahead of it by the sweep.
     #[must_use]
-    pub fn new(model: &ResolvedModel, tasks: TaskTracker, metrics: &Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        model: &ResolvedModel,
+        tasks: TaskTracker,
+        metrics: &Metrics,
+        budget: Arc<Budget>,
+        cap: usize,
+    ) -> Arc<Self> {
         let mut inner = Inner {
-            core: Core::new(shape(&model.pool), []),
+            core: Core::new(shape(&model.pool), cap, []),
             params: model.pool.clone(),
             connect_timeout: model.timeouts.connect,
             origins: HashMap::new(),
@@ -125,6 +144,7 @@ impl Pool {
             tasks,
             born: Instant::now(),
             connect_seconds: metrics.connect_seconds(&model.id),
+            budget,
             inner: Mutex::new(inner),
         });
         pool.carry_out(effects);
@@ -177,6 +197,7 @@ impl Pool {
             served: false,
         };
         self.carry_out(effects);
+        self.budget.note_change();
         let answer = timeout_at(deadline, receiver).await;
         line.served = answer.is_ok();
         match answer {
@@ -232,6 +253,31 @@ impl Pool {
         self.carry_out(effects);
     }
 
+    /// What it has and wants, for the division of the budget.
+    pub(crate) fn need(&self) -> Need {
+        let now = self.now();
+        self.inner.lock().core.need(now)
+    }
+
+    /// What the budget leaves to it from now on.
+    pub(crate) fn set_cap(self: &Arc<Self>, cap: usize) {
+        let now = self.now();
+        let effects = self.inner.lock().core.set_cap(now, cap);
+        self.carry_out(effects);
+    }
+
+    /// The same, but never more than before. Returns the cap that holds.
+    pub(crate) fn lower_cap(self: &Arc<Self>, cap: usize) -> usize {
+        let now = self.now();
+        let (cap, effects) = {
+            let core = &mut self.inner.lock().core;
+            let cap = cap.min(core.cap());
+            (cap, core.set_cap(now, cap))
+        };
+        self.carry_out(effects);
+        cap
+    }
+
     /// True when a retired pool has nothing left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -252,6 +298,7 @@ impl Pool {
             &inner.params,
             inner.core.census(),
             &inner.core.counters,
+            inner.core.cap(),
         )
         .with_endpoints(inner.origins.values())
     }
@@ -270,6 +317,7 @@ impl Pool {
             inner.core.release(now, held, outcome)
         };
         self.carry_out(effects);
+        self.budget.note_change();
     }
 
     /// Does what the core decided. Outside the lock.
@@ -377,6 +425,8 @@ impl Pool {
             active: census.active + census.draining,
             waiting: census.waiting,
             max_waiting: inner.params.max_waiting as usize,
+            budget: (inner.core.cap() < inner.params.size.get() as usize)
+                .then(|| self.budget.limit()),
             retry_after: inner.retry_after(census.waiting),
         }
     }
@@ -401,6 +451,7 @@ impl Drop for InLine<'_> {
         if !self.served {
             let waiter = self.pool.inner.lock().core.cancel(self.id);
             drop(waiter);
+            self.pool.budget.note_change();
         }
     }
 }
@@ -436,7 +487,8 @@ impl Inner {
 
     /// The time in which the line ahead drains, from 1 s to 60 s.
     fn retry_after(&self, waiting: usize) -> Duration {
-        let turns = (waiting + 1) as f64 / f64::from(self.params.size.get());
+        let slots = self.core.cap().clamp(1, self.params.size.get() as usize);
+        let turns = (waiting + 1) as f64 / slots as f64;
         let seconds = (turns * self.mean_use.as_secs_f64())
             .ceil()
             .clamp(1.0, 60.0);

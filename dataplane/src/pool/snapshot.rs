@@ -18,6 +18,8 @@ pub struct PoolSnapshot {
     pub keepalive: u32,
     /// keepalive / size.
     pub coverage: f64,
+    /// Most connections that the worker's budget leaves to it now: the size, unless the budget binds.
+    pub cap: u32,
     /// The floor of connections opened ahead of need.
     pub warm: u32,
     /// Idle limit in seconds.
@@ -69,12 +71,16 @@ impl PoolSnapshot {
         params: &PoolParams,
         census: Census,
         counters: &Counters,
+        cap: usize,
     ) -> Self {
         Self {
             model: model.to_string(),
             size: params.size.get(),
             keepalive: params.size.get(),
             coverage: 1.0,
+            cap: u32::try_from(cap)
+                .unwrap_or(u32::MAX)
+                .min(params.size.get()),
             warm: params.warm,
             idle_timeout_seconds: params.idle_timeout.as_secs_f64(),
             idle: census.idle,

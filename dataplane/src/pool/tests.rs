@@ -32,7 +32,8 @@ fn model(url: &str, size: u32) -> ResolvedModel {
 
 fn pool(url: &str, size: u32) -> Arc<Pool> {
     let metrics = Metrics::new(&Registry::new()).unwrap();
-    Pool::new(&model(url, size), TaskTracker::new(), &metrics)
+    let (tasks, budget) = (TaskTracker::new(), Arc::default());
+    Pool::new(&model(url, size), tasks, &metrics, budget, usize::MAX)
 }
 
 async fn mock(config: MockConfig) -> MockServer {

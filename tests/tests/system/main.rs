@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod budget;
 mod cancel;
 mod hard_clients;
 mod hard_upstreams;

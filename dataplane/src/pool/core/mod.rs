@@ -11,8 +11,9 @@
 //!
 //! Invariants; 1, 4, 5 and 6 are asserted whenever the pool comes to rest in test builds, 2 and 3 have
 //! tests of their own:
-//! 1. open (idle + active + connecting) never grows beyond the size. After a shrink, what is in
-//!    use stays in use, and nothing is opened until it fits again.
+//! 1. open (idle + active + connecting) never grows beyond the size, nor beyond the cap that the
+//!    worker's budget leaves to the pool. After a shrink of either, what is in use stays in use, and
+//!    nothing is opened until it fits again.
 //! 2. Keepalive is the size: a returned connection that fits is kept, whatever the count of idle ones.
 //! 3. Waiters are served first come, first served; an arrival never overtakes one.
 //! 4. Nobody waits while there is an idle connection that he may use and room to use it; if there is room, as
@@ -27,6 +28,7 @@ use std::{cell::Cell, collections::VecDeque, sync::Arc, time::Duration};
 
 use self::origin::Origin;
 use super::counters::{CloseReason, Counters, OpenReason};
+use crate::budget::Need;
 
 /// An endpoint of one generation. A changed url is a new origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +134,8 @@ struct Connecting {
 #[derive(Debug)]
 pub(super) struct Core<C, W> {
     shape: Shape,
+    /// What the worker's budget leaves to this pool.
+    cap: usize,
     retired: bool,
     origins: Vec<Origin<C>>,
     connecting: Vec<Connecting>,
@@ -144,9 +148,14 @@ pub(super) struct Core<C, W> {
 
 impl<C, W> Core<C, W> {
     /// A pool with no connection yet; [`Core::sweep`] starts to warm it.
-    pub(super) fn new(shape: Shape, origins: impl IntoIterator<Item = (OriginId, u32)>) -> Self {
+    pub(super) fn new(
+        shape: Shape,
+        cap: usize,
+        origins: impl IntoIterator<Item = (OriginId, u32)>,
+    ) -> Self {
         let mut core = Self {
             shape,
+            cap,
             retired: false,
             origins: Vec::new(),
             connecting: Vec::new(),
@@ -214,7 +223,8 @@ impl<C, W> Core<C, W> {
         };
         self.counters.count_opened(connect.reason);
         let id = ConnId(self.next_id());
-        let fits = self.open() < self.shape.size;
+        let fits = self.open() < self.limit();
+        let no_room = self.no_room();
         let retired = self.retired && self.waiters.is_empty();
         let Some(origin) = self
             .origin_mut(connect.origin)
@@ -225,7 +235,7 @@ impl<C, W> Core<C, W> {
         };
         origin.connected(now);
         if !fits {
-            self.counters.count_closed(CloseReason::Shrink);
+            self.counters.count_closed(no_room);
             return (None, self.pump_with(now, Effect::Close { conn }));
         }
         let held = Held {
@@ -264,7 +274,8 @@ impl<C, W> Core<C, W> {
         mut held: Held<C>,
         outcome: Outcome,
     ) -> Vec<Effect<C, W>> {
-        let fits = self.open() <= self.shape.size;
+        let fits = self.open() <= self.limit();
+        let no_room = self.no_room();
         let idle_pool = self.retired && self.waiters.is_empty();
         let too_old = self
             .shape
@@ -286,7 +297,7 @@ impl<C, W> Core<C, W> {
             Outcome::Broken(reason) => Some(reason),
             Outcome::Finished => Some(CloseReason::Upstream),
             _ if origin.retired || idle_pool => Some(CloseReason::Removed),
-            _ if !fits => Some(CloseReason::Shrink),
+            _ if !fits => Some(no_room),
             _ if too_old => Some(CloseReason::Age),
             Outcome::Reusable | Outcome::Unused => None,
         };
@@ -353,6 +364,34 @@ impl<C, W> Core<C, W> {
     pub(super) fn retire(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         self.retired = true;
         self.pump(now)
+    }
+
+    /// The worker's budget leaves another number of connections to this pool.
+    pub(super) fn set_cap(&mut self, now: Duration, cap: usize) -> Vec<Effect<C, W>> {
+        if self.cap == cap {
+            return Vec::new();
+        }
+        self.cap = cap;
+        self.pump(now)
+    }
+
+    /// What the budget leaves to it.
+    pub(super) fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// What it has and wants, for the division of the budget.
+    pub(super) fn need(&self, now: Duration) -> Need {
+        let drains = self.retired && self.waiters.is_empty();
+        let fronts = self.origins.iter().filter_map(|origin| origin.idle.front());
+        let coldest = fronts.map(|held| held.idle_since).min();
+        Need {
+            size: if drains { 0 } else { self.shape.size },
+            busy: self.active(),
+            idle: self.idle() + self.connecting.len(),
+            waiting: self.waiters.len(),
+            coldest: coldest.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+        }
     }
 
     /// The model is back before its pool was empty; [`Core::reshape`] comes next.
@@ -464,6 +503,19 @@ impl<C, W> Core<C, W> {
 
     fn open(&self) -> usize {
         self.idle() + self.active() + self.connecting.len()
+    }
+
+    /// Why a connection that does not fit is closed: the pool is too small, or the budget is short.
+    fn no_room(&self) -> CloseReason {
+        match self.open() > self.shape.size {
+            true => CloseReason::Shrink,
+            false => CloseReason::Evicted,
+        }
+    }
+
+    /// Most connections open now.
+    fn limit(&self) -> usize {
+        self.shape.size.min(self.cap)
     }
 
     fn next_id(&mut self) -> u64 {

@@ -53,7 +53,7 @@ impl<C, W> Core<C, W> {
     }
 
     fn grant(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        while self.active() < self.shape.size {
+        while self.active() < self.limit() {
             let Some((at, mut held)) = self.next_grant() else {
                 return;
             };
@@ -101,8 +101,8 @@ impl<C, W> Core<C, W> {
     }
 
     fn shrink(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        while self.open() > self.shape.size {
-            if !self.close_coldest(CloseReason::Shrink, effects) {
+        while self.open() > self.limit() {
+            if !self.close_coldest(self.no_room(), effects) {
                 return;
             }
         }
@@ -124,7 +124,7 @@ impl<C, W> Core<C, W> {
 
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         self.make_room_for_fresh(effects);
-        while self.connecting.len() < self.waiters.len() && self.open() < self.shape.size {
+        while self.connecting.len() < self.waiters.len() && self.open() < self.limit() {
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;
             }
@@ -136,7 +136,7 @@ impl<C, W> Core<C, W> {
         let wanted = self.waiters.iter().filter(|waiter| waiter.fresh).count();
         let missing = wanted.saturating_sub(self.connecting.len());
         for _ in 0..missing {
-            if self.open() < self.shape.size {
+            if self.open() < self.limit() {
                 return;
             }
             self.close_coldest(CloseReason::Evicted, effects);
@@ -147,7 +147,7 @@ impl<C, W> Core<C, W> {
         if self.retired {
             return;
         }
-        let floor = self.shape.warm.min(self.shape.size);
+        let floor = self.shape.warm.min(self.limit());
         let reason = if self.filled {
             OpenReason::Refill
         } else {

@@ -11,7 +11,7 @@ type TestCore = Core<u64, u64>;
 impl<C, W> Core<C, W> {
     /// The invariants of the module's doc, after every transition.
     pub(super) fn assert_invariants(&self, now: Duration) {
-        let (open, size) = (self.open(), self.shape.size);
+        let (open, size) = (self.open(), self.limit());
         assert!(
             open <= size || self.idle() == 0,
             "1: over size with idle ones"
@@ -78,7 +78,7 @@ struct Shell {
 
 impl Shell {
     fn new(shape: Shape, origins: u64) -> Self {
-        let core = Core::new(shape, (0..origins).map(|n| (OriginId(n), 1)));
+        let core = Core::new(shape, usize::MAX, (0..origins).map(|n| (OriginId(n), 1)));
         Self {
             core,
             now: Duration::ZERO,
@@ -381,6 +381,7 @@ enum Event {
         warm: usize,
         origins: Vec<u64>,
     },
+    Cap(usize),
     Sweep(u64),
 }
 
@@ -401,6 +402,7 @@ fn event() -> impl Strategy<Value = Event> {
                 origins: origins.into_iter().collect()
             }
         ),
+        1 => (0_usize..14).prop_map(Event::Cap),
         1 => (0_u64..3_000).prop_map(Event::Sweep),
     ]
 }
@@ -443,6 +445,10 @@ fn play(shell: &mut Shell, event: Event) {
                 },
                 &origins,
             );
+        }
+        Event::Cap(cap) => {
+            let effects = shell.core.set_cap(shell.now, cap);
+            shell.run(effects);
         }
         Event::Sweep(millis) => shell.sweep(millis),
         Event::Cancel(_) | Event::Release(..) => {}
@@ -575,6 +581,7 @@ proptest! {
             prop_assert_eq!(census.connecting, shell.connects.len());
             prop_assert_eq!(shell.core.counters.open(), (census.idle + shell.leases.len()) as u64);
         }
+        play(&mut shell, Event::Cap(usize::MAX));
         for _ in 0..2_000 {
             if shell.waiters.is_empty() {
                 break;
