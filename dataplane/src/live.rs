@@ -6,11 +6,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use forebay_proto::{Budget, ModelId, Position, ResolvedModel};
 use parking_lot::Mutex;
+use tokio::time::{sleep, timeout};
 
 use crate::pool::Pool;
 
@@ -76,6 +78,9 @@ impl Live {
     }
 }
 
+/// How often it is looked whether pools are warm.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
 /// How often a retired pool is held while it is swept: in the list, and in the copy that is gone through.
 const HELD_HERE: usize = 2;
 
@@ -110,6 +115,21 @@ impl LiveCell {
         let mut retired = self.retired.lock();
         let at = retired.iter().position(|pool| pool.model() == model)?;
         Some(retired.swap_remove(at))
+    }
+
+    /// Waits until the pools of these models are warm, but no longer than this.
+    pub(crate) async fn warmed(&self, models: &[ModelId], within: Duration) {
+        let live = self.load();
+        let routes: Vec<_> = models.iter().filter_map(|id| live.models.get(id)).collect();
+        let cold = || routes.iter().any(|route| !route.pool.is_warm());
+        let warm = async {
+            while cold() {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        if timeout(within, warm).await.is_err() {
+            tracing::warn!(?within, "not every pool is warm in time");
+        }
     }
 
     /// All pools, those that drain included.

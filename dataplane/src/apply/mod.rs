@@ -98,8 +98,8 @@ impl Applier {
         }
     }
 
-    /// Puts a configuration in force.
-    pub fn apply(&self, position: &Position, bytes: &[u8]) -> Result<(), Vec<Refusal>> {
+    /// Puts a configuration in force. Gives the models whose pools it made or changed.
+    pub fn apply(&self, position: &Position, bytes: &[u8]) -> Result<Vec<ModelId>, Vec<Refusal>> {
         let old = self.live.load();
         check_position(old.position.as_ref(), position).map_err(|refusal| vec![refusal])?;
         let config = decode(position, bytes)?;
@@ -111,11 +111,10 @@ impl Applier {
                 message,
             }]
         })?;
-        self.put_in_force(&old, position, &config);
-        Ok(())
+        Ok(self.put_in_force(&old, position, &config))
     }
 
-    fn put_in_force(&self, old: &Live, position: &Position, config: &Config) {
+    fn put_in_force(&self, old: &Live, position: &Position, config: &Config) -> Vec<ModelId> {
         let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
         let steps = plan(&before, config.models());
         let cap = self.configure_budget(old, config);
@@ -126,6 +125,11 @@ impl Applier {
             self.settle(step, old, &routes);
         }
         log_changes(position, config.budget(), &steps, &routes);
+        let changed = steps.into_iter().filter(|step| match step.action {
+            Action::Create | Action::Resize | Action::Replace => true,
+            Action::Keep | Action::Retire => false,
+        });
+        changed.map(|step| step.model).collect()
     }
 
     /// The new value, with the pools of the old one where the model stays.

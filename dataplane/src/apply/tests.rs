@@ -53,7 +53,12 @@ impl Bench {
         bench
     }
 
-    fn push(&self, epoch: &str, revision: u64, config: &Config) -> Result<(), Vec<Refusal>> {
+    fn push(
+        &self,
+        epoch: &str,
+        revision: u64,
+        config: &Config,
+    ) -> Result<Vec<ModelId>, Vec<Refusal>> {
         let (bytes, _) = config.encode();
         self.applier.apply(&at(epoch, revision, &bytes), &bytes)
     }
@@ -65,7 +70,7 @@ impl Bench {
     }
 
     /// Asserts that this was refused for one reason and changed nothing.
-    fn refused(&self, result: Result<(), Vec<Refusal>>) -> Refusal {
+    fn refused(&self, result: Result<Vec<ModelId>, Vec<Refusal>>) -> Refusal {
         let mut refusals = result.unwrap_err();
         assert_eq!(self.in_force(), (5, vec!["first".to_owned()]));
         assert_eq!(refusals.len(), 1, "{refusals:?}");

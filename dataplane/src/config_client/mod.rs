@@ -90,7 +90,7 @@ impl ConfigClient {
         let kept: Vec<Kept> = self.lkg.iter().flat_map(LastKnownGood::load).collect();
         for Kept { position, config } in &kept {
             match self.applier.apply(position, config) {
-                Ok(()) => {
+                Ok(_) => {
                     self.status.applied(ConfigSource::LastKnownGood);
                     tracing::info!(%position, "serving the last known good configuration");
                     return;

@@ -24,6 +24,8 @@ use crate::{apply::Refusal, trace_context};
 const PROTOCOL: u32 = 1;
 const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
+/// How long an answer may wait for pools to be warm.
+const WARM_WITHIN: Duration = Duration::from_secs(5);
 /// Until the control plane says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
@@ -108,7 +110,7 @@ impl<'a> Session<'a> {
                 .ok_or(Ended::Closed)?
             {
                 Heard::Welcome(welcome) => self.welcome(&welcome)?,
-                Heard::Push(push) => self.push(push)?,
+                Heard::Push(push) => self.push(push).await?,
                 Heard::Tick(tick) => self.note_target(tick.target),
             }
         }
@@ -136,7 +138,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn push(&mut self, push: wire::Push) -> Result<(), Ended> {
+    async fn push(&mut self, push: wire::Push) -> Result<(), Ended> {
         let to = push
             .to
             .clone()
@@ -150,13 +152,15 @@ impl<'a> Session<'a> {
         let result = span.in_scope(|| self.client.applier.apply(&position, &push.config));
         let took = began.elapsed();
         match result {
-            Ok(()) => {
+            Ok(changed) => {
                 self.client.status.applied(ConfigSource::ControlPlane);
                 self.client.metrics.applied(took.as_secs_f64());
                 self.client.keep.send_replace(Some(Kept {
                     position,
                     config: push.config,
                 }));
+                // It serves already; it counts as applied when nobody has to wait for a connect.
+                self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
                 self.say(Say::Ack(wire::Ack {
                     push_id: push.push_id,

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::EndpointId;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout};
@@ -93,6 +93,17 @@ fn with_cause(error: &hyper::Error) -> String {
     }
 }
 
+/// The `timeout` parameter of a `Keep-Alive` header (RFC 2068 §19.7.1.1, and what servers make of it).
+fn announced(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("keep-alive")?.to_str().ok()?;
+    let timeout = text.split(',').find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("timeout").then_some(value)
+    })?;
+    let seconds: u32 = timeout.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
 /// A connection on loan.
 #[derive(Debug)]
 pub struct Lease {
@@ -169,7 +180,12 @@ impl Lease {
         self.state = State::InUse;
         held.conn.watch.arm();
         let result = held.conn.sender.try_send_request(request).await;
-        result.map_err(|error| self.failed(error))
+        let origin = held.origin;
+        let response = result.map_err(|error| self.failed(error))?;
+        if let Some(timeout) = announced(response.headers()) {
+            self.pool.announce(origin, timeout);
+        }
+        Ok(response)
     }
 
     fn failed(&self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {

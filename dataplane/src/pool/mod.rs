@@ -115,6 +115,8 @@ struct Inner {
     params: PoolParams,
     connect_timeout: Duration,
     origins: HashMap<OriginId, Endpoint>,
+    /// Those that were removed and still have connections.
+    former: HashMap<OriginId, Endpoint>,
     next_origin: u64,
     /// Decayed mean of how long a slot is in use, for `retry-after`.
     mean_use: Duration,
@@ -135,6 +137,7 @@ impl Pool {
             params: model.pool.clone(),
             connect_timeout: model.timeouts.connect,
             origins: HashMap::new(),
+            former: HashMap::new(),
             next_origin: 0,
             mean_use: Duration::from_secs(1),
         };
@@ -253,6 +256,11 @@ impl Pool {
         self.carry_out(effects);
     }
 
+    /// True when its connections are open as far ahead of need as is wanted.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.inner.lock().core.is_warm()
+    }
+
     /// What it has and wants, for the division of the budget.
     pub(crate) fn need(&self) -> Need {
         let now = self.now();
@@ -284,6 +292,11 @@ impl Pool {
         self.inner.lock().core.is_empty()
     }
 
+    /// The endpoint at the other end said how long it waits for the next request.
+    fn announce(&self, origin: OriginId, timeout: Duration) {
+        self.inner.lock().core.announce(origin, timeout);
+    }
+
     /// Counts a request that found its connection dead at its first byte.
     pub fn count_stale_at_send(&self) {
         self.inner.lock().core.counters.stale_at_send += 1;
@@ -292,6 +305,7 @@ impl Pool {
     /// Everything there is to tell, at one instant.
     #[must_use]
     pub fn snapshot(&self) -> PoolSnapshot {
+        let now = self.now();
         let inner = self.inner.lock();
         PoolSnapshot::new(
             &self.model,
@@ -300,7 +314,12 @@ impl Pool {
             &inner.core.counters,
             inner.core.cap(),
         )
-        .with_endpoints(inner.origins.values())
+        .with_endpoints(
+            inner
+                .origins
+                .iter()
+                .map(|(id, e)| (e, inner.core.idle_of(now, *id))),
+        )
     }
 
     fn release(self: &Arc<Self>, held: Held<Conn>, outcome: Outcome, since: Instant) {
@@ -467,14 +486,20 @@ impl Inner {
         self.params = model.pool.clone();
         self.connect_timeout = model.timeouts.connect;
         let effects = self.core.reshape(now, shape(&model.pool), &pairs);
-        self.origins = wanted.into_iter().map(|(id, e)| (id, e.clone())).collect();
+        let wanted = wanted.into_iter().map(|(id, e)| (id, e.clone())).collect();
+        self.former
+            .extend(std::mem::replace(&mut self.origins, wanted));
+        let (core, origins) = (&self.core, &self.origins);
+        self.former
+            .retain(|id, _| core.knows(*id) && !origins.contains_key(id));
         effects
     }
 
     /// The same endpoint at the same url keeps its origin, and with it its connections.
     fn origin_of(&mut self, endpoint: &Endpoint) -> OriginId {
         let same = |known: &Endpoint| known.id == endpoint.id && known.url == endpoint.url;
-        if let Some((id, _)) = self.origins.iter().find(|(_, known)| same(known)) {
+        let mut known = self.origins.iter().chain(&self.former);
+        if let Some((id, _)) = known.find(|(id, known)| same(known) && self.core.knows(**id)) {
             return *id;
         }
         self.next_origin += 1;

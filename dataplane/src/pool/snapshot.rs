@@ -1,11 +1,14 @@
 //! A pool at one instant, for `/pools`, metrics and logs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use forebay_proto::{Endpoint, ModelId, PoolParams};
 use serde::Serialize;
 
-use super::{core::Census, counters::Counters};
+use super::{
+    core::{Census, Idle},
+    counters::Counters,
+};
 
 /// Everything there is to tell about a pool. Serialised as `/pools` shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -63,6 +66,12 @@ pub struct EndpointSnapshot {
     pub url: String,
     /// Its share.
     pub weight: u32,
+    /// How long connections to it may rest: what is configured, or less.
+    pub idle_limit_seconds: Option<f64>,
+    /// What it announced (`Keep-Alive: timeout=`).
+    pub announced_idle_seconds: Option<f64>,
+    /// The shortest rest after which it was seen to close a connection.
+    pub learned_idle_seconds: Option<f64>,
 }
 
 impl PoolSnapshot {
@@ -108,13 +117,17 @@ impl PoolSnapshot {
 
     pub(super) fn with_endpoints<'a>(
         mut self,
-        endpoints: impl Iterator<Item = &'a Endpoint>,
+        endpoints: impl Iterator<Item = (&'a Endpoint, Option<Idle>)>,
     ) -> Self {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         self.endpoints = endpoints
-            .map(|endpoint| EndpointSnapshot {
+            .map(|(endpoint, idle)| EndpointSnapshot {
                 id: endpoint.id.to_string(),
                 url: endpoint.url.to_string(),
                 weight: endpoint.weight.get(),
+                idle_limit_seconds: seconds(idle.map(|idle| idle.limit)),
+                announced_idle_seconds: seconds(idle.and_then(|idle| idle.announced)),
+                learned_idle_seconds: seconds(idle.and_then(|idle| idle.learned)),
             })
             .collect();
         self.endpoints.sort_by(|a, b| a.id.cmp(&b.id));

@@ -331,3 +331,87 @@ async fn a_model_that_comes_back_at_once_has_its_old_pool() {
         (2, 2, 2)
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_with_a_warm_floor_counts_as_applied_when_it_is_warm() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = mock(&["m"]).await;
+    let warm = wire::Model {
+        pool: Some(wire::Pool {
+            warm: Some(10),
+            ..wire::Pool::default()
+        }),
+        ..model_at("m", &upstream.url())
+    };
+    cluster.create_and_wait(warm).await;
+    let page = worker.metrics().await;
+    assert_eq!(
+        page.sum("forebay_pool_connections", &["state=\"idle\""]),
+        10.0
+    );
+    assert_eq!(
+        worker.client().finish("m", Chat::Whole, 1).await,
+        Ended::Well
+    );
+    assert_eq!(upstream.stats().opened, 10, "the first request opened none");
+    // One that cannot be reached holds nothing up.
+    let gone = mock(&["n"]).await;
+    let url = gone.url();
+    gone.stop().await;
+    let unreachable = wire::Model {
+        pool: Some(wire::Pool {
+            warm: Some(10),
+            ..wire::Pool::default()
+        }),
+        ..model_at("n", &url)
+    };
+    let began = tokio::time::Instant::now();
+    cluster.create_and_wait(unreachable).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+/// Moved and moved back within a moment, an endpoint has its connections again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_comes_back_at_once_keeps_its_connections() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let (here, there) = (mock(&["m"]).await, mock(&["m"]).await);
+    cluster.create_and_wait(model_at("m", &here.url())).await;
+    let client = worker.client();
+    let mut streams = JoinSet::new();
+    for _ in 0..5 {
+        let client = client.clone();
+        streams.spawn(async move { client.finish("m", Chat::Stream, 100).await });
+    }
+    eventually("the streams run", async || {
+        (here.stats().in_flight == 5).then_some(())
+    })
+    .await;
+    for url in [there.url(), here.url()] {
+        let update = wire::UpdateModelRequest {
+            model: Some(model_at("m", &url)),
+            ..Default::default()
+        };
+        let updated = cluster.registry().update_model(update).await.unwrap();
+        cluster.rolled_out(updated.into_inner().revision).await;
+    }
+    for ended in streams.join_all().await {
+        assert_eq!(ended, Ended::Well);
+    }
+    let mut again = JoinSet::new();
+    for _ in 0..5 {
+        let client = client.clone();
+        again.spawn(async move { client.finish("m", Chat::Whole, 5).await });
+    }
+    assert!(
+        again
+            .join_all()
+            .await
+            .iter()
+            .all(|ended| *ended == Ended::Well)
+    );
+    assert_eq!((here.stats().opened, there.stats().requests), (5, 0));
+}

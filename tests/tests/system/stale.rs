@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{After, Chat, Cluster, Ended, RawUpstream, model_at};
+use forebay_tests::{After, Chat, Cluster, Ended, RawUpstream, WorkerHandle, model_at};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -147,4 +147,99 @@ async fn an_unanswered_request_is_sent_again_once_or_not_at_all() {
         assert!(matches!(ended, Ended::Status(502, _)), "{ended:?}");
         assert_eq!(upstream.stats().requests - before, 1 + u64::from(replay));
     }
+}
+
+async fn endpoint(worker: &WorkerHandle) -> serde_json::Value {
+    worker.document("/pools").await["pools"][0]["endpoints"][0].clone()
+}
+
+/// Nobody configured anything: after a few closes the pool lets go before the upstream does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_limit_is_learned_from_the_closes() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = MockServer::start(MockConfig {
+        keep_alive: Some(Duration::from_millis(600)),
+        interval: Duration::ZERO,
+        ..MockConfig::serving("m")
+    })
+    .await
+    .unwrap();
+    cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    let burst = async || {
+        let mut burst = JoinSet::new();
+        for _ in 0..4 {
+            let client = worker.client();
+            burst.spawn(async move { client.finish("m", Chat::Whole, 1).await });
+        }
+        assert!(
+            burst
+                .join_all()
+                .await
+                .iter()
+                .all(|ended| *ended == Ended::Well)
+        );
+    };
+    burst().await;
+    sleep(Duration::from_millis(900)).await;
+    assert!(
+        upstream.stats().closed_idle > 0,
+        "the first time it was the upstream"
+    );
+    let known = endpoint(&worker).await;
+    let learned = known["learned_idle_seconds"].as_f64().unwrap();
+    assert!((0.55..0.8).contains(&learned), "{known}");
+    assert!(
+        known["idle_limit_seconds"].as_f64().unwrap() <= learned / 1.9,
+        "{known}"
+    );
+
+    let before = upstream.stats().closed_idle;
+    for _ in 0..3 {
+        burst().await;
+        sleep(Duration::from_millis(900)).await;
+    }
+    assert_eq!(
+        upstream.stats().closed_idle,
+        before,
+        "from then on it was the pool"
+    );
+    // What was learned outlives a revision.
+    let update = wire::UpdateModelRequest {
+        model: Some(wire::Model {
+            id: "m".to_owned(),
+            pool: Some(wire::Pool {
+                max_concurrent: Some(20),
+                ..wire::Pool::default()
+            }),
+            ..wire::Model::default()
+        }),
+        ..Default::default()
+    };
+    let updated = cluster.registry().update_model(update).await.unwrap();
+    cluster.rolled_out(updated.into_inner().revision).await;
+    assert_eq!(
+        endpoint(&worker).await["learned_idle_seconds"].as_f64(),
+        Some(learned)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announced_idle_limit_is_kept() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let answer = "HTTP/1.1 200 OK\r\nkeep-alive: timeout=2, max=100\r\ncontent-length: 14\r\n\r\n\
+                  {\"choices\":[]}";
+    let upstream = RawUpstream::start(answer, After::Keep).await;
+    cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    assert_eq!(endpoint(&worker).await["idle_limit_seconds"], 4.0);
+    assert_eq!(
+        worker.client().finish("m", Chat::Whole, 1).await,
+        Ended::Well
+    );
+    let known = endpoint(&worker).await;
+    assert_eq!(known["announced_idle_seconds"], 2.0);
+    assert_eq!(known["idle_limit_seconds"], 1.5);
 }

@@ -21,6 +21,7 @@
 //! 5. No idle connection belongs to a retired endpoint.
 //! 6. opened - closed = idle + active.
 
+mod idle;
 mod origin;
 mod pump;
 
@@ -104,6 +105,14 @@ pub(super) enum Place {
     Front,
     /// The same, for one that must have a connection that carried no request yet.
     FrontForFresh,
+}
+
+/// How long connections to an endpoint may rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Idle {
+    pub(super) announced: Option<Duration>,
+    pub(super) learned: Option<Duration>,
+    pub(super) limit: Duration,
 }
 
 /// Counts at one instant.
@@ -291,6 +300,11 @@ impl<C, W> Core<C, W> {
             Outcome::Broken(CloseReason::Upstream) if held.uses <= 1 => {
                 origin.closed_unused(now, held.born);
             }
+            // It had rested, and was found closed when it was to be used again.
+            Outcome::Broken(CloseReason::Upstream) => {
+                let rested = now.saturating_sub(held.idle_since);
+                origin.idle_limit.closed(now, rested);
+            }
             Outcome::Unused | Outcome::Broken(_) => {}
         }
         let close = match outcome {
@@ -320,8 +334,11 @@ impl<C, W> Core<C, W> {
             if let Some(at) = origin.idle.iter().position(|held| held.id == id)
                 && let Some(held) = origin.idle.remove(at)
             {
-                if held.uses == 0 {
-                    origin.closed_unused(now, held.born);
+                match held.uses {
+                    0 => origin.closed_unused(now, held.born),
+                    _ => origin
+                        .idle_limit
+                        .closed(now, now.saturating_sub(held.idle_since)),
                 }
                 self.counters.count_closed(CloseReason::Upstream);
                 return self.pump_with(now, Effect::Close { conn: held.conn });
@@ -343,7 +360,8 @@ impl<C, W> Core<C, W> {
         self.shape = shape;
         for origin in &mut self.origins {
             match origins.iter().find(|(id, _)| *id == origin.id) {
-                Some((_, weight)) => origin.weight = *weight,
+                // Also one that was removed and is back before it was forgotten.
+                Some((_, weight)) => (origin.weight, origin.retired) = (*weight, false),
                 None => origin.retired = true,
             }
         }
@@ -394,6 +412,44 @@ impl<C, W> Core<C, W> {
         }
     }
 
+    /// True if there is something left of an endpoint, be it removed.
+    pub(super) fn knows(&self, origin: OriginId) -> bool {
+        self.origins.iter().any(|known| known.id == origin)
+    }
+
+    /// True when as many connections are open ahead of need as are wanted, or there is no use in waiting
+    /// for them.
+    pub(super) fn is_warm(&self) -> bool {
+        let floor = self.shape.warm.min(self.limit());
+        let open = self.idle() + self.active();
+        let mut current = self.origins.iter().filter(|origin| !origin.retired);
+        open >= floor || self.retired || current.all(|origin| origin.trouble.is_some())
+    }
+
+    /// The endpoint said how long it waits for the next request.
+    pub(super) fn announce(&mut self, origin: OriginId, timeout: Duration) {
+        if let Some(origin) = self.origin_mut(origin) {
+            origin.idle_limit.announce(timeout);
+        }
+    }
+
+    /// What is known of an endpoint's own idle limit, and the limit that is kept.
+    pub(super) fn idle_of(&self, now: Duration, origin: OriginId) -> Option<Idle> {
+        let origin = self.origins.iter().find(|known| known.id == origin)?;
+        let known = &origin.idle_limit;
+        Some(Idle {
+            announced: known.announced(),
+            learned: known.learned(now),
+            limit: known.limit(now, self.shape.idle_timeout),
+        })
+    }
+
+    fn idle_limits(&self, now: Duration) -> Vec<(OriginId, Duration)> {
+        let configured = self.shape.idle_timeout;
+        let limit = |origin: &Origin<C>| (origin.id, origin.idle_limit.limit(now, configured));
+        self.origins.iter().map(limit).collect()
+    }
+
     /// The model is back before its pool was empty; [`Core::reshape`] comes next.
     pub(super) fn revive(&mut self) {
         self.retired = false;
@@ -408,9 +464,13 @@ impl<C, W> Core<C, W> {
 
     /// Time went by: idle and age limits, back-off that is over, requests whose patience is.
     pub(super) fn sweep(&mut self, now: Duration) -> Vec<Effect<C, W>> {
-        let idle_timeout = self.shape.idle_timeout;
+        let limits: Vec<(OriginId, Duration)> = self.idle_limits(now);
         let max_age = self.shape.max_age;
-        let expired = |held: &Held<C>| now.saturating_sub(held.idle_since) >= idle_timeout;
+        let expired = |held: &Held<C>| {
+            let mut limits = limits.iter();
+            let limit = limits.find_map(|(id, limit)| (*id == held.origin).then_some(*limit));
+            limit.is_some_and(|limit| now.saturating_sub(held.idle_since) >= limit)
+        };
         let mut effects = self.close_idle(CloseReason::Idle, |held| held.uses > 0 && expired(held));
         // Those that never carried a request are the warm floor: uvicorn never times them out, so
         // only what exceeds the floor goes.

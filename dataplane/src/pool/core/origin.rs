@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use super::{Held, OriginId};
+use super::{Held, OriginId, idle::IdleLimit};
 
 /// First pause after a failed connect; doubles up to [`BACKOFF_MOST`].
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -25,6 +25,7 @@ pub(super) struct Origin<C> {
     pub(super) idle: VecDeque<Held<C>>,
     pub(super) active: usize,
     pub(super) trouble: Option<Trouble>,
+    pub(super) idle_limit: IdleLimit,
 }
 
 /// An endpoint that fails. It is over with the first request that is answered; a connection alone says
@@ -50,6 +51,7 @@ impl<C> Origin<C> {
             idle: VecDeque::new(),
             active: 0,
             trouble: None,
+            idle_limit: IdleLimit::default(),
         }
     }
 
