@@ -8,13 +8,15 @@
 mod conn;
 mod core;
 mod counters;
+mod error;
+mod inner;
 mod io;
 mod lease;
 mod snapshot;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use forebay_proto::{Endpoint, ModelId, PoolParams, ResolvedModel};
+use forebay_proto::{Endpoint, ModelId, ResolvedModel};
 use parking_lot::Mutex;
 use prometheus::Histogram;
 use tokio::{
@@ -24,14 +26,14 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use self::inner::{Inner, shape};
 use self::{
     conn::{Conn, ConnectError, Driver},
-    core::{
-        ConnId, Core, Effect, Held, OriginId, Outcome, Place, Refused, Shape, Ticket, WaiterId,
-    },
+    core::{ConnId, Core, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId},
 };
 pub use self::{
     counters::{CloseReason, Counters, OpenReason},
+    error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     snapshot::{EndpointSnapshot, PoolSnapshot},
 };
@@ -39,61 +41,6 @@ use crate::{
     budget::{Budget, Need},
     metrics::Metrics,
 };
-
-/// Why no connection was to be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AcquireError {
-    /// The waiting line is full.
-    #[error("{0}")]
-    QueueFull(Busy),
-    /// The deadline passed in the line.
-    #[error("no connection within {waited:?}: {busy}")]
-    Timeout {
-        /// How long it waited.
-        waited: Duration,
-        /// The pool at that instant.
-        busy: Busy,
-    },
-    /// No endpoint can be reached.
-    #[error("no endpoint of model `{model}` can be reached: {error}")]
-    Connect {
-        /// The model.
-        model: ModelId,
-        /// The last error.
-        error: Arc<str>,
-    },
-}
-
-/// A pool with no slot left, in numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Busy {
-    model: ModelId,
-    size: usize,
-    active: usize,
-    waiting: usize,
-    max_waiting: usize,
-    /// The worker's budget, where it leaves the pool less than its size.
-    budget: Option<usize>,
-    /// When a retry may find a slot.
-    pub retry_after: Duration,
-}
-
-impl std::fmt::Display for Busy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "model `{}` has {} of {} slots in use and {} of {} requests waiting",
-            self.model, self.active, self.size, self.waiting, self.max_waiting
-        )?;
-        match self.budget {
-            Some(budget) => write!(
-                f,
-                "; the worker's budget of {budget} connections is in use, and shared among its models"
-            ),
-            None => Ok(()),
-        }
-    }
-}
 
 type Granted = Result<Lease, Refused>;
 type Effects = Vec<Effect<Conn, oneshot::Sender<Granted>>>;
@@ -107,19 +54,6 @@ pub struct Pool {
     connect_seconds: Histogram,
     budget: Arc<Budget>,
     inner: Mutex<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    core: Core<Conn, oneshot::Sender<Granted>>,
-    params: PoolParams,
-    connect_timeout: Duration,
-    origins: HashMap<OriginId, Endpoint>,
-    /// Those that were removed and still have connections.
-    former: HashMap<OriginId, Endpoint>,
-    next_origin: u64,
-    /// Decayed mean of how long a slot is in use, for `retry-after`.
-    mean_use: Duration,
 }
 
 impl Pool {
@@ -472,62 +406,6 @@ impl Drop for InLine<'_> {
             drop(waiter);
             self.pool.budget.note_change();
         }
-    }
-}
-
-impl Inner {
-    fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects {
-        let wanted: Vec<_> = model
-            .endpoints
-            .iter()
-            .map(|e| (self.origin_of(e), e))
-            .collect();
-        let pairs: Vec<_> = wanted.iter().map(|(id, e)| (*id, e.weight.get())).collect();
-        self.params = model.pool.clone();
-        self.connect_timeout = model.timeouts.connect;
-        let effects = self.core.reshape(now, shape(&model.pool), &pairs);
-        let wanted = wanted.into_iter().map(|(id, e)| (id, e.clone())).collect();
-        self.former
-            .extend(std::mem::replace(&mut self.origins, wanted));
-        let (core, origins) = (&self.core, &self.origins);
-        self.former
-            .retain(|id, _| core.knows(*id) && !origins.contains_key(id));
-        effects
-    }
-
-    /// The same endpoint at the same url keeps its origin, and with it its connections.
-    fn origin_of(&mut self, endpoint: &Endpoint) -> OriginId {
-        let same = |known: &Endpoint| known.id == endpoint.id && known.url == endpoint.url;
-        let mut known = self.origins.iter().chain(&self.former);
-        if let Some((id, _)) = known.find(|(id, known)| same(known) && self.core.knows(**id)) {
-            return *id;
-        }
-        self.next_origin += 1;
-        OriginId(self.next_origin)
-    }
-
-    fn note_use(&mut self, used: Duration) {
-        self.mean_use = self.mean_use.mul_f64(0.9) + used.mul_f64(0.1);
-    }
-
-    /// The time in which the line ahead drains, from 1 s to 60 s.
-    fn retry_after(&self, waiting: usize) -> Duration {
-        let slots = self.core.cap().clamp(1, self.params.size.get() as usize);
-        let turns = (waiting + 1) as f64 / slots as f64;
-        let seconds = (turns * self.mean_use.as_secs_f64())
-            .ceil()
-            .clamp(1.0, 60.0);
-        Duration::from_secs_f64(seconds)
-    }
-}
-
-fn shape(params: &PoolParams) -> Shape {
-    Shape {
-        size: params.size.get() as usize,
-        warm: params.warm as usize,
-        max_waiting: params.max_waiting as usize,
-        idle_timeout: params.idle_timeout,
-        max_age: params.max_connection_age,
     }
 }
 

@@ -24,106 +24,16 @@
 mod idle;
 mod origin;
 mod pump;
+mod types;
 
-use std::{cell::Cell, collections::VecDeque, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::VecDeque, time::Duration};
 
 use self::origin::Origin;
+pub(super) use self::types::{
+    Census, ConnId, Effect, Held, Idle, OriginId, Outcome, Place, Refused, Shape, Ticket, WaiterId,
+};
 use super::counters::{CloseReason, Counters, OpenReason};
 use crate::budget::Need;
-
-/// An endpoint of one generation. A changed url is a new origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct OriginId(pub(super) u64);
-
-/// A connect under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
-
-/// A request that waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WaiterId(u64);
-
-/// An open connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ConnId(u64);
-
-/// The parameters, as the core needs them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) size: usize,
-    pub(super) warm: usize,
-    pub(super) max_waiting: usize,
-    pub(super) idle_timeout: Duration,
-    pub(super) max_age: Option<Duration>,
-}
-
-/// An open connection with its history. Idle ones live in the core, active ones with their lease.
-#[derive(Debug)]
-pub(super) struct Held<C> {
-    pub(super) conn: C,
-    pub(super) id: ConnId,
-    pub(super) origin: OriginId,
-    pub(super) uses: u64,
-    born: Duration,
-    idle_since: Duration,
-}
-
-/// How a connection comes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// At a message boundary: it can carry the next request.
-    Reusable,
-    /// It was handed out but nothing was asked of it.
-    Unused,
-    /// It carried an answer to its end, and the upstream closes it.
-    Finished,
-    /// It cannot be used again.
-    Broken(CloseReason),
-}
-
-/// Why a waiter is sent away.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refused {
-    QueueFull,
-    ConnectFailed(Arc<str>),
-}
-
-/// What the shell must do.
-#[derive(Debug)]
-pub(super) enum Effect<C, W> {
-    Grant { waiter: W, held: Held<C> },
-    Refuse { waiter: W, why: Refused },
-    Connect { ticket: Ticket, origin: OriginId },
-    Close { conn: C },
-}
-
-/// Where a waiter stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Back,
-    /// For one whose connection turned out to be dead: it had waited its turn.
-    Front,
-    /// The same, for one that must have a connection that carried no request yet.
-    FrontForFresh,
-}
-
-/// How long connections to an endpoint may rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Idle {
-    pub(super) announced: Option<Duration>,
-    pub(super) learned: Option<Duration>,
-    pub(super) limit: Duration,
-}
-
-/// Counts at one instant.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Census {
-    pub(super) idle: usize,
-    pub(super) active: usize,
-    pub(super) draining: usize,
-    pub(super) connecting: usize,
-    pub(super) waiting: usize,
-}
 
 #[derive(Debug)]
 struct Waiter<W> {

@@ -1,0 +1,60 @@
+//! Why no connection was to be had, in words and numbers.
+
+use std::{sync::Arc, time::Duration};
+
+use forebay_proto::ModelId;
+
+/// Why no connection was to be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcquireError {
+    /// The waiting line is full.
+    #[error("{0}")]
+    QueueFull(Busy),
+    /// The deadline passed in the line.
+    #[error("no connection within {waited:?}: {busy}")]
+    Timeout {
+        /// How long it waited.
+        waited: Duration,
+        /// The pool at that instant.
+        busy: Busy,
+    },
+    /// No endpoint can be reached.
+    #[error("no endpoint of model `{model}` can be reached: {error}")]
+    Connect {
+        /// The model.
+        model: ModelId,
+        /// The last error.
+        error: Arc<str>,
+    },
+}
+
+/// A pool with no slot left, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    pub(super) model: ModelId,
+    pub(super) size: usize,
+    pub(super) active: usize,
+    pub(super) waiting: usize,
+    pub(super) max_waiting: usize,
+    /// The worker's budget, where it leaves the pool less than its size.
+    pub(super) budget: Option<usize>,
+    /// When a retry may find a slot.
+    pub retry_after: Duration,
+}
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "model `{}` has {} of {} slots in use and {} of {} requests waiting",
+            self.model, self.active, self.size, self.waiting, self.max_waiting
+        )?;
+        match self.budget {
+            Some(budget) => write!(
+                f,
+                "; the worker's budget of {budget} connections is in use, and shared among its models"
+            ),
+            None => Ok(()),
+        }
+    }
+}
