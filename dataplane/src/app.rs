@@ -286,7 +286,10 @@ async fn sweep(live: Arc<LiveCell>, metrics: Arc<Metrics>, stop: CancellationTok
         tokio::select! {
             _ = ticks.tick() => {
                 let gone = live.sweep();
-                gone.iter().for_each(|model| metrics.forget(model));
+                // Not one that is back already.
+                let live = live.load();
+                let gone = gone.iter().filter(|model| !live.models.contains_key(*model));
+                gone.for_each(|model| metrics.forget(model));
             }
             () = stop.cancelled() => return,
         }

@@ -214,6 +214,7 @@ impl<S: Store> Writer<S> {
             self.published.send_replace(Arc::new(published));
         }
         self.state = state;
+        self.trouble.send_replace(None);
         self.must_reload = false;
         Ok(())
     }

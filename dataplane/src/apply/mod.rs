@@ -115,9 +115,11 @@ impl Applier {
     }
 
     fn put_in_force(&self, old: &Live, position: &Position, config: &Config) -> Vec<ModelId> {
+        // Until all is settled nobody moves caps.
+        let _turn = self.budget.turn();
         let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
         let steps = plan(&before, config.models());
-        let cap = self.configure_budget(old, config);
+        let cap = self.configure_budget(config);
         let new = self.build(old, position, config, cap);
         let routes = new.models.clone();
         self.live.publish(new);
@@ -150,7 +152,7 @@ impl Applier {
 
     /// Tells the budget what comes. Under one that binds, a pool that will grow must not do so before its
     /// cap says so.
-    fn configure_budget(&self, old: &Live, config: &Config) -> usize {
+    fn configure_budget(&self, config: &Config) -> usize {
         let sizes = config.models().iter();
         let mut sizes: HashMap<&ModelId, usize> = sizes
             .map(|model| (&model.id, model.pool.size.get() as usize))
@@ -167,9 +169,9 @@ impl Applier {
         let limit = config.budget().get() as usize;
         let cap = self.budget.configure(limit, committed + new);
         if cap == 0 {
-            for route in old.models.values() {
-                route.pool.lower_cap(route.model.pool.size.get() as usize);
-            }
+            pools.iter().for_each(|pool| {
+                pool.lower_cap(pool.need().open());
+            });
         }
         cap
     }

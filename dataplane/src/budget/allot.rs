@@ -5,7 +5,7 @@
 //! is divided max-min fair over what is wanted: nobody gets more than he wants, nobody who wants more
 //! has less than another who has more than one, and as far as the budget reaches everybody has one.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 /// What one pool has and wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,6 +18,10 @@ pub(crate) struct Need {
     pub(crate) idle: usize,
     /// Requests that wait.
     pub(crate) waiting: usize,
+    /// How long the first of them has waited.
+    pub(crate) waited: Duration,
+    /// Idle connections that had a request a moment ago, and will have one again in a moment.
+    pub(crate) recent: usize,
     /// How long the coldest idle connection has been idle.
     pub(crate) coldest: Duration,
 }
@@ -25,7 +29,8 @@ pub(crate) struct Need {
 impl Need {
     /// For its requests alone.
     fn wanted(&self) -> usize {
-        self.size.min(self.busy.saturating_add(self.waiting))
+        let soon = self.waiting.max(self.recent);
+        self.size.min(self.busy.saturating_add(soon))
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -51,7 +56,7 @@ pub(crate) fn allot(budget: usize, needs: &[Need]) -> Vec<usize> {
     let budget = budget.saturating_sub(draining);
     let wanted: Vec<usize> = needs.iter().map(Need::wanted).collect();
     if wanted.iter().sum::<usize>() > budget {
-        return fair(budget, &wanted);
+        return fair(budget, needs, &wanted);
     }
     let mut shares = wanted;
     let mut left = budget - shares.iter().sum::<usize>();
@@ -97,13 +102,17 @@ fn give_room(needs: &[Need], shares: &mut [usize], mut left: usize) {
 
 /// Max-min fair: the level is raised until the budget is used up; whoever wants less than it has what
 /// he wants.
-fn fair(budget: usize, wanted: &[usize]) -> Vec<usize> {
+fn fair(budget: usize, needs: &[Need], wanted: &[usize]) -> Vec<usize> {
     let mut shares = vec![0; wanted.len()];
     let mut left = budget;
     loop {
-        let hungry: Vec<usize> = (0..wanted.len())
+        let mut hungry: Vec<usize> = (0..wanted.len())
             .filter(|n| shares.get(*n) < wanted.get(*n))
             .collect();
+        if hungry.len() > budget {
+            // Not everybody can have one: whoever has waited longest comes first.
+            hungry.sort_by_key(|n| Reverse(needs.get(*n).map(|need| need.waited)));
+        }
         if hungry.is_empty() || left == 0 {
             return shares;
         }
@@ -131,7 +140,7 @@ mod tests {
             busy,
             idle,
             waiting,
-            coldest: Duration::ZERO,
+            ..Need::default()
         }
     }
 
@@ -179,6 +188,27 @@ mod tests {
             [1, 1, 1]
         );
         assert_eq!(allot(2, &[need(9, 0, 0, 1); 4]).iter().sum::<usize>(), 2);
+    }
+
+    #[test]
+    fn one_that_is_between_two_requests_keeps_its_share() {
+        let resting = Need {
+            recent: 2,
+            ..need(10, 3, 2, 0)
+        };
+        assert_eq!(allot(10, &[resting, need(10, 5, 0, 9)]), [5, 5]);
+    }
+
+    #[test]
+    fn of_more_than_the_budget_has_slots_for_the_longest_waiting_come_first() {
+        let waited = |seconds| Need {
+            waited: Duration::from_secs(seconds),
+            ..need(9, 0, 0, 1)
+        };
+        assert_eq!(
+            allot(2, &[waited(1), waited(7), waited(0), waited(5)]),
+            [0, 1, 0, 1]
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@
 mod allot;
 
 use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -18,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -38,6 +41,9 @@ pub(crate) struct Budget {
     /// The pools' sizes exceed the limit: caps bind.
     binds: AtomicBool,
     changed: Notify,
+    /// Held while caps are moved, and while a configuration is put in force: neither sees the other's
+    /// work half done. Never on the request path.
+    turn: Mutex<()>,
 }
 
 impl Default for Budget {
@@ -46,18 +52,26 @@ impl Default for Budget {
             limit: AtomicUsize::new(usize::MAX),
             binds: AtomicBool::new(false),
             changed: Notify::new(),
+            turn: Mutex::new(()),
         }
     }
 }
 
 impl Budget {
+    /// A configuration is put in force while this is held; afterwards the caps are looked at.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn {
+            budget: self,
+            _held: self.turn.lock(),
+        }
+    }
+
     /// A configuration is about to be put in force under which the pools may come to have so many
     /// connections. Returns the cap of pools that are made for it.
     pub(crate) fn configure(&self, limit: usize, committed: usize) -> usize {
         let binds = committed > limit;
         self.limit.store(limit, Ordering::Release);
         self.binds.store(binds, Ordering::Release);
-        self.changed.notify_one();
         if binds { 0 } else { usize::MAX }
     }
 
@@ -89,10 +103,15 @@ impl Budget {
                 () = stop.cancelled() => return,
             }
             let began = Instant::now();
-            self.divide(&live.all_pools());
+            self.pass(&live);
             // However many pools there are: no more than a fifth of a core.
             sleep((began.elapsed() * 4).min(EVERY)).await;
         }
+    }
+
+    fn pass(&self, live: &LiveCell) {
+        let _turn = self.turn.lock();
+        self.divide(&live.all_pools());
     }
 
     /// One pass: look, shrink, look again, grow.
@@ -116,13 +135,47 @@ impl Budget {
                 growing.push((member, has, target));
             }
         }
-        let mut free = self.limit().saturating_sub(taken);
-        for (member, has, target) in growing {
-            // What it has above its cap is counted already.
-            let more = target.saturating_sub(has).min(free);
-            free -= more;
-            member.set_cap((has + more).min(target));
+        grow(growing, self.limit().saturating_sub(taken));
+    }
+}
+
+/// Gives what is free to those that are to grow, one at a time to who has least: a slot that a stream
+/// gave back must not wait until another has all of his.
+fn grow<M: Member>(growing: Vec<(&M, usize, usize)>, free: usize) {
+    let mut order: BinaryHeap<Reverse<(usize, usize)>> = growing
+        .iter()
+        .enumerate()
+        .map(|(n, (_, has, _))| Reverse((*has, n)))
+        .collect();
+    let mut given = vec![0; growing.len()];
+    let mut free = free;
+    while free > 0
+        && let Some(Reverse((has, n))) = order.pop()
+    {
+        let (Some((_, _, target)), Some(given)) = (growing.get(n), given.get_mut(n)) else {
+            continue;
+        };
+        // What it has above its cap is counted already.
+        if has < *target {
+            *given += 1;
+            free -= 1;
+            order.push(Reverse((has + 1, n)));
         }
+    }
+    for ((member, has, target), given) in growing.into_iter().zip(given) {
+        member.set_cap((has + given).min(target));
+    }
+}
+
+/// The right to put a configuration in force.
+pub(crate) struct Turn<'a> {
+    budget: &'a Budget,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.budget.changed.notify_one();
     }
 }
 

@@ -154,3 +154,22 @@ fn a_model_with_demand_gets_the_next_slot_that_is_free() {
         "not to those who wait at the first"
     );
 }
+
+/// One that held everything gives back one by one; two that have nothing get them in turn.
+#[test]
+fn what_comes_free_goes_to_who_has_least() {
+    let (fakes, budget) = setup(10);
+    fakes[0].borrow_mut().need.size = 10;
+    play(&fakes, &budget, &Event::Want(0, 30));
+    budget.divide(&fakes);
+    assert_eq!(fakes[0].borrow().need.busy, 10);
+    for who in [1, 2] {
+        play(&fakes, &budget, &Event::Want(who, 5));
+    }
+    for _ in 0..4 {
+        budget.divide(&fakes);
+        play(&fakes, &budget, &Event::Done(0, 1));
+        budget.divide(&fakes);
+    }
+    assert_eq!([1, 2].map(|n: usize| fakes[n].borrow().need.busy), [2, 2]);
+}

@@ -103,7 +103,7 @@ impl Proxy {
         let field = ModelField::find(&body)?;
         let live = self.live.load();
         let route = find_route(&live, &field.name)?;
-        record.model(&route.model.id);
+        record.route(route);
         Span::current().record("model", route.model.id.as_str());
         let mut outgoing = Outgoing {
             path,
@@ -151,7 +151,12 @@ impl Proxy {
         let mut replays = 0;
         let mut unanswered = false;
         loop {
-            let lease = self.acquire(outgoing, unanswered).await?;
+            let want = match (unanswered, replays) {
+                (true, _) => Want::Fresh,
+                (false, 0) => Want::First,
+                (false, _) => Want::Again,
+            };
+            let lease = self.acquire(outgoing, want).await?;
             let overhead = began.elapsed().saturating_sub(outgoing.waited);
             self.metrics
                 .overhead(&outgoing.route.model.id, overhead.as_secs_f64());
@@ -200,16 +205,19 @@ impl Proxy {
     async fn acquire(
         &self,
         outgoing: &mut Outgoing<'_>,
-        fresh: bool,
+        want: Want,
     ) -> Result<Lease, GatewayError> {
         let model = &outgoing.route.model;
         let began = Instant::now();
-        let deadline = outgoing.deadline.min(began + model.pool.max_wait);
+        // What it waited before counts: one limit for all attempts.
+        let left = model.pool.max_wait.saturating_sub(outgoing.queued);
+        let deadline = outgoing.deadline.min(began + left);
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
-        let lease = match fresh {
-            true => pool.acquire_fresh(deadline).instrument(span).await,
-            false => pool.acquire(deadline).instrument(span).await,
+        let lease = match want {
+            Want::First => pool.acquire(deadline).instrument(span).await,
+            Want::Again => pool.acquire_again(deadline).instrument(span).await,
+            Want::Fresh => pool.acquire_fresh(deadline).instrument(span).await,
         };
         let queued = began.elapsed();
         outgoing.waited += queued;
@@ -287,6 +295,17 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Which connection is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// Any, in turn.
+    First,
+    /// Any, for one that had its turn.
+    Again,
+    /// One that carried no request yet, for one that had its turn.
+    Fresh,
 }
 
 enum Failed {

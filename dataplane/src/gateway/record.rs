@@ -7,7 +7,10 @@ use forebay_proto::ModelId;
 use tokio::time::Instant;
 
 use super::body::StreamFailed;
-use crate::metrics::{Metrics, Source};
+use crate::{
+    live::Route,
+    metrics::{Metrics, Source},
+};
 
 /// The status in metrics and logs of a request whose client went away; never sent.
 pub(super) const CLIENT_CLOSED: u16 = 499;
@@ -19,7 +22,8 @@ pub(super) struct RequestRecord {
     began: Instant,
     path: &'static str,
     request_id: String,
-    model: Option<ModelId>,
+    /// Kept to the end: a model's metrics are dropped when nobody holds its pool any more.
+    route: Option<Arc<Route>>,
     /// The upstream's status, counted only once its body is complete.
     passing_on: u16,
     outcome: Option<(u16, Source)>,
@@ -34,7 +38,7 @@ impl RequestRecord {
             began,
             path,
             request_id,
-            model: None,
+            route: None,
             passing_on: 0,
             outcome: None,
         }
@@ -45,9 +49,13 @@ impl RequestRecord {
         self.began
     }
 
-    /// The registered model that it is for.
-    pub(super) fn model(&mut self, model: &ModelId) {
-        self.model = Some(model.clone());
+    /// Where it goes.
+    pub(super) fn route(&mut self, route: &Arc<Route>) {
+        self.route = Some(route.clone());
+    }
+
+    fn model(&self) -> Option<&ModelId> {
+        self.route.as_ref().map(|route| &route.model.id)
     }
 
     /// The gateway's own answer is ready.
@@ -68,7 +76,7 @@ impl RequestRecord {
     /// The answer was cut in the middle of its body.
     pub(super) fn failed(&mut self, failed: &StreamFailed) {
         self.outcome = Some((failed.status(), failed.source()));
-        let model = self.model.as_ref().map(ModelId::as_str);
+        let model = self.model().map(ModelId::as_str);
         tracing::warn!(model, request_id = self.request_id, error = %failed, "answer cut short");
     }
 }
@@ -78,9 +86,9 @@ impl Drop for RequestRecord {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
         self.metrics
-            .request(self.model.as_ref(), self.path, status, source, seconds);
+            .request(self.model(), self.path, status, source, seconds);
         tracing::debug!(
-            model = self.model.as_ref().map(ModelId::as_str),
+            model = self.model().map(ModelId::as_str),
             path = self.path,
             status,
             source = source.label(),

@@ -75,10 +75,11 @@ impl Conn {
     /// Closes the socket now. Dropping hyper's handle would leave it open for as long as a body is held
     /// or a write is stuck.
     pub(super) fn close(self) {
-        self.watch.shut_down();
+        // In this order: a driver that still ran would take our own end for the upstream's.
         if let Some(driver) = self.driver {
             driver.abort();
         }
+        self.watch.shut_down();
     }
 
     /// True if a request could be sent now, as far as can be seen. A driver that has not run yet

@@ -94,6 +94,11 @@ impl Pool {
         self.acquire_at(Place::Back, deadline).await
     }
 
+    /// The same for one whose connection turned out to be dead at the first byte: it had its turn.
+    pub async fn acquire_again(self: &Arc<Self>, deadline: Instant) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Front, deadline).await
+    }
+
     /// A connection that carried no request yet, for one whose connection was closed under it.
     pub async fn acquire_fresh(self: &Arc<Self>, deadline: Instant) -> Result<Lease, AcquireError> {
         self.acquire_at(Place::FrontForFresh, deadline).await

@@ -181,12 +181,13 @@ async fn an_idle_limit_is_learned_from_the_closes() {
                 .all(|ended| *ended == Ended::Well)
         );
     };
-    burst().await;
-    sleep(Duration::from_millis(900)).await;
-    assert!(
-        upstream.stats().closed_idle > 0,
-        "the first time it was the upstream"
-    );
+    // Once could have been anything.
+    for _ in 0..2 {
+        burst().await;
+        sleep(Duration::from_millis(900)).await;
+    }
+    let closed = upstream.stats().closed_idle;
+    assert!(closed > 1, "the first times it was the upstream");
     let known = endpoint(&worker).await;
     let learned = known["learned_idle_seconds"].as_f64().unwrap();
     assert!((0.55..0.8).contains(&learned), "{known}");

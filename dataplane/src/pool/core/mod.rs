@@ -35,6 +35,11 @@ pub(super) use self::types::{
 use super::counters::{CloseReason, Counters, OpenReason};
 use crate::budget::Need;
 
+/// A connection whose last request ended this recently counts as wanted.
+const RECENT: Duration = Duration::from_millis(250);
+/// A close this soon after a connection was handed out had happened before.
+const AT_ONCE: Duration = Duration::from_millis(250);
+
 #[derive(Debug)]
 struct Waiter<W> {
     id: WaiterId,
@@ -164,6 +169,7 @@ impl<C, W> Core<C, W> {
             uses: 0,
             born: now,
             idle_since: now,
+            granted: now,
         };
         origin.idle.push_back(held);
         (Some(id), self.pump(now))
@@ -211,8 +217,10 @@ impl<C, W> Core<C, W> {
                 origin.closed_unused(now, held.born);
             }
             // It had rested, and was found closed when it was to be used again.
-            Outcome::Broken(CloseReason::Upstream) => {
-                let rested = now.saturating_sub(held.idle_since);
+            Outcome::Broken(CloseReason::Upstream)
+                if now.saturating_sub(held.granted) < AT_ONCE =>
+            {
+                let rested = held.granted.saturating_sub(held.idle_since);
                 origin.idle_limit.closed(now, rested);
             }
             Outcome::Unused | Outcome::Broken(_) => {}
@@ -317,7 +325,12 @@ impl<C, W> Core<C, W> {
             size: if drains { 0 } else { self.shape.size },
             busy: self.active(),
             idle: self.idle() + self.connecting.len(),
-            waiting: self.waiters.len(),
+            waiting: self.waiting(now),
+            waited: self
+                .waiters
+                .front()
+                .map_or(Duration::ZERO, |first| now.saturating_sub(first.arrived)),
+            recent: self.recent(now),
             coldest: coldest.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         }
     }
@@ -334,6 +347,22 @@ impl<C, W> Core<C, W> {
         let open = self.idle() + self.active();
         let mut current = self.origins.iter().filter(|origin| !origin.retired);
         open >= floor || self.retired || current.all(|origin| origin.trouble.is_some())
+    }
+
+    /// Those who wait and could be served: an endpoint that fails is asked by one at a time.
+    fn waiting(&self, now: Duration) -> usize {
+        let mut current = self.origins.iter().filter(|origin| !origin.retired);
+        match current.any(|origin| origin.is_reachable(now)) {
+            true => self.waiters.len(),
+            false => self.waiters.len().min(1),
+        }
+    }
+
+    /// Connections that had a request a moment ago.
+    fn recent(&self, now: Duration) -> usize {
+        let idle = self.origins.iter().flat_map(|origin| &origin.idle);
+        idle.filter(|held| held.uses > 0 && now.saturating_sub(held.idle_since) < RECENT)
+            .count()
     }
 
     /// The endpoint said how long it waits for the next request.

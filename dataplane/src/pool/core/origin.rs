@@ -74,6 +74,18 @@ impl<C> Origin<C> {
         self.idle.iter().rposition(|held| held.uses == 0)
     }
 
+    /// Its trouble, unless that is so old that nothing is known any more.
+    pub(super) fn fresh_trouble(&self, now: Duration) -> Option<&Trouble> {
+        let fresh = |trouble: &&Trouble| now.saturating_sub(trouble.last) < FORGOTTEN;
+        self.trouble.as_ref().filter(fresh)
+    }
+
+    /// True if connects may be expected to succeed.
+    pub(super) fn is_reachable(&self, now: Duration) -> bool {
+        self.fresh_trouble(now)
+            .is_none_or(|trouble| trouble.connected.is_some())
+    }
+
     /// A connection was made.
     pub(super) fn connected(&mut self, now: Duration) {
         if let Some(trouble) = &mut self.trouble {

@@ -25,7 +25,7 @@ impl<C, W> Core<C, W> {
     /// Brings the pool to rest after a transition: retire, grant, shrink, connect, give up.
     pub(super) fn pump(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         let mut effects = self.close_retired();
-        self.grant(&mut effects);
+        self.grant(now, &mut effects);
         self.shrink(&mut effects);
         self.connect_for_waiters(now, &mut effects);
         self.connect_for_warmth(now, &mut effects);
@@ -52,7 +52,7 @@ impl<C, W> Core<C, W> {
         effects
     }
 
-    fn grant(&mut self, effects: &mut Vec<Effect<C, W>>) {
+    fn grant(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         while self.active() < self.limit() {
             let Some((at, mut held)) = self.next_grant() else {
                 return;
@@ -65,6 +65,7 @@ impl<C, W> Core<C, W> {
                 _ => self.counters.reused += 1,
             }
             held.uses += 1;
+            held.granted = now;
             effects.push(Effect::Grant {
                 waiter: waiter.waiter,
                 held,
@@ -193,11 +194,12 @@ impl<C, W> Core<C, W> {
 
     /// Sends waiters away when nothing can come for them: every endpoint fails, nothing is open.
     fn refuse_hopeless(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
-        if self.waiters.is_empty() || self.open() > 0 {
+        // Without a cap no connect was tried: it is the budget that is waited for.
+        if self.waiters.is_empty() || self.open() > 0 || self.limit() == 0 {
             return;
         }
         let current = self.origins.iter().filter(|origin| !origin.retired);
-        let troubles: Option<Vec<&Trouble>> = current.map(|o| o.trouble.as_ref()).collect();
+        let troubles: Option<Vec<&Trouble>> = current.map(|o| o.fresh_trouble(now)).collect();
         let Some(troubles) = troubles else { return };
         let since = troubles
             .iter()

@@ -482,6 +482,25 @@ fn an_endpoint_that_accepts_and_closes_is_treated_as_one_that_refuses() {
     );
 }
 
+/// Without a cap nothing was tried: the request waits for the budget, whatever failed before.
+#[test]
+fn a_pool_without_a_cap_refuses_nobody_for_an_endpoint_that_may_be_back() {
+    let mut shell = Shell::new(shape(4), 1);
+    shell.acquire();
+    shell.refuse();
+    shell.sweep(4_000);
+    shell.refuse();
+    shell.sweep(1_000);
+    assert_eq!(shell.refused.len(), 1, "with a cap it is told");
+    let effects = shell.core.set_cap(shell.now, 0);
+    shell.run(effects);
+    shell.connects.clear();
+    shell.acquire();
+    shell.sweep(2_000);
+    assert_eq!(shell.refused.len(), 1, "without one it waits");
+    assert_eq!(shell.core.need(shell.now).waiting, 1, "and is counted");
+}
+
 /// Also without anybody waiting: the warm floor.
 #[test]
 fn a_warm_floor_does_not_storm_an_endpoint_that_accepts_and_closes() {

@@ -39,6 +39,7 @@ pub(in crate::pool) struct Held<C> {
     pub(in crate::pool) uses: u64,
     pub(super) born: Duration,
     pub(super) idle_since: Duration,
+    pub(super) granted: Duration,
 }
 
 /// How a connection comes back.
