@@ -336,24 +336,34 @@ async fn a_model_that_comes_back_at_once_has_its_old_pool() {
 async fn a_registration_with_a_warm_floor_counts_as_applied_when_it_is_warm() {
     let (cluster, worker) = Cluster::with_worker().await;
     let upstream = mock(&["m"]).await;
+    // So many that they cannot all be there by chance when the answer is.
     let warm = wire::Model {
         pool: Some(wire::Pool {
-            warm: Some(10),
+            max_concurrent: Some(150),
+            warm: Some(150),
             ..wire::Pool::default()
         }),
         ..model_at("m", &upstream.url())
     };
-    cluster.create_and_wait(warm).await;
+    let created = cluster.create(warm).await;
+    let mut fleet = cluster.fleet();
+    let revision = Some(created.revision);
+    while {
+        let rollout = fleet.get_rollout(wire::GetRolloutRequest { revision });
+        !rollout.await.unwrap().into_inner().complete
+    } {}
     let page = worker.metrics().await;
-    assert_eq!(
-        page.sum("forebay_pool_connections", &["state=\"idle\""]),
-        10.0
-    );
+    let idle = page.sum("forebay_pool_connections", &["state=\"idle\""]);
+    assert_eq!(idle, 150.0);
     assert_eq!(
         worker.client().finish("m", Chat::Whole, 1).await,
         Ended::Well
     );
-    assert_eq!(upstream.stats().opened, 10, "the first request opened none");
+    assert_eq!(
+        upstream.stats().opened,
+        150,
+        "the first request opened none"
+    );
     // One that cannot be reached holds nothing up.
     let gone = mock(&["n"]).await;
     let url = gone.url();
