@@ -79,9 +79,8 @@ where
         }
         let error = explain(&status);
         return Err(match lost && !is_refusal(&status) {
-            true => error.context(
-                "the write may have been made all the same; look, or repeat it with the same --request-id",
-            ),
+            true => error
+                .context("the write may have been made all the same; look before you repeat it"),
             false => error,
         });
     }

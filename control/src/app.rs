@@ -169,7 +169,10 @@ impl BoundControl {
             ..
         } = self;
         let sessions = TaskTracker::new();
-        let trouble = context.registry.trouble();
+        // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
+        // first, and that would look like a writer that died.
+        let registry = context.registry.clone();
+        let trouble = registry.trouble();
         let (reporter, health) = tonic_health::server::health_reporter();
         let parts = (context, sessions.clone(), shutdown.clone());
         let routes = routes(parts, metrics, health)?;
@@ -187,6 +190,7 @@ impl BoundControl {
             () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
             () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
         };
+        drop(registry);
         shutdown.cancel();
         sessions.close();
         if timeout(GRACE, sessions.wait()).await.is_err() {

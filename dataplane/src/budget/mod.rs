@@ -34,6 +34,9 @@ use crate::{live::LiveCell, pool::Pool};
 /// The full pass, whatever was noticed.
 const EVERY: Duration = Duration::from_millis(100);
 
+/// The shortest rest that a timer can keep.
+const SHORTEST_REST: Duration = Duration::from_millis(1);
+
 /// What the pools and the task that divides share.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -96,6 +99,7 @@ impl Budget {
     pub(crate) async fn run(self: Arc<Self>, live: Arc<LiveCell>, stop: CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut owed = Duration::ZERO;
         loop {
             tokio::select! {
                 () = self.changed.notified() => {}
@@ -104,8 +108,13 @@ impl Budget {
             }
             let began = Instant::now();
             self.pass(&live);
-            // However many pools there are: no more than a fifth of a core.
-            sleep((began.elapsed() * 4).min(EVERY)).await;
+            // However many pools there are: no more than a fifth of a core. Short rests are saved up, as a
+            // timer knows none below a millisecond.
+            owed += began.elapsed() * 4;
+            if owed >= SHORTEST_REST {
+                sleep(owed.min(EVERY)).await;
+                owed = Duration::ZERO;
+            }
         }
     }
 
