@@ -22,7 +22,8 @@ use crate::{
     gateway::Gateway,
     live::LiveCell,
     metrics::Metrics,
-    pool::SWEEP,
+    pool::{Common, SWEEP},
+    resolve::Resolver,
 };
 
 /// How long the connections' tasks may take to end after the last request did.
@@ -50,6 +51,8 @@ pub struct WorkerSettings {
     pub admin_listen: SocketAddr,
     /// Whether these may be anything but loopback.
     pub exposure: Exposure,
+    /// Whom to ask for the addresses of endpoints; the system's servers if empty.
+    pub dns_servers: Vec<SocketAddr>,
     /// Where the last known good configuration is kept; nowhere if absent.
     pub data_dir: Option<PathBuf>,
     /// Largest body of a request, in bytes.
@@ -213,13 +216,13 @@ impl Parts {
         };
         let budget = Arc::new(Budget::default());
         let open_files = open_file_limit();
-        let applier = Applier::new(
-            live.clone(),
-            tasks.clone(),
-            metrics.clone(),
-            budget.clone(),
-            open_files,
-        );
+        let common = Common {
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+            budget: budget.clone(),
+            resolver: Arc::new(Resolver::new(&settings.dns_servers)),
+        };
+        let applier = Applier::new(live.clone(), common, open_files);
         let mut client = ConfigClient::new(
             settings.control,
             identity,

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod live;
 pub mod metrics;
 pub mod pool;
+mod resolve;
 mod shared_socket;
 mod trace_context;
 

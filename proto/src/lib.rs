@@ -18,7 +18,7 @@ pub mod violation;
 pub mod wire;
 
 pub use config::Config;
-pub use endpoint::{Endpoint, EndpointUrl, Weight};
+pub use endpoint::{Endpoint, EndpointUrl, Protocol, Weight};
 pub use ids::{EndpointId, InstanceId, ModelId, WorkerId};
 pub use model::{ModelSpec, ResolvedModel};
 pub use pool::{Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, Timeouts};

@@ -10,6 +10,12 @@ pub const SHORT_ID_CHARS: usize = 63;
 pub const URL_CHARS: usize = 512;
 /// Longest host of an endpoint url in ASCII, in characters: the longest name of DNS (RFC 1035 §2.3.4).
 pub const HOST_CHARS: usize = 253;
+/// Longest path of a Unix socket, in bytes: what Linux takes.
+pub const SOCKET_PATH_BYTES: usize = 107;
+/// Longest path of a file on a worker's machine, in bytes.
+pub const FILE_PATH_BYTES: usize = 4_096;
+/// Largest bundle of PEM certificates of an endpoint, in bytes.
+pub const CA_PEM_BYTES: usize = 64 << 10;
 /// Most aliases of a model.
 pub const ALIASES: usize = 16;
 /// Most endpoints of a model.

@@ -27,6 +27,7 @@ pub struct Cluster {
     dir: TempDir,
     addr: SocketAddr,
     control: Option<Running>,
+    dns: Vec<SocketAddr>,
 }
 
 /// A running worker.
@@ -62,7 +63,13 @@ impl Cluster {
             dir,
             addr,
             control: Some(control),
+            dns: Vec::new(),
         }
+    }
+
+    /// From now on workers ask this DNS server.
+    pub fn ask(&mut self, dns: SocketAddr) {
+        self.dns = vec![dns];
     }
 
     /// Starts a control plane and one worker, and waits until that is connected.
@@ -108,6 +115,7 @@ impl Cluster {
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
             data_dir: Some(self.dir.path().join(name)),
+            dns_servers: self.dns.clone(),
             max_body_bytes: LARGEST_BODY,
             grace: GRACE,
             build: "test".to_owned(),
@@ -249,7 +257,7 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
         endpoints: vec![wire::Endpoint {
             id: String::new(),
             url: url.to_owned(),
-            weight: None,
+            ..wire::Endpoint::default()
         }],
         ..wire::Model::default()
     }

@@ -12,7 +12,9 @@
 
 mod client;
 mod cluster;
+mod dns;
 mod otlp;
+mod pki;
 mod ports;
 mod process;
 mod raw;
@@ -21,7 +23,9 @@ mod wait;
 
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
+pub use dns::DnsServer;
 pub use otlp::{Receiver, SeenSpan};
+pub use pki::Authority;
 pub use ports::lasting_addr;
 pub use process::Process;
 pub use raw::{After, RawClient, RawUpstream};

@@ -60,6 +60,15 @@ pub(crate) struct WorkerListen {
         default_value = "127.0.0.1:8081"
     )]
     pub(crate) admin_listen: SocketAddr,
+    /// DNS servers to ask for the addresses of endpoints, separated by commas. [default: the system's]
+    #[arg(
+        long = "dns-server",
+        hide_env_values = true,
+        env = "FOREBAY_DNS_SERVER",
+        value_name = "ADDR",
+        value_delimiter = ','
+    )]
+    pub(crate) dns_servers: Vec<SocketAddr>,
     /// Largest body of a request, in bytes.
     #[arg(long, hide_env_values = true, env = "FOREBAY_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 32 << 20)]
     pub(crate) max_body_bytes: usize,

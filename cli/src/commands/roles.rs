@@ -115,6 +115,7 @@ pub(crate) fn worker_settings(
         admin_listen: listen.admin_listen,
         exposure,
         data_dir: Some(data_dir),
+        dns_servers: listen.dns_servers.clone(),
         max_body_bytes: listen.max_body_bytes,
         grace: listen.grace,
         build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use forebay_proto::{
-    Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize, Revision, Weight,
+    Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize, Revision,
 };
 
 use super::{
@@ -20,10 +20,10 @@ fn time(seconds: u64) -> SystemTime {
 }
 
 fn spec(id: &str, endpoints: usize) -> ModelSpec {
-    let endpoints = (0..endpoints).map(|n| Endpoint {
-        id: EndpointId::new(format!("e{n}")).unwrap(),
-        url: EndpointUrl::parse(&format!("http://{}.example:{}", "h".repeat(60), n + 1)).unwrap(),
-        weight: Weight::default(),
+    let endpoints = (0..endpoints).map(|n| {
+        let url = format!("http://{}.example:{}", "h".repeat(60), n + 1);
+        let url = EndpointUrl::parse(&url).unwrap();
+        Endpoint::new(EndpointId::new(format!("e{n}")).unwrap(), url)
     });
     ModelSpec::new(ModelId::new(id).unwrap(), vec![], endpoints.collect()).unwrap()
 }

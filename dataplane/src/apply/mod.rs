@@ -13,17 +13,14 @@ use std::{
 };
 
 use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations, limits};
-use tokio_util::task::TaskTracker;
 
 pub use self::{
     open_files::{client_connections, open_file_limit},
     plan::{Action, Step, plan},
 };
 use crate::{
-    budget::Budget,
     live::{Live, LiveCell, Route},
-    metrics::Metrics,
-    pool::Pool,
+    pool::{Common, Pool},
 };
 
 /// Why a configuration was refused.
@@ -73,27 +70,18 @@ impl RefusalReason {
 #[derive(Debug)]
 pub struct Applier {
     live: Arc<LiveCell>,
-    tasks: TaskTracker,
-    metrics: Arc<Metrics>,
-    budget: Arc<Budget>,
+    common: Common,
     open_files: u64,
 }
 
 impl Applier {
-    /// Changes `live`; connections run on `tasks`; `open_files` is what the process may open.
+    /// Changes `live`; pools are made with what is `common` to them; `open_files` is what the process may
+    /// open.
     #[must_use]
-    pub(crate) fn new(
-        live: Arc<LiveCell>,
-        tasks: TaskTracker,
-        metrics: Arc<Metrics>,
-        budget: Arc<Budget>,
-        open_files: u64,
-    ) -> Self {
+    pub(crate) fn new(live: Arc<LiveCell>, common: Common, open_files: u64) -> Self {
         Self {
             live,
-            tasks,
-            metrics,
-            budget,
+            common,
             open_files,
         }
     }
@@ -116,7 +104,7 @@ impl Applier {
 
     fn put_in_force(&self, old: &Live, position: &Position, config: &Config) -> Vec<ModelId> {
         // Until all is settled nobody moves caps.
-        let _turn = self.budget.turn();
+        let _turn = self.common.budget.turn();
         let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
         let steps = plan(&before, config.models());
         let cap = self.configure_budget(config);
@@ -167,7 +155,7 @@ impl Applier {
             .sum();
         let new: usize = sizes.into_values().sum();
         let limit = config.budget().get() as usize;
-        let cap = self.budget.configure(limit, committed + new);
+        let cap = self.common.budget.configure(limit, committed + new);
         if cap == 0 {
             pools.iter().for_each(|pool| {
                 pool.lower_cap(pool.need().open());
@@ -182,10 +170,7 @@ impl Applier {
                 pool.revive(model);
                 pool
             }
-            None => {
-                let (tasks, budget) = (self.tasks.clone(), self.budget.clone());
-                Pool::new(model, tasks, &self.metrics, budget, cap)
-            }
+            None => Pool::new(model, &self.common, cap),
         }
     }
 

@@ -78,18 +78,15 @@ mod tests {
     use std::collections::BTreeMap;
 
     use forebay_proto::{
-        Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision, Weight,
+        Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision,
     };
     use proptest::prelude::*;
 
     use super::*;
 
     fn model(id: &str, size: u32, port: u16) -> ResolvedModel {
-        let endpoint = Endpoint {
-            id: EndpointId::new("a").unwrap(),
-            url: EndpointUrl::parse(&format!("http://10.0.0.1:{port}")).unwrap(),
-            weight: Weight::default(),
-        };
+        let url = EndpointUrl::parse(&format!("http://10.0.0.1:{port}")).unwrap();
+        let endpoint = Endpoint::new(EndpointId::new("a").unwrap(), url);
         let mut spec = ModelSpec::new(ModelId::new(id).unwrap(), vec![], vec![endpoint]).unwrap();
         spec.pool.max_concurrent = PoolSize::new(size).ok();
         spec.resolve(&PoolSettings::default(), Revision::new(1))

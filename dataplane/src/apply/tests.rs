@@ -1,21 +1,20 @@
 //! What is refused, and that a refusal changes nothing.
 
 use forebay_proto::{
-    Budget, Endpoint, EndpointId, EndpointUrl, Epoch, ModelSpec, PoolSettings, Revision, Weight,
+    Budget, Endpoint, EndpointId, EndpointUrl, Epoch, ModelSpec, PoolSettings, Revision,
 };
 use prometheus::Registry;
+use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::{metrics::Metrics, resolve::Resolver};
 
 const FILES: u64 = 10_000;
 
 fn config(ids: &[&str]) -> Config {
     let model = |id: &&str| {
-        let endpoint = Endpoint {
-            id: EndpointId::new("a").unwrap(),
-            url: EndpointUrl::parse("http://10.0.0.1:8000").unwrap(),
-            weight: Weight::default(),
-        };
+        let url = EndpointUrl::parse("http://10.0.0.1:8000").unwrap();
+        let endpoint = Endpoint::new(EndpointId::new("a").unwrap(), url);
         let spec = ModelSpec::new(ModelId::new(*id).unwrap(), vec![], vec![endpoint]).unwrap();
         spec.resolve(&PoolSettings::default(), Revision::new(1))
             .unwrap()
@@ -40,14 +39,13 @@ impl Bench {
     /// With one model in force at revision 5.
     fn new(open_files: u64) -> Self {
         let live = Arc::new(LiveCell::default());
-        let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-        let applier = Applier::new(
-            live.clone(),
-            TaskTracker::new(),
-            metrics,
-            Arc::default(),
-            open_files,
-        );
+        let common = Common {
+            tasks: TaskTracker::new(),
+            metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
+            budget: Arc::default(),
+            resolver: Arc::new(Resolver::new(&[])),
+        };
+        let applier = Applier::new(live.clone(), common, open_files);
         let bench = Self { live, applier };
         bench.push("e", 5, &config(&["first"])).unwrap();
         bench

@@ -322,13 +322,10 @@ impl Outgoing<'_> {
     fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static(self.path);
         let mut headers = self.headers.clone();
         trace_context::inject(span, &mut headers);
-        if let Ok(host) = HeaderValue::from_str(lease.authority()) {
-            headers.insert(header::HOST, host);
-        }
         *request.headers_mut() = headers;
+        lease.address(self.path, &mut request);
         request
     }
 }

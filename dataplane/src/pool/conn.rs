@@ -1,30 +1,77 @@
 //! One open upstream connection: hyper's handle to send on, and the watch on its socket.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use forebay_proto::{Endpoint, EndpointId};
+use forebay_proto::EndpointId;
+use http::{HeaderValue, Request, Response, Uri, header, uri::PathAndQuery, uri::Scheme};
 use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+    rt::Executor,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
 
-use super::io::{SocketWatch, WatchedSocket};
+use super::{
+    core::{Connection, MOST_STREAMS},
+    io::{SocketWatch, Transport, Unasked},
+    target::{DialError, Target},
+};
 
 /// Most bytes of a response head, and of what hyper buffers of a response.
 const BUFFER: usize = 64 * 1024;
+/// What one HTTP/2 stream may send before it is read. The connection's window holds that of all streams
+/// at once, so that an answer that nobody reads holds up no other.
+const STREAM_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MOST_STREAMS as u32 + 1);
+/// Pings find an HTTP/2 server that is gone without a word.
+const PING: Duration = Duration::from_secs(20);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+/// How often it is looked whether the server's settings have come.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+type Body = Full<Bytes>;
 
 /// The task that drives a connection until it is closed.
-pub(super) type Driver = http1::Connection<TokioIo<WatchedSocket>, Full<Bytes>>;
+pub(super) enum Driver {
+    Http1(Box<http1::Connection<TokioIo<Transport>, Body>>),
+    Http2(
+        Box<http2::Connection<TokioIo<Transport>, Body, Tracked>>,
+        Arc<AtomicUsize>,
+    ),
+}
 
-/// An open connection.
+/// hyper's handle.
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    /// With how many requests at a time the server allows.
+    Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
+}
+
+/// An open connection, or one of several handles on it.
 #[derive(Debug)]
 pub(super) struct Conn {
-    pub(super) sender: SendRequest<Full<Bytes>>,
+    sender: Sender,
     pub(super) watch: SocketWatch,
     pub(super) endpoint: EndpointId,
-    /// `host:port`, as it was dialled.
-    pub(super) authority: Arc<str>,
+    /// `host:port`, as it stands in the configuration.
+    authority: Arc<str>,
+    scheme: Scheme,
     /// Ends the driver, and with it the socket; set once the driver runs.
     pub(super) driver: Option<AbortHandle>,
 }
@@ -35,40 +82,144 @@ pub(super) enum ConnectError {
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
-    Socket(#[from] io::Error),
+    Dial(#[from] DialError),
     #[error("{0}")]
     Handshake(#[from] hyper::Error),
 }
 
 /// Dials an endpoint. The driver must be polled for anything to happen on the connection.
 pub(super) async fn connect(
-    endpoint: &Endpoint,
+    target: &Target,
+    tasks: &TaskTracker,
     within: Duration,
 ) -> Result<(Conn, Driver), ConnectError> {
-    let authority: Arc<str> = endpoint.url.authority().into();
     let dial = async {
-        let socket = TcpStream::connect(&*authority).await?;
-        socket.set_nodelay(true)?;
-        let (socket, watch) = WatchedSocket::new(socket);
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(socket))
-            .await?;
-        let (endpoint, authority) = (endpoint.id.clone(), authority.clone());
-        Ok((
-            Conn {
-                sender,
-                watch,
-                endpoint,
-                authority,
-                driver: None,
+        let dialled = target.dial().await?;
+        let (sender, driver) = match dialled.http2 {
+            true => http2(dialled.transport, tasks).await?,
+            false => http1(dialled.transport).await?,
+        };
+        let quiet = !dialled.http2 && !target.is_tls();
+        dialled.watch.expect(match quiet {
+            true => Unasked::Death,
+            false => Unasked::Talk,
+        });
+        let conn = Conn {
+            sender,
+            watch: dialled.watch,
+            endpoint: target.endpoint.id.clone(),
+            authority: target.authority.clone(),
+            scheme: match target.is_tls() {
+                true => Scheme::HTTPS,
+                false => Scheme::HTTP,
             },
-            driver,
-        ))
+            driver: None,
+        };
+        Ok((conn, driver))
     };
     timeout(within, dial)
         .await
         .unwrap_or(Err(ConnectError::Timeout(within)))
+}
+
+async fn http1(transport: Transport) -> Result<(Sender, Driver), hyper::Error> {
+    let (sender, driver) = http1::Builder::new()
+        .max_buf_size(BUFFER)
+        .handshake(TokioIo::new(transport))
+        .await?;
+    Ok((Sender::Http1(sender), Driver::Http1(Box::new(driver))))
+}
+
+async fn http2(
+    transport: Transport,
+    tasks: &TaskTracker,
+) -> Result<(Sender, Driver), hyper::Error> {
+    let (sender, driver) = http2::Builder::new(Tracked(tasks.clone()))
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(BUFFER as u32)
+        // Nothing is sent before it is known how much the server takes.
+        .initial_max_send_streams(0)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_ANSWER)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(transport))
+        .await?;
+    let mut driver = Box::new(driver);
+    while driver.current_max_send_streams() == 0 {
+        let ended = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut driver).poll(cx)));
+        if let Poll::Ready(result) = ended.await {
+            result?;
+            // Ended in good order before it began: the next look at it tells.
+            break;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    let allowed = Arc::new(AtomicUsize::new(driver.current_max_send_streams().max(1)));
+    let sender = Sender::Http2(sender, allowed.clone());
+    Ok((sender, Driver::Http2(driver, allowed)))
+}
+
+impl Driver {
+    /// Drives the connection to its end; tells when the server allows another number of requests.
+    pub(super) async fn run(self, mut allowed_changed: impl FnMut(usize)) -> hyper::Result<()> {
+        match self {
+            Self::Http1(driver) => driver.await,
+            Self::Http2(mut driver, allowed) => {
+                std::future::poll_fn(|cx| {
+                    let polled = Pin::new(&mut driver).poll(cx);
+                    let now = driver.current_max_send_streams();
+                    if allowed.swap(now, Ordering::AcqRel) != now {
+                        allowed_changed(now);
+                    }
+                    polled
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// hyper's own tasks, owned like all others.
+#[derive(Debug, Clone)]
+pub(super) struct Tracked(TaskTracker);
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+impl Connection for Conn {
+    fn streams(&self) -> usize {
+        match &self.sender {
+            Sender::Http1(_) => 1,
+            Sender::Http2(_, allowed) => allowed.load(Ordering::Acquire),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.sender, Sender::Http2(..))
+    }
+
+    fn another(&self) -> Option<Self> {
+        let Sender::Http2(sender, allowed) = &self.sender else {
+            return None;
+        };
+        Some(Self {
+            sender: Sender::Http2(sender.clone(), allowed.clone()),
+            watch: self.watch.clone(),
+            endpoint: self.endpoint.clone(),
+            authority: self.authority.clone(),
+            scheme: self.scheme.clone(),
+            driver: self.driver.clone(),
+        })
+    }
 }
 
 impl Conn {
@@ -85,6 +236,60 @@ impl Conn {
     /// True if a request could be sent now, as far as can be seen. A driver that has not run yet
     /// is no reason to give up a new connection, so this does not ask whether hyper is ready.
     pub(super) fn is_live(&self) -> bool {
-        !self.sender.is_closed() && !self.watch.is_dead()
+        !self.is_closed() && !self.watch.is_dead()
+    }
+
+    /// True if its driver has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender, _) => sender.is_closed(),
+        }
+    }
+
+    /// True if it is at rest, and can carry a request.
+    pub(super) fn is_ready(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(sender, _) => sender.is_ready(),
+        }
+    }
+
+    /// Waits until it is.
+    pub(super) async fn ready(&mut self) -> hyper::Result<()> {
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.ready().await,
+            Sender::Http2(sender, _) => sender.ready().await,
+        }
+    }
+
+    /// Writes on the request where it goes, in the way of the protocol.
+    pub(super) fn address(&self, path: &'static str, request: &mut Request<Body>) {
+        match &self.sender {
+            Sender::Http1(_) => {
+                *request.uri_mut() = Uri::from_static(path);
+                if let Ok(host) = HeaderValue::from_str(&self.authority) {
+                    request.headers_mut().insert(header::HOST, host);
+                }
+            }
+            Sender::Http2(..) => {
+                let mut parts = http::uri::Parts::default();
+                parts.scheme = Some(self.scheme.clone());
+                parts.authority = self.authority.parse().ok();
+                parts.path_and_query = Some(PathAndQuery::from_static(path));
+                *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+            }
+        }
+    }
+
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        self.watch.arm();
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender, _) => sender.try_send_request(request).await,
+        }
     }
 }

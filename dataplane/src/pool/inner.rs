@@ -1,15 +1,25 @@
 //! What is behind the pool's lock. Nothing here waits, wakes or closes.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
-use forebay_proto::{Endpoint, PoolParams, ResolvedModel};
+use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
 use tokio::sync::oneshot;
 
 use super::{
     Effects, Granted,
     conn::Conn,
-    core::{Core, OriginId, Shape},
+    core::{Core, OriginId, OriginSpec, Shape, Standing},
+    target::{Place, Target},
+    tls::Tls,
 };
+
+/// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
+const PARTS: u32 = 5_040;
 
 /// A pool's state: the core, and what the shell must know of endpoints to dial.
 #[derive(Debug)]
@@ -17,43 +27,165 @@ pub(super) struct Inner {
     pub(super) core: Core<Conn, oneshot::Sender<Granted>>,
     pub(super) params: PoolParams,
     pub(super) connect_timeout: Duration,
-    pub(super) origins: HashMap<OriginId, Endpoint>,
-    /// Those that were removed and still have connections.
-    pub(super) former: HashMap<OriginId, Endpoint>,
+    /// As configured.
+    pub(super) endpoints: Vec<Arc<Endpoint>>,
+    /// What their names were last resolved to.
+    addresses: BTreeMap<EndpointId, Vec<IpAddr>>,
+    /// Where each origin is that the core knows, those that were removed included.
+    pub(super) targets: HashMap<OriginId, Target>,
     pub(super) next_origin: u64,
     /// Decayed mean of how long a slot is in use, for `retry-after`.
     pub(super) mean_use: Duration,
 }
 
 impl Inner {
+    pub(super) fn new(model: &ResolvedModel, cap: usize, seed: u64) -> Self {
+        Self {
+            core: Core::new(shape(&model.pool), cap, seed),
+            params: model.pool.clone(),
+            connect_timeout: model.timeouts.connect,
+            endpoints: Vec::new(),
+            addresses: BTreeMap::new(),
+            targets: HashMap::new(),
+            next_origin: 0,
+            mean_use: Duration::from_secs(1),
+        }
+    }
+
     pub(super) fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects {
-        let wanted: Vec<_> = model
-            .endpoints
-            .iter()
-            .map(|e| (self.origin_of(e), e))
-            .collect();
-        let pairs: Vec<_> = wanted.iter().map(|(id, e)| (*id, e.weight.get())).collect();
         self.params = model.pool.clone();
         self.connect_timeout = model.timeouts.connect;
-        let effects = self.core.reshape(now, shape(&model.pool), &pairs);
-        let wanted = wanted.into_iter().map(|(id, e)| (id, e.clone())).collect();
-        self.former
-            .extend(std::mem::replace(&mut self.origins, wanted));
-        let (core, origins) = (&self.core, &self.origins);
-        self.former
-            .retain(|id, _| core.knows(*id) && !origins.contains_key(id));
+        let before = std::mem::take(&mut self.endpoints);
+        let kept = |endpoint: &Endpoint| {
+            let mut before = before.iter();
+            let same_name =
+                before.find(|b| b.id == endpoint.id && b.url.address() == endpoint.url.address());
+            same_name.is_some()
+        };
+        let kept: BTreeSet<EndpointId> = {
+            let kept = model.endpoints.iter().filter(|endpoint| kept(endpoint));
+            kept.map(|endpoint| endpoint.id.clone()).collect()
+        };
+        self.addresses.retain(|id, _| kept.contains(id));
+        self.endpoints = model.endpoints.iter().cloned().map(Arc::new).collect();
+        self.put_in_force(now)
+    }
+
+    /// The addresses of an endpoint's name, as they are now.
+    pub(super) fn resolved(
+        &mut self,
+        now: Duration,
+        endpoint: &EndpointId,
+        addresses: Vec<IpAddr>,
+    ) -> Effects {
+        if self.addresses.get(endpoint) == Some(&addresses) {
+            return Vec::new();
+        }
+        self.addresses.insert(endpoint.clone(), addresses);
+        self.put_in_force(now)
+    }
+
+    /// The name of an endpoint cannot be resolved. What it was resolved to before still counts.
+    pub(super) fn unresolved(
+        &mut self,
+        now: Duration,
+        endpoint: &EndpointId,
+        error: &str,
+    ) -> Effects {
+        let mut targets = self.targets.iter();
+        let waits = targets.find(|(_, target)| {
+            target.endpoint.id == *endpoint && matches!(target.place, Place::Name(_))
+        });
+        match waits.map(|(id, _)| *id) {
+            Some(origin) => self.core.unresolved(now, origin, error),
+            None => Vec::new(),
+        }
+    }
+
+    /// Tells the core which origins there are now.
+    fn put_in_force(&mut self, now: Duration) -> Effects {
+        let mut wanted = Vec::new();
+        for endpoint in self.endpoints.clone() {
+            let known = self.addresses.get(&endpoint.id).map(Vec::as_slice);
+            let tls = self.tls_of(&endpoint);
+            let targets = Target::all(&endpoint, tls, known.unwrap_or_default());
+            let addresses = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+            let weight = (endpoint.weight.get() * PARTS / addresses).max(1);
+            for target in targets {
+                wanted.push((self.origin_of(&target), target, weight));
+            }
+        }
+        let current: BTreeSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
+        let specs: Vec<OriginSpec> = wanted
+            .iter()
+            .map(|(id, target, weight)| OriginSpec {
+                id: *id,
+                weight: *weight,
+                streams: target.streams(),
+                standing: self.standing(target, &current),
+            })
+            .collect();
+        let changed = self.changed(&wanted, &current);
+        let shape = shape(&self.params);
+        let effects = self.core.reshape(now, shape, &specs, &changed);
+        let wanted = wanted.into_iter().map(|(id, target, _)| (id, target));
+        self.targets.extend(wanted);
+        let core = &self.core;
+        self.targets.retain(|id, _| core.knows(*id));
         effects
     }
 
-    /// The same endpoint at the same url keeps its origin, and with it its connections.
-    pub(super) fn origin_of(&mut self, endpoint: &Endpoint) -> OriginId {
-        let same = |known: &Endpoint| known.id == endpoint.id && known.url == endpoint.url;
-        let mut known = self.origins.iter().chain(&self.former);
-        if let Some((id, _)) = known.find(|(id, known)| same(known) && self.core.knows(**id)) {
+    /// The TLS that it has had so far, if nothing about that changed.
+    fn tls_of(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<Tls>> {
+        let mut targets = self.targets.values();
+        let same = targets.find(|target| target.endpoint.same_connections(endpoint));
+        match same {
+            Some(target) => target.tls().cloned(),
+            None => Tls::of(endpoint),
+        }
+    }
+
+    /// The same endpoint at the same place keeps its origin, and with it its connections.
+    fn origin_of(&mut self, target: &Target) -> OriginId {
+        let mut known = self.targets.iter();
+        let same = known.find(|(id, known)| {
+            known.place == target.place
+                && known.endpoint.same_connections(&target.endpoint)
+                && self.core.knows(**id)
+        });
+        if let Some((id, _)) = same {
             return *id;
         }
         self.next_origin += 1;
         OriginId(self.next_origin)
+    }
+
+    fn standing(&self, target: &Target, current: &BTreeSet<OriginId>) -> Standing {
+        if let Place::Name(_) = target.place {
+            return Standing::Unresolved;
+        }
+        let mut gone = self.targets.iter().filter(|(id, _)| !current.contains(id));
+        match gone.any(|(_, gone)| gone.endpoint.id == target.endpoint.id) {
+            true => Standing::Heir,
+            false => Standing::Plain,
+        }
+    }
+
+    /// Those that are no more, but whose endpoint is: it moved. Where trust changed, nothing of what was
+    /// trusted before is used any longer.
+    fn changed(
+        &self,
+        wanted: &[(OriginId, Target, u32)],
+        current: &BTreeSet<OriginId>,
+    ) -> Vec<OriginId> {
+        let gone = self.targets.iter().filter(|(id, _)| !current.contains(id));
+        let moved = gone.filter(|(_, gone)| {
+            let mut heirs = wanted.iter().map(|(_, target, _)| &target.endpoint);
+            heirs.any(|heir| {
+                heir.id == gone.endpoint.id && heir.tls.roots == gone.endpoint.tls.roots
+            })
+        });
+        moved.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn note_use(&mut self, used: Duration) {

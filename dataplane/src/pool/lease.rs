@@ -68,10 +68,24 @@ impl SendFailed {
             )
         };
         let source = std::error::Error::source(error);
-        let io = source.and_then(|source| source.downcast_ref::<io::Error>());
+        let plain = source.and_then(|source| source.downcast_ref::<io::Error>());
+        let framed = source.and_then(|source| source.downcast_ref::<h2::Error>());
+        let io = plain.or(framed.and_then(h2::Error::get_io));
         self.progress == Progress::Sent
             && (error.is_incomplete_message() || error.is_canceled() || io.is_some_and(closed))
     }
+}
+
+/// The server says that it did not look at the request: it may be sent again (RFC 9113 §8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let framed = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    framed.is_some_and(|error| {
+        let reason = error.reason();
+        let refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
+        let going = error.is_go_away() && error.is_remote();
+        refused || (going && reason == Some(h2::Reason::NO_ERROR))
+    })
 }
 
 /// What went wrong with a send.
@@ -110,7 +124,6 @@ pub struct Lease {
     pool: Arc<Pool>,
     held: Option<Held<Conn>>,
     endpoint: EndpointId,
-    authority: Arc<str>,
     kind: Kind,
     state: State,
     since: Instant,
@@ -129,7 +142,6 @@ impl Lease {
         Self {
             pool,
             endpoint: held.conn.endpoint.clone(),
-            authority: held.conn.authority.clone(),
             kind: if held.uses > 1 {
                 Kind::Reused
             } else {
@@ -149,10 +161,11 @@ impl Lease {
         &self.endpoint
     }
 
-    /// `host:port` of the endpoint.
-    #[must_use]
-    pub fn authority(&self) -> &str {
-        &self.authority
+    /// Writes on the request where it goes, in the way of the connection's protocol.
+    pub fn address(&self, path: &'static str, request: &mut Request<Full<Bytes>>) {
+        if let Some(held) = &self.held {
+            held.conn.address(path, request);
+        }
     }
 
     /// Whether the connection is new.
@@ -178,8 +191,7 @@ impl Lease {
             });
         };
         self.state = State::InUse;
-        held.conn.watch.arm();
-        let result = held.conn.sender.try_send_request(request).await;
+        let result = held.conn.send(request).await;
         let origin = held.origin;
         let response = result.map_err(|error| self.failed(error))?;
         if let Some(timeout) = announced(response.headers()) {
@@ -190,17 +202,27 @@ impl Lease {
 
     fn failed(&self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
         let returned = error.take_message().is_some();
-        let watch = self.held.as_ref().map(|held| &held.conn.watch);
-        let written = watch.map_or(0, |watch| watch.written() - self.written);
-        let read = watch.map_or(0, |watch| watch.read() - self.read);
-        let progress = match (returned || written == 0, read) {
-            (true, _) => Progress::NothingSent,
-            (false, 0) => Progress::Sent,
-            (false, _) => Progress::Answered,
+        let error = error.into_error();
+        let progress = match &self.held {
+            // What its socket carries is not this request's alone.
+            Some(held) if held.shared => match returned || is_refused(&error) {
+                true => Progress::NothingSent,
+                false => Progress::Sent,
+            },
+            Some(held) => {
+                let written = held.conn.watch.written() - self.written;
+                let read = held.conn.watch.read() - self.read;
+                match (returned || written == 0, read) {
+                    (true, _) => Progress::NothingSent,
+                    (false, 0) => Progress::Sent,
+                    (false, _) => Progress::Answered,
+                }
+            }
+            None => Progress::NothingSent,
         };
         SendFailed {
             progress,
-            error: SendError::Connection(error.into_error()),
+            error: SendError::Connection(error),
         }
     }
 
@@ -208,7 +230,7 @@ impl Lease {
     pub fn finish(mut self) {
         let Some(held) = self.held.take() else { return };
         let (pool, since) = (self.pool.clone(), self.since);
-        if held.conn.sender.is_ready() {
+        if held.conn.is_ready() {
             pool.release(held, Outcome::Reusable, since);
         } else {
             self.pool.clone().tasks.spawn(settle(pool, held, since));
@@ -226,7 +248,7 @@ impl Lease {
 /// Waits for hyper to bring the connection to rest. If the upstream asked for it to be closed, it
 /// never does.
 async fn settle(pool: Arc<Pool>, mut held: Held<Conn>, since: Instant) {
-    let outcome = match timeout(SETTLE, held.conn.sender.ready()).await {
+    let outcome = match timeout(SETTLE, held.conn.ready()).await {
         Ok(Ok(())) => Outcome::Reusable,
         Ok(Err(_)) | Err(_) => Outcome::Finished,
     };

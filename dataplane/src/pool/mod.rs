@@ -9,27 +9,39 @@ mod conn;
 mod core;
 mod counters;
 mod error;
+mod follow;
 mod inner;
 mod io;
 mod lease;
 mod snapshot;
+mod target;
+mod tls;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use forebay_proto::{Endpoint, ModelId, ResolvedModel};
+use forebay_proto::{ModelId, ResolvedModel};
 use parking_lot::Mutex;
 use prometheus::Histogram;
 use tokio::{
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{Instant, timeout_at},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use self::inner::{Inner, shape};
+use self::inner::Inner;
 use self::{
     conn::{Conn, ConnectError, Driver},
-    core::{ConnId, Core, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId},
+    core::{
+        ConnId, Connection as _, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId,
+    },
+    target::Target,
 };
 pub use self::{
     counters::{CloseReason, Counters, OpenReason},
@@ -40,10 +52,21 @@ pub use self::{
 use crate::{
     budget::{Budget, Need},
     metrics::Metrics,
+    resolve::Resolver,
 };
 
 type Granted = Result<Lease, Refused>;
 type Effects = Vec<Effect<Conn, oneshot::Sender<Granted>>>;
+
+/// What all pools of a worker have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Common {
+    /// Where their tasks run.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) resolver: Arc<Resolver>,
+}
 
 /// The bounded set of connections of one model.
 #[derive(Debug)]
@@ -53,38 +76,31 @@ pub struct Pool {
     born: Instant,
     connect_seconds: Histogram,
     budget: Arc<Budget>,
+    resolver: Arc<Resolver>,
+    /// The names of its endpoints are followed; the task is told of changes.
+    follows: AtomicBool,
+    names_changed: Arc<Notify>,
+    stop: CancellationToken,
     inner: Mutex<Inner>,
 }
 
 impl Pool {
     /// A pool for this model. Connections are opened on demand, and ahead of it by the sweep.
     #[must_use]
-    pub(crate) fn new(
-        model: &ResolvedModel,
-        tasks: TaskTracker,
-        metrics: &Metrics,
-        budget: Arc<Budget>,
-        cap: usize,
-    ) -> Arc<Self> {
-        let mut inner = Inner {
-            core: Core::new(shape(&model.pool), cap, []),
-            params: model.pool.clone(),
-            connect_timeout: model.timeouts.connect,
-            origins: HashMap::new(),
-            former: HashMap::new(),
-            next_origin: 0,
-            mean_use: Duration::from_secs(1),
-        };
-        let effects = inner.reshape(Duration::ZERO, model);
+    pub(crate) fn new(model: &ResolvedModel, common: &Common, cap: usize) -> Arc<Self> {
         let pool = Arc::new(Self {
             model: model.id.clone(),
-            tasks,
+            tasks: common.tasks.clone(),
             born: Instant::now(),
-            connect_seconds: metrics.connect_seconds(&model.id),
-            budget,
-            inner: Mutex::new(inner),
+            connect_seconds: common.metrics.connect_seconds(&model.id),
+            budget: common.budget.clone(),
+            resolver: common.resolver.clone(),
+            follows: AtomicBool::new(false),
+            names_changed: Arc::default(),
+            stop: CancellationToken::new(),
+            inner: Mutex::new(Inner::new(model, cap, fastrand::u64(..))),
         });
-        pool.carry_out(effects);
+        pool.reshape(model);
         pool
     }
 
@@ -161,6 +177,21 @@ impl Pool {
         let now = self.now();
         let effects = self.inner.lock().reshape(now, model);
         self.carry_out(effects);
+        self.follow_names();
+    }
+
+    /// Has the names of its endpoints resolved, if there are any.
+    fn follow_names(self: &Arc<Self>) {
+        if self.names().is_empty() && !self.follows.load(Ordering::Acquire) {
+            return;
+        }
+        self.names_changed.notify_one();
+        if !self.follows.swap(true, Ordering::AcqRel) {
+            let (pool, resolver) = (Arc::downgrade(self), self.resolver.clone());
+            let (changed, stop) = (self.names_changed.clone(), self.stop.clone());
+            self.tasks
+                .spawn(follow::follow(pool, resolver, changed, stop));
+        }
     }
 
     /// The model was removed: serves who still holds it, then empties.
@@ -184,6 +215,7 @@ impl Pool {
 
     /// Closes what is idle and keeps nothing any more: the worker stops.
     pub fn shutdown(self: &Arc<Self>) {
+        self.stop.cancel();
         let effects = self.inner.lock().core.shutdown();
         self.carry_out(effects);
     }
@@ -246,19 +278,7 @@ impl Pool {
     pub fn snapshot(&self) -> PoolSnapshot {
         let now = self.now();
         let inner = self.inner.lock();
-        PoolSnapshot::new(
-            &self.model,
-            &inner.params,
-            inner.core.census(),
-            &inner.core.counters,
-            inner.core.cap(),
-        )
-        .with_endpoints(
-            inner
-                .origins
-                .iter()
-                .map(|(id, e)| (e, inner.core.idle_of(now, *id))),
-        )
+        PoolSnapshot::new(&self.model, now, &inner)
     }
 
     fn release(self: &Arc<Self>, held: Held<Conn>, outcome: Outcome, since: Instant) {
@@ -267,9 +287,13 @@ impl Pool {
             let mut inner = self.inner.lock();
             inner.note_use(since.elapsed());
             // Its end may have been told while it was on loan; under this lock it is told no more.
-            let outcome = match (outcome, held.conn.sender.is_closed()) {
+            let outcome = match (outcome, held.conn.is_closed()) {
                 (Outcome::Reusable, true) => Outcome::Finished,
                 (Outcome::Unused, true) => Outcome::Broken(CloseReason::Upstream),
+                // One of several requests; what became of it says nothing of the others.
+                (Outcome::Broken(_), false) if held.shared && held.conn.is_live() => {
+                    Outcome::Aborted
+                }
                 (outcome, _) => outcome,
             };
             inner.core.release(now, held, outcome)
@@ -290,6 +314,7 @@ impl Pool {
                         effects.extend(self.start_connect(ticket, origin));
                     }
                     Effect::Close { conn } => conn.close(),
+                    Effect::LetGo { conn } => drop(conn),
                 }
             }
         }
@@ -303,12 +328,10 @@ impl Pool {
     fn start_connect(self: &Arc<Self>, ticket: Ticket, origin: OriginId) -> Effects {
         let known = {
             let inner = self.inner.lock();
-            inner
-                .origins
-                .get(&origin)
-                .map(|e| (e.clone(), inner.connect_timeout))
+            let target = inner.targets.get(&origin);
+            target.map(|target| (target.clone(), inner.connect_timeout))
         };
-        let Some((endpoint, within)) = known else {
+        let Some((target, within)) = known else {
             let now = self.now();
             return self
                 .inner
@@ -316,35 +339,42 @@ impl Pool {
                 .core
                 .connect_failed(now, ticket, "the endpoint was removed");
         };
+        let endpoint = &target.endpoint;
         let span = tracing::info_span!(
             "connect", model = %self.model, endpoint = %endpoint.id, url = %endpoint.url
         );
         self.tasks.spawn(
             self.clone()
-                .connect(ticket, endpoint, within)
+                .connect(ticket, target, within)
                 .instrument(span),
         );
         Vec::new()
     }
 
-    async fn connect(self: Arc<Self>, ticket: Ticket, endpoint: Endpoint, within: Duration) {
+    async fn connect(self: Arc<Self>, ticket: Ticket, target: Target, within: Duration) {
         let began = Instant::now();
-        match conn::connect(&endpoint, within).await {
+        match conn::connect(&target, &self.tasks, within).await {
             Ok((conn, driver)) => {
                 self.connect_seconds.observe(began.elapsed().as_secs_f64());
                 self.connected(ticket, conn, driver);
             }
-            Err(error) => self.connect_failed(ticket, &endpoint, &error),
+            Err(error) => self.connect_failed(ticket, &target, &error),
         }
     }
 
     fn connected(self: &Arc<Self>, ticket: Ticket, mut conn: Conn, driver: Driver) {
         let now = self.now();
         let (name, named) = oneshot::channel();
+        let known_as: Arc<OnceLock<ConnId>> = Arc::default();
         // The driver first: a waiter that is granted this connection needs it to run.
-        let pool = self.clone();
+        let (pool, known) = (self.clone(), known_as.clone());
         let driving = self.tasks.spawn(async move {
-            if let Err(error) = driver.await {
+            let allowed = |streams| {
+                if let Some(id) = known.get() {
+                    pool.allow(*id, streams);
+                }
+            };
+            if let Err(error) = driver.run(allowed).await {
                 tracing::debug!(model = %pool.model, %error, "upstream connection ended");
             }
             if let Ok(id) = named.await {
@@ -352,15 +382,30 @@ impl Pool {
             }
         });
         conn.driver = Some(driving.abort_handle());
+        let (streams, handle) = (conn.streams(), conn.another());
         let (id, effects) = self.inner.lock().core.connected(now, ticket, conn);
         if let Some(id) = id {
+            let _ = known_as.set(id);
             // A driver that has ended already needs no name.
             let _ = name.send(id);
+            // The server may have changed its mind while nobody could be told.
+            let now_allowed = handle.map(|handle| handle.streams());
+            if let Some(allowed) = now_allowed.filter(|allowed| *allowed != streams) {
+                self.allow(id, allowed);
+            }
         }
         self.carry_out(effects);
     }
 
-    fn connect_failed(self: &Arc<Self>, ticket: Ticket, endpoint: &Endpoint, error: &ConnectError) {
+    /// The server allows another number of requests at a time on a connection.
+    fn allow(self: &Arc<Self>, id: ConnId, streams: usize) {
+        let now = self.now();
+        let effects = self.inner.lock().core.allow(now, id, streams);
+        self.carry_out(effects);
+    }
+
+    fn connect_failed(self: &Arc<Self>, ticket: Ticket, target: &Target, error: &ConnectError) {
+        let endpoint = &target.endpoint;
         let text = format!("endpoint `{}` ({}): {error}", endpoint.id, endpoint.url);
         tracing::warn!(model = %self.model, endpoint = %endpoint.id, %error, "connect failed");
         let now = self.now();
@@ -375,12 +420,13 @@ impl Pool {
     }
 
     fn busy(&self) -> Busy {
+        let now = self.now();
         let inner = self.inner.lock();
-        let census = inner.core.census();
+        let census = inner.core.census(now);
         Busy {
             model: self.model.clone(),
             size: inner.params.size.get() as usize,
-            active: census.active + census.draining,
+            active: census.in_flight,
             waiting: census.waiting,
             max_waiting: inner.params.max_waiting as usize,
             budget: (inner.core.cap() < inner.params.size.get() as usize)
@@ -391,6 +437,12 @@ impl Pool {
 
     fn now(&self) -> Duration {
         self.born.elapsed()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use forebay_proto::{Endpoint, ModelId, PoolParams};
+use forebay_proto::{Endpoint, ModelId, Protocol};
 use serde::Serialize;
 
 use super::{
-    core::{Census, Idle},
-    counters::Counters,
+    core::{Idle, OriginId},
+    inner::Inner,
+    target::{Place, Target},
 };
 
 /// Everything there is to tell about a pool. Serialised as `/pools` shows it.
@@ -23,10 +24,14 @@ pub struct PoolSnapshot {
     pub coverage: f64,
     /// Most connections that the worker's budget leaves to it now: the size, unless the budget binds.
     pub cap: u32,
-    /// The floor of connections opened ahead of need.
+    /// The configured floor of connections opened ahead of need.
     pub warm: u32,
+    /// The floor that holds now: the configured one, or the decayed peak of what was in use.
+    pub warm_floor: usize,
     /// Idle limit in seconds.
     pub idle_timeout_seconds: f64,
+    /// Requests in flight; over HTTP/2 several share a connection.
+    pub in_flight: usize,
     /// Connections waiting for a request.
     pub idle: usize,
     /// Connections with a request.
@@ -66,6 +71,21 @@ pub struct EndpointSnapshot {
     pub url: String,
     /// Its share.
     pub weight: u32,
+    /// `http1`, `http2` or `auto`.
+    pub protocol: &'static str,
+    /// Where that is. Several for a name that has several addresses; none while it has none.
+    pub addresses: Vec<AddressSnapshot>,
+}
+
+/// One address of an endpoint.
+#[derive(Debug, Clone, Serialize)]
+pub struct AddressSnapshot {
+    /// `ip:port`, or the path of a Unix socket.
+    pub address: String,
+    /// Connections.
+    pub open: usize,
+    /// Requests in flight.
+    pub in_flight: usize,
     /// How long connections to it may rest: what is configured, or less.
     pub idle_limit_seconds: Option<f64>,
     /// What it announced (`Keep-Alive: timeout=`).
@@ -75,23 +95,20 @@ pub struct EndpointSnapshot {
 }
 
 impl PoolSnapshot {
-    pub(super) fn new(
-        model: &ModelId,
-        params: &PoolParams,
-        census: Census,
-        counters: &Counters,
-        cap: usize,
-    ) -> Self {
+    pub(super) fn new(model: &ModelId, now: Duration, inner: &Inner) -> Self {
+        let (params, counters) = (&inner.params, &inner.core.counters);
+        let census = inner.core.census(now);
+        let cap = u32::try_from(inner.core.cap()).unwrap_or(u32::MAX);
         Self {
             model: model.to_string(),
             size: params.size.get(),
             keepalive: params.size.get(),
             coverage: 1.0,
-            cap: u32::try_from(cap)
-                .unwrap_or(u32::MAX)
-                .min(params.size.get()),
+            cap: cap.min(params.size.get()),
             warm: params.warm,
+            warm_floor: census.floor,
             idle_timeout_seconds: params.idle_timeout.as_secs_f64(),
+            in_flight: census.in_flight,
             idle: census.idle,
             active: census.active,
             draining: census.draining,
@@ -111,26 +128,58 @@ impl PoolSnapshot {
             stale_at_checkout: counters.stale_at_checkout,
             stale_at_send: counters.stale_at_send,
             connect_failures: counters.connect_failures,
-            endpoints: Vec::new(),
+            endpoints: endpoints(now, inner),
         }
     }
+}
 
-    pub(super) fn with_endpoints<'a>(
-        mut self,
-        endpoints: impl Iterator<Item = (&'a Endpoint, Option<Idle>)>,
-    ) -> Self {
-        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-        self.endpoints = endpoints
-            .map(|(endpoint, idle)| EndpointSnapshot {
-                id: endpoint.id.to_string(),
-                url: endpoint.url.to_string(),
-                weight: endpoint.weight.get(),
-                idle_limit_seconds: seconds(idle.map(|idle| idle.limit)),
-                announced_idle_seconds: seconds(idle.and_then(|idle| idle.announced)),
-                learned_idle_seconds: seconds(idle.and_then(|idle| idle.learned)),
-            })
-            .collect();
-        self.endpoints.sort_by(|a, b| a.id.cmp(&b.id));
-        self
-    }
+fn endpoints(now: Duration, inner: &Inner) -> Vec<EndpointSnapshot> {
+    let endpoint = |endpoint: &Endpoint| {
+        let targets = inner.targets.iter();
+        let own = targets.filter(|(id, target)| {
+            inner.core.knows(**id) && target.endpoint.same_connections(endpoint)
+        });
+        let addresses = own.filter_map(|(id, target)| address(now, inner, *id, target));
+        let mut addresses: Vec<AddressSnapshot> = addresses.collect();
+        addresses.sort_by(|a, b| a.address.cmp(&b.address));
+        EndpointSnapshot {
+            id: endpoint.id.to_string(),
+            url: endpoint.url.to_string(),
+            weight: endpoint.weight.get(),
+            protocol: match endpoint.protocol {
+                Protocol::Http1 => "http1",
+                Protocol::Http2 => "http2",
+                Protocol::Auto => "auto",
+            },
+            addresses,
+        }
+    };
+    let mut endpoints: Vec<EndpointSnapshot> =
+        inner.endpoints.iter().map(|e| endpoint(e)).collect();
+    endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+    endpoints
+}
+
+fn address(
+    now: Duration,
+    inner: &Inner,
+    origin: OriginId,
+    target: &Target,
+) -> Option<AddressSnapshot> {
+    let address = match &target.place {
+        Place::Tcp(address) => address.to_string(),
+        Place::Unix(path) => path.display().to_string(),
+        Place::Name(_) => return None,
+    };
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+    let idle: Option<Idle> = inner.core.idle_of(now, origin);
+    let census = inner.core.census_of(origin);
+    Some(AddressSnapshot {
+        address,
+        open: census.open,
+        in_flight: census.in_flight,
+        idle_limit_seconds: seconds(idle.map(|idle| idle.limit)),
+        announced_idle_seconds: seconds(idle.and_then(|idle| idle.announced)),
+        learned_idle_seconds: seconds(idle.and_then(|idle| idle.learned)),
+    })
 }

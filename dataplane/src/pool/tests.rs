@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_mock::{Faults, MockConfig, MockServer};
-use forebay_proto::{EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision, Weight};
+use forebay_proto::{
+    Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision,
+};
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use prometheus::Registry;
@@ -18,11 +20,8 @@ use super::*;
 const SOON: Duration = Duration::from_secs(10);
 
 fn model(url: &str, size: u32) -> ResolvedModel {
-    let endpoint = Endpoint {
-        id: EndpointId::new("a").unwrap(),
-        url: EndpointUrl::parse(url).unwrap(),
-        weight: Weight::default(),
-    };
+    let url = EndpointUrl::parse(url).unwrap();
+    let endpoint = Endpoint::new(EndpointId::new("a").unwrap(), url);
     let mut spec = ModelSpec::new(ModelId::new("m").unwrap(), vec![], vec![endpoint]).unwrap();
     spec.pool.max_concurrent = Some(PoolSize::new(size).unwrap());
     spec.pool.max_waiting = Some(10_000);
@@ -31,9 +30,16 @@ fn model(url: &str, size: u32) -> ResolvedModel {
 }
 
 fn pool(url: &str, size: u32) -> Arc<Pool> {
-    let metrics = Metrics::new(&Registry::new()).unwrap();
-    let (tasks, budget) = (TaskTracker::new(), Arc::default());
-    Pool::new(&model(url, size), tasks, &metrics, budget, usize::MAX)
+    Pool::new(&model(url, size), &common(), usize::MAX)
+}
+
+fn common() -> Common {
+    Common {
+        tasks: TaskTracker::new(),
+        metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
+        budget: Arc::default(),
+        resolver: Arc::new(Resolver::new(&[])),
+    }
 }
 
 async fn mock(config: MockConfig) -> MockServer {
@@ -50,10 +56,10 @@ async fn lease(pool: &Arc<Pool>) -> Lease {
 }
 
 fn request(lease: &Lease) -> Request<Full<Bytes>> {
-    Request::post("/v1/chat/completions")
-        .header("host", lease.authority())
-        .body(Full::from(r#"{"model":"m","max_tokens":1,"messages":[]}"#))
-        .unwrap()
+    let body = Full::from(r#"{"model":"m","max_tokens":1,"messages":[]}"#);
+    let mut request = Request::post("/").body(body).unwrap();
+    lease.address("/v1/chat/completions", &mut request);
+    request
 }
 
 /// One request from beginning to end.
@@ -206,8 +212,9 @@ async fn a_connection_that_the_upstream_closes_leaves_the_pool_at_once() {
     .await;
     let pool = pool(&mock.url(), 4);
     serve(&pool).await;
-    let seen = until(&pool, "closed", |seen| seen.closed["upstream"] == 1).await;
-    assert_eq!((seen.idle, seen.stale_at_checkout), (0, 0));
+    let replaced = |seen: &PoolSnapshot| seen.closed["upstream"] == 1 && seen.idle == 1;
+    let seen = until(&pool, "closed, and another in its place", replaced).await;
+    assert_eq!((seen.opened["refill"], seen.stale_at_checkout), (1, 0));
     assert_eq!(serve(&pool).await, Kind::New);
 }
 

@@ -3,6 +3,7 @@
 //! Reading collects every violation with its path; writing cannot fail.
 
 mod config;
+mod endpoint;
 mod model;
 mod position;
 mod settings;

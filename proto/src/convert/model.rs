@@ -1,9 +1,10 @@
 //! `Model` and its parts.
 
+use super::endpoint::{placeholder, read_endpoint};
 use super::units::{duration_in, duration_to_wire, duration_zero_or_in, number_in};
 use crate::{
-    endpoint::{Endpoint, EndpointUrl, Weight},
-    ids::{EndpointId, ModelId},
+    endpoint::Endpoint,
+    ids::ModelId,
     limits,
     model::ModelSpec,
     pool::{PoolOverrides, PoolParams, PoolSize, TimeoutOverrides, Timeouts},
@@ -72,42 +73,6 @@ pub(super) fn names_and_endpoints(
         })
         .collect();
     (id, aliases, endpoints)
-}
-
-fn placeholder(n: usize) -> Option<Endpoint> {
-    let name = format!("refused-endpoint-{n}");
-    Some(Endpoint {
-        url: EndpointUrl::parse(&format!("http://{name}")).ok()?,
-        id: EndpointId::new(name).ok()?,
-        weight: Weight::default(),
-    })
-}
-
-fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, Violations> {
-    let mut violations = Violations::new();
-    let id = if wire.id.is_empty() {
-        format!("e{}", n + 1)
-    } else {
-        wire.id
-    };
-    let id = violations.check("id", EndpointId::new(id));
-    let url = violations.check("url", EndpointUrl::parse(&wire.url));
-    let weight = match wire.weight {
-        Some(weight) => violations.check("weight", Weight::new(weight)),
-        None => Some(Weight::default()),
-    };
-    let all = id.zip(url).zip(weight);
-    violations.finish(all.map(|((id, url), weight)| Endpoint { id, url, weight }))
-}
-
-impl From<&Endpoint> for wire::Endpoint {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self {
-            id: endpoint.id.to_string(),
-            url: endpoint.url.to_string(),
-            weight: Some(endpoint.weight.get()),
-        }
-    }
 }
 
 impl TryFrom<wire::Pool> for PoolOverrides {

@@ -6,11 +6,33 @@ use proptest::prelude::*;
 
 use crate::{
     Config, Digest, Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize,
-    Revision, Weight, pool::TimeoutOverrides, violation::Violations, wire,
+    Protocol, Revision, Weight,
+    endpoint::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
+    pool::TimeoutOverrides,
+    violation::Violations,
+    wire,
 };
 
 fn duration() -> impl Strategy<Value = Duration> {
     (1_000_u64..3_600_000).prop_map(Duration::from_millis)
+}
+
+fn tls() -> impl Strategy<Value = EndpointTls> {
+    let roots = prop_oneof![
+        Just(TlsRoots::System),
+        Just(TlsRoots::Unverified),
+        Just(TlsRoots::pem(include_str!("../endpoint/test-ca.pem")).unwrap()),
+    ];
+    let name = proptest::option::of("[a-z]{1,10}[.][a-z]{2}");
+    let identity = proptest::option::of("/[a-z/]{1,20}");
+    (roots, name, identity).prop_map(|(roots, name, path)| EndpointTls {
+        roots,
+        server_name: name.map(|name| ServerName::new(&name).unwrap()),
+        identity: path.map(|path| {
+            let path = FilePath::new(&path).unwrap();
+            ClientIdentity::new(path.clone(), path)
+        }),
+    })
 }
 
 prop_compose! {
@@ -19,6 +41,7 @@ prop_compose! {
         alias in proptest::option::of("[A-Z][A-Za-z0-9]{1,10}/[a-z]{1,5}"),
         ports in proptest::collection::btree_set(1_u16.., 1..5),
         weight in 1_u32..1000,
+        tls in proptest::option::of(tls()),
         size in proptest::option::of(1_u32..=150),
         max_waiting in proptest::option::of(0_u32..100_000),
         max_wait in proptest::option::of(duration()),
@@ -26,10 +49,16 @@ prop_compose! {
         age in proptest::option::of(duration()),
         total in proptest::option::of(duration()),
     ) -> ModelSpec {
-        let endpoints = ports.into_iter().enumerate().map(|(n, port)| Endpoint {
-            id: EndpointId::new(format!("e{n}")).unwrap(),
-            url: EndpointUrl::parse(&format!("http://10.0.0.1:{port}")).unwrap(),
-            weight: Weight::new(weight).unwrap(),
+        let endpoints = ports.into_iter().enumerate().map(|(n, port)| {
+            let id = EndpointId::new(format!("e{n}")).unwrap();
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let url = EndpointUrl::parse(&format!("{scheme}://10.0.0.1:{port}")).unwrap();
+            Endpoint {
+                weight: Weight::new(weight).unwrap(),
+                protocol: if tls.is_some() { Protocol::Auto } else { Protocol::Http2 },
+                tls: tls.clone().unwrap_or_default(),
+                ..Endpoint::new(id, url)
+            }
         });
         let aliases = alias.into_iter().map(|alias| ModelId::new(alias).unwrap());
         let mut spec =
@@ -92,6 +121,44 @@ fn fields(violations: &Violations) -> Vec<&str> {
         .collect()
 }
 
+fn bad_endpoints() -> Vec<wire::Endpoint> {
+    vec![
+        wire::Endpoint {
+            url: "ftp://x".into(),
+            ..Default::default()
+        },
+        wire::Endpoint {
+            id: "Up".into(),
+            url: "http://x/p".into(),
+            weight: Some(0),
+            protocol: 9,
+            tls: Some(wire::EndpointTls {
+                ca_pem: "x".into(),
+                server_name: "a b".into(),
+                client_key_file: "key".into(),
+                ..Default::default()
+            }),
+        },
+        wire::Endpoint {
+            url: "https://x".into(),
+            tls: Some(wire::EndpointTls {
+                ca_pem: "x".into(),
+                skip_verification: true,
+                client_certificate_file: "a".into(),
+                client_key_file: "b".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        wire::Endpoint {
+            url: "http://y".into(),
+            protocol: wire::EndpointProtocol::Auto.into(),
+            tls: Some(wire::EndpointTls::default()),
+            ..Default::default()
+        },
+    ]
+}
+
 #[test]
 fn every_bad_field_is_named_at_once() {
     let zero = Some(prost_types::Duration {
@@ -105,17 +172,7 @@ fn every_bad_field_is_named_at_once() {
     let bad = wire::Model {
         id: "a b".into(),
         aliases: vec!["ok".into(), "/".into()],
-        endpoints: vec![
-            wire::Endpoint {
-                url: "ftp://x".into(),
-                ..Default::default()
-            },
-            wire::Endpoint {
-                id: "Up".into(),
-                url: "http://x/p".into(),
-                weight: Some(0),
-            },
-        ],
+        endpoints: bad_endpoints(),
         pool: Some(wire::Pool {
             max_concurrent: Some(0),
             scope: 9,
@@ -142,6 +199,15 @@ fn every_bad_field_is_named_at_once() {
             "endpoints[1].id",
             "endpoints[1].url",
             "endpoints[1].weight",
+            "endpoints[1].protocol",
+            "endpoints[1].tls.ca_pem",
+            "endpoints[1].tls.server_name",
+            "endpoints[1].tls.client_certificate_file",
+            "endpoints[2].tls.skip_verification",
+            "endpoints[2].tls.client_certificate_file",
+            "endpoints[2].tls.client_key_file",
+            "endpoints[3].protocol",
+            "endpoints[3].tls",
             "pool.scope",
             "pool.max_concurrent",
             "pool.queue.max_waiting",

@@ -1,6 +1,6 @@
 //! How a mock behaves: fixed at the start ([`MockConfig`]) or changed at any time ([`Faults`]).
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct MockConfig {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// A Unix socket to listen on instead.
+    pub unix: Option<PathBuf>,
+    /// Speaks TLS with this.
+    pub tls: Option<MockTls>,
+    /// What it speaks on a connection.
+    pub speaks: Speaks,
+    /// Requests that it takes at a time on an HTTP/2 connection.
+    pub max_streams: Option<u32>,
     /// The models it serves.
     pub models: Vec<String>,
     /// Its name, told in the `x-mock-name` header.
@@ -30,10 +38,36 @@ pub struct MockConfig {
     pub max_in_flight: Option<usize>,
 }
 
+/// What a mock speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Either: as the client wishes.
+    Both,
+}
+
+/// A mock's certificate, in PEM.
+#[derive(Debug, Clone)]
+pub struct MockTls {
+    /// Its certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+    /// Whom clients' certificates must be signed by; none are asked for if absent.
+    pub clients: Option<String>,
+}
+
 impl Default for MockConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            unix: None,
+            tls: None,
+            speaks: Speaks::Http1,
+            max_streams: None,
             models: vec!["mock".to_owned()],
             name: "mock".to_owned(),
             latency: Duration::ZERO,

@@ -9,18 +9,33 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
     sync::Notify,
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
+    config::Speaks,
     serve::Shared,
+    socket::{SharedSocket, Socket},
     stats::{Closed, Counts},
 };
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What HTTP is spoken on.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// What is to become of a connection, told by its requests.
 #[derive(Debug, Default)]
@@ -41,6 +56,7 @@ impl Fate {
     /// A request begins; it ends when the guard is dropped.
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_one();
         Busy(self.clone())
     }
 
@@ -74,7 +90,7 @@ impl Drop for Open<'_> {
 }
 
 /// Serves a connection until either side has had enough.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
+pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
     shared.counts.opened();
     let mut open = Open {
         counts: &shared.counts,
@@ -83,15 +99,23 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
     let socket = Arc::new(socket);
     if shared.faults.lock().refuse {
         open.why = Closed::Fault;
-        reset_on_close(&socket);
+        socket.reset_on_close();
         return;
     }
     sleep(shared.config.accept_delay).await;
     let fate = Arc::new(Fate::default());
-    let service = service_fn(|request| crate::serve::answer(shared.clone(), fate.clone(), request));
-    let io = TokioIo::new(SharedSocket(socket.clone()));
-    let connection = http1::Builder::new().serve_connection(io, service);
-    let mut connection = std::pin::pin!(connection);
+    let plain = SharedSocket(socket.clone());
+    let io: Box<dyn Io> = match &shared.tls {
+        Some(acceptor) => match acceptor.accept(plain).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => {
+                tracing::debug!(%error, "no TLS");
+                return;
+            }
+        },
+        None => Box::new(plain),
+    };
+    let mut connection = std::pin::pin!(speak(shared.clone(), fate.clone(), io));
     loop {
         let idle = idle_deadline(&fate, shared.config.keep_alive);
         tokio::select! {
@@ -101,14 +125,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
                 }
                 if fate.reset.load(Ordering::Acquire) {
                     open.why = Closed::Fault;
-                    reset_on_close(&socket);
+                    socket.reset_on_close();
                 }
                 return;
             }
             () = fate.changed.notified() => {
                 if fate.reset.load(Ordering::Acquire) {
                     open.why = Closed::Fault;
-                    reset_on_close(&socket);
+                    socket.reset_on_close();
                     return;
                 }
             }
@@ -116,6 +140,30 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
                 open.why = Closed::Idle;
                 return;
             }
+        }
+    }
+}
+
+async fn speak(shared: Arc<Shared>, fate: Arc<Fate>, io: Box<dyn Io>) -> Result<(), AnyError> {
+    let (speaks, max_streams) = (shared.config.speaks, shared.config.max_streams);
+    let service =
+        service_fn(move |request| crate::serve::answer(shared.clone(), fate.clone(), request));
+    let io = TokioIo::new(io);
+    match speaks {
+        Speaks::Http1 => {
+            let connection = http1::Builder::new().serve_connection(io, service);
+            connection.await.map_err(Into::into)
+        }
+        Speaks::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            let connection = builder.max_concurrent_streams(max_streams);
+            let connection = connection.serve_connection(io, service);
+            connection.await.map_err(Into::into)
+        }
+        Speaks::Both => {
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http2().max_concurrent_streams(max_streams);
+            builder.serve_connection(io, service).await
         }
     }
 }
@@ -128,74 +176,5 @@ fn idle_deadline(
     match keep_alive.filter(|_| fate.is_idle()) {
         Some(limit) => Box::pin(sleep_until(Instant::now() + limit)),
         None => Box::pin(std::future::pending()),
-    }
-}
-
-/// A socket closed with a linger of zero sends RST instead of FIN.
-fn reset_on_close(socket: &TcpStream) {
-    let socket = socket2::SockRef::from(socket);
-    if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
-        tracing::warn!(%error, "the connection is closed, not reset");
-    }
-}
-
-/// Lets the connection's task keep a hand on the socket that hyper drives.
-struct SharedSocket(Arc<TcpStream>);
-
-mod io {
-    //! Reading and writing through a shared socket.
-
-    use std::{
-        io::{self, ErrorKind},
-        pin::Pin,
-        task::{Context, Poll, ready},
-    };
-
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-    use super::SharedSocket;
-
-    impl AsyncRead for SharedSocket {
-        fn poll_read(
-            self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            loop {
-                ready!(self.0.poll_read_ready(cx))?;
-                match self.0.try_read(buf.initialize_unfilled()) {
-                    Ok(n) => {
-                        buf.advance(n);
-                        return Poll::Ready(Ok(()));
-                    }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
-            }
-        }
-    }
-
-    impl AsyncWrite for SharedSocket {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            loop {
-                ready!(self.0.poll_write_ready(cx))?;
-                match self.0.try_write(buf) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    result => return Poll::Ready(result),
-                }
-            }
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
     }
 }

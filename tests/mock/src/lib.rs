@@ -7,9 +7,11 @@ mod config;
 mod connection;
 mod openai;
 mod serve;
+mod socket;
 mod stats;
 mod stream;
+mod tls;
 
-pub use config::{Faults, MockConfig};
+pub use config::{Faults, MockConfig, MockTls, Speaks};
 pub use serve::MockServer;
 pub use stats::MockStats;

@@ -1,10 +1,10 @@
 //! The mock vLLM as a program of its own, for compose files and for trying things by hand.
 
-use std::{io::Write as _, net::SocketAddr, time::Duration};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
-use forebay_mock::{MockConfig, MockServer};
+use forebay_mock::{MockConfig, MockServer, Speaks};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A mock vLLM: made-up tokens, uvicorn's connection habits, faults on demand (`PUT /__faults`) and
@@ -15,6 +15,12 @@ struct Args {
     /// Address to listen on.
     #[arg(long, env = "MOCK_LISTEN", default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
+    /// Path of a Unix socket to listen on instead.
+    #[arg(long, env = "MOCK_UNIX")]
+    unix: Option<PathBuf>,
+    /// Speak HTTP/2 as well.
+    #[arg(long, env = "MOCK_HTTP2")]
+    http2: bool,
     /// Models to serve, separated by commas.
     #[arg(
         long,
@@ -58,6 +64,11 @@ async fn main() -> anyhow::Result<()> {
     let listen = args.listen;
     let server = MockServer::start(MockConfig {
         listen,
+        unix: args.unix,
+        speaks: match args.http2 {
+            true => Speaks::Both,
+            false => Speaks::Http1,
+        },
         models: args.models,
         name: args.name,
         latency: Duration::from_millis(args.latency_ms),
@@ -67,6 +78,7 @@ async fn main() -> anyhow::Result<()> {
         accept_delay: Duration::from_millis(args.accept_delay_ms),
         api_key: args.api_key,
         max_in_flight: args.max_in_flight,
+        ..MockConfig::default()
     })
     .await
     .with_context(|| format!("cannot listen on {listen}"))?;

@@ -3,38 +3,40 @@
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Faults, MockConfig},
     connection::{self, Fate},
     openai::{self, Answer, Asked, Kind},
+    socket::Listener,
     stats::{Counts, MockStats},
     stream::{InFlight, MockBody, Tokens},
+    tls,
 };
 
 const MOST_BODY: usize = 64 << 20;
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: MockConfig,
+    pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) faults: Mutex<Faults>,
 }
 
 /// A running mock. Dropping it stops it at once.
-#[derive(Debug)]
 pub struct MockServer {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -45,10 +47,21 @@ pub struct MockServer {
 impl MockServer {
     /// Starts to serve.
     pub async fn start(config: MockConfig) -> io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
-        let addr = listener.local_addr()?;
+        let (listener, addr) = match &config.unix {
+            Some(path) => (Listener::Unix(UnixListener::bind(path)?), config.listen),
+            None => {
+                let listener = TcpListener::bind(config.listen).await?;
+                let addr = listener.local_addr()?;
+                (Listener::Tcp(listener), addr)
+            }
+        };
+        let tls = config.tls.as_ref();
+        let tls = tls
+            .map(|tls| tls::acceptor(tls, config.speaks))
+            .transpose()?;
         let shared = Arc::new(Shared {
             config,
+            tls,
             counts: Arc::default(),
             faults: Mutex::default(),
         });
@@ -73,7 +86,11 @@ impl MockServer {
     /// Its origin.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        match (&self.shared.config.unix, &self.shared.tls) {
+            (Some(path), _) => format!("unix://{}", path.display()),
+            (None, Some(_)) => format!("https://{}", self.addr),
+            (None, None) => format!("http://{}", self.addr),
+        }
     }
 
     /// Counts at this instant.
@@ -105,17 +122,18 @@ impl Drop for MockServer {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+impl std::fmt::Debug for MockServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("MockServer").field(&self.url()).finish()
+    }
+}
+
+async fn accept(listener: Listener, shared: Arc<Shared>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => {
-                    if let Err(error) = socket.set_nodelay(true) {
-                        tracing::debug!(%error, "no TCP_NODELAY");
-                    }
-                    connections.spawn(connection::serve(shared.clone(), socket));
-                }
+                Ok(socket) => drop(connections.spawn(connection::serve(shared.clone(), socket))),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     sleep(Duration::from_millis(50)).await;
@@ -134,7 +152,7 @@ pub(crate) async fn answer(
     fate: Arc<Fate>,
     request: Request<Incoming>,
 ) -> Result<Response<MockBody>, Infallible> {
-    let path = request.uri().path().to_owned();
+    let (path, version) = (request.uri().path().to_owned(), request.version());
     let mut response = match (request.method(), path.as_str()) {
         (&Method::GET, "/health") => plain(&json!({})),
         (&Method::GET, "/version") => plain(&json!({"version": "0.0.0-mock"})),
@@ -157,7 +175,8 @@ pub(crate) async fn answer(
     if let Ok(name) = HeaderValue::from_str(&shared.config.name) {
         headers.insert("x-mock-name", name);
     }
-    if shared.faults.lock().close_after_response {
+    // HTTP/2 has no such header.
+    if version < Version::HTTP_2 && shared.faults.lock().close_after_response {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -16,4 +16,5 @@ mod lifecycle;
 mod registry;
 mod sessions;
 mod stale;
+mod transports;
 mod upstream_faults;

@@ -57,11 +57,12 @@ async fn every_bad_field_is_named_at_once() {
                 id: "a".to_owned(),
                 url: "ftp://host".to_owned(),
                 weight: Some(0),
+                ..wire::Endpoint::default()
             },
             wire::Endpoint {
                 id: "b".to_owned(),
                 url: "http://host:8000/v1".to_owned(),
-                weight: None,
+                ..wire::Endpoint::default()
             },
         ],
         pool: Some(wire::Pool {

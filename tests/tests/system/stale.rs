@@ -73,8 +73,14 @@ async fn with_defaults_the_pool_lets_go_before_vllm_does() {
     sleep(Duration::from_millis(4_500)).await;
     let stats = upstream.stats();
     assert_eq!(
-        (stats.open, stats.closed_idle, stats.closed_other),
-        (0, 0, 1)
+        (
+            stats.opened,
+            stats.open,
+            stats.closed_idle,
+            stats.closed_other
+        ),
+        (2, 1, 0, 1),
+        "let go in time, and a new one stands ready"
     );
     assert_eq!(
         worker.client().finish("m", Chat::Whole, 1).await,
@@ -150,7 +156,7 @@ async fn an_unanswered_request_is_sent_again_once_or_not_at_all() {
 }
 
 async fn endpoint(worker: &WorkerHandle) -> serde_json::Value {
-    worker.document("/pools").await["pools"][0]["endpoints"][0].clone()
+    worker.document("/pools").await["pools"][0]["endpoints"][0]["addresses"][0].clone()
 }
 
 /// Nobody configured anything: after a few closes the pool lets go before the upstream does.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Census, Core, Idle, OriginId};
+use super::{Census, Connection, Core, Idle, OriginCensus, OriginId, origin::Origin};
 use crate::budget::Need;
 
 /// A connection whose last request ended this recently counts as wanted.
 const RECENT: Duration = Duration::from_millis(250);
 
-impl<C, W> Core<C, W> {
+impl<C: Connection, W> Core<C, W> {
     /// What the budget leaves to it.
     pub(in crate::pool) fn cap(&self) -> usize {
         self.cap
@@ -17,12 +17,11 @@ impl<C, W> Core<C, W> {
     /// What it has and wants, for the division of the budget.
     pub(in crate::pool) fn need(&self, now: Duration) -> Need {
         let drains = self.retired && self.waiters.is_empty();
-        let fronts = self.origins.iter().filter_map(|origin| origin.idle.front());
-        let coldest = fronts.map(|held| held.idle_since).min();
+        let coldest = self.origins.iter().filter_map(Origin::coldest).min();
         Need {
             size: if drains { 0 } else { self.shape.size },
-            busy: self.active(),
-            idle: self.idle() + self.connecting.len(),
+            busy: self.busy(),
+            idle: self.resting() + self.connecting.len(),
             waiting: self.waiting(now),
             waited: self
                 .waiters
@@ -42,14 +41,15 @@ impl<C, W> Core<C, W> {
     /// for them.
     pub(in crate::pool) fn is_warm(&self) -> bool {
         let floor = self.shape.warm.min(self.limit());
-        let open = self.idle() + self.active();
-        let mut current = self.origins.iter().filter(|origin| !origin.retired);
-        open >= floor || self.retired || current.all(|origin| origin.trouble.is_some())
+        let slots = self.origins.iter().map(Origin::slots).sum::<usize>();
+        let mut current = self.origins.iter().filter(|origin| origin.is_current());
+        let warm = slots >= floor && self.owed == 0;
+        warm || self.retired || current.all(|origin| origin.trouble.is_some())
     }
 
     /// Those who wait and could be served: an endpoint that fails is asked by one at a time.
     fn waiting(&self, now: Duration) -> usize {
-        let mut current = self.origins.iter().filter(|origin| !origin.retired);
+        let mut current = self.origins.iter().filter(|origin| origin.is_current());
         match current.any(|origin| origin.is_reachable(now)) {
             true => self.waiters.len(),
             false => self.waiters.len().min(1),
@@ -58,9 +58,12 @@ impl<C, W> Core<C, W> {
 
     /// Connections that had a request a moment ago.
     fn recent(&self, now: Duration) -> usize {
+        let fresh = |since: Duration| now.saturating_sub(since) < RECENT;
         let idle = self.origins.iter().flat_map(|origin| &origin.idle);
-        idle.filter(|held| held.uses > 0 && now.saturating_sub(held.idle_since) < RECENT)
-            .count()
+        let idle = idle.filter(|held| held.uses > 0 && fresh(held.idle_since));
+        let shared = self.origins.iter().flat_map(|origin| &origin.shared);
+        let shared = shared.filter(|s| s.rests() && s.uses > 0 && fresh(s.idle_since));
+        idle.count() + shared.count()
     }
 
     /// What is known of an endpoint's own idle limit, and the limit that is kept.
@@ -74,23 +77,27 @@ impl<C, W> Core<C, W> {
         })
     }
 
+    /// What is open to one endpoint.
+    pub(in crate::pool) fn census_of(&self, origin: OriginId) -> OriginCensus {
+        let origin = self.origins.iter().find(|known| known.id == origin);
+        origin.map_or_else(OriginCensus::default, |origin| OriginCensus {
+            open: origin.open(),
+            in_flight: origin.in_flight(),
+        })
+    }
+
     /// Counts at this instant.
-    pub(in crate::pool) fn census(&self) -> Census {
-        let draining = if self.retired {
-            self.active()
-        } else {
-            self.origins
-                .iter()
-                .filter(|origin| origin.retired)
-                .map(|origin| origin.active)
-                .sum()
-        };
+    pub(in crate::pool) fn census(&self, now: Duration) -> Census {
+        let drains = |origin: &&Origin<C>| self.retired || !origin.is_current();
+        let draining = self.origins.iter().filter(drains).map(Origin::busy).sum();
         Census {
-            idle: self.idle(),
-            active: self.active() - draining,
+            idle: self.resting(),
+            active: self.busy() - draining,
             draining,
             connecting: self.connecting.len(),
             waiting: self.waiters.len(),
+            in_flight: self.in_flight(),
+            floor: if self.retired { 0 } else { self.floor(now) },
         }
     }
 

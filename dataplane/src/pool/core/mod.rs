@@ -1,5 +1,6 @@
 //! The pool as a pure state machine: it takes events and returns effects. It knows no socket, no
-//! task and no clock; the time of an event is an argument.
+//! task and no clock; the time of an event is an argument. docs/adr/0010 has the whole of its states,
+//! transitions and invariants.
 //!
 //! A connection is connecting, idle, active or gone:
 //!
@@ -9,7 +10,9 @@
 //!      └─connect_failed     └─ close          └─ close (not reusable, over size, retired, too old)
 //! ```
 //!
-//! Invariants; 1, 4, 5 and 6 are asserted whenever the pool comes to rest in test builds, 2 and 3 have
+//! One that carries several requests (HTTP/2) is active with the first and idle after the last.
+//!
+//! Invariants; 1, 4, 5, 6 and 7 are asserted whenever the pool comes to rest in test builds, 2 and 3 have
 //! tests of their own:
 //! 1. open (idle + active + connecting) never grows beyond the size, nor beyond the cap that the
 //!    worker's budget leaves to the pool. After a shrink of either, what is in use stays in use, and
@@ -20,18 +23,32 @@
 //!    many connects are under way as are waited for, unless every endpoint is backing off.
 //! 5. No idle connection belongs to a retired endpoint.
 //! 6. opened - closed = idle + active.
+//! 7. A connection carries no more requests at a time than it can, and a pool no more than its size.
 
+mod balance;
+mod handover;
 mod idle;
 mod look;
 mod origin;
 mod pump;
+mod release;
+mod shared;
 mod types;
+mod warmth;
 
 use std::{cell::Cell, collections::VecDeque, time::Duration};
 
-use self::origin::Origin;
-pub(super) use self::types::{
-    Census, ConnId, Effect, Held, Idle, OriginId, Outcome, Place, Refused, Shape, Ticket, WaiterId,
+use self::{
+    balance::{LeastLoaded, Scorer},
+    origin::{Origin, Phase, Rest},
+    warmth::Peak,
+};
+pub(super) use self::{
+    shared::MOST_STREAMS,
+    types::{
+        Census, ConnId, Connection, Effect, Held, Idle, OriginCensus, OriginId, OriginSpec,
+        Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId,
+    },
 };
 use super::counters::{CloseReason, Counters, OpenReason};
 
@@ -65,17 +82,20 @@ pub(super) struct Core<C, W> {
     ids: u64,
     /// The warm floor was reached once; what is opened for it from now on is a refill.
     filled: bool,
+    peak: Peak,
+    /// Connections that have yet to be made in place of those of endpoints that changed.
+    owed: usize,
+    scorer: Box<dyn Scorer>,
+    dice: fastrand::Rng,
+    /// The endpoint that would have got a request if it had had a connection.
+    wished: Option<OriginId>,
     pub(super) counters: Counters,
 }
 
-impl<C, W> Core<C, W> {
-    /// A pool with no connection yet; [`Core::sweep`] starts to warm it.
-    pub(super) fn new(
-        shape: Shape,
-        cap: usize,
-        origins: impl IntoIterator<Item = (OriginId, u32)>,
-    ) -> Self {
-        let mut core = Self {
+impl<C: Connection, W> Core<C, W> {
+    /// A pool with no endpoint yet; [`Core::reshape`] names them.
+    pub(super) fn new(shape: Shape, cap: usize, seed: u64) -> Self {
+        Self {
             shape,
             cap,
             retired: false,
@@ -84,14 +104,13 @@ impl<C, W> Core<C, W> {
             waiters: VecDeque::new(),
             ids: 0,
             filled: false,
+            peak: Peak::default(),
+            owed: 0,
+            scorer: Box::new(LeastLoaded),
+            dice: fastrand::Rng::with_seed(seed),
+            wished: None,
             counters: Counters::default(),
-        };
-        core.origins.extend(
-            origins
-                .into_iter()
-                .map(|(id, weight)| Origin::new(id, weight)),
-        );
-        core
+        }
     }
 
     /// A request wants a connection.
@@ -114,7 +133,7 @@ impl<C, W> Core<C, W> {
         }
         let mut effects = self.pump(now);
         // Those for whom there is room wait for a connect, not in line.
-        let room = self.shape.size.saturating_sub(self.active());
+        let room = self.shape.size.saturating_sub(self.in_flight());
         if self.waiters.len().saturating_sub(room) > self.shape.max_waiting
             && place == Place::Back
             && let Some(last) = self.waiters.pop_back()
@@ -150,7 +169,7 @@ impl<C, W> Core<C, W> {
         let retired = self.retired && self.waiters.is_empty();
         let Some(origin) = self
             .origin_mut(connect.origin)
-            .filter(|o| !o.retired && !retired)
+            .filter(|o| o.is_current() && !retired)
         else {
             self.counters.count_closed(CloseReason::Removed);
             return (None, self.pump_with(now, Effect::Close { conn }));
@@ -160,16 +179,10 @@ impl<C, W> Core<C, W> {
             self.counters.count_closed(no_room);
             return (None, self.pump_with(now, Effect::Close { conn }));
         }
-        let held = Held {
-            conn,
-            id,
-            origin: origin.id,
-            uses: 0,
-            born: now,
-            idle_since: now,
-            granted: now,
-        };
-        origin.idle.push_back(held);
+        origin.admit(conn, id, now);
+        if connect.reason == OpenReason::Replace {
+            self.owed = self.owed.saturating_sub(1);
+        }
         (Some(id), self.pump(now))
     }
 
@@ -190,106 +203,60 @@ impl<C, W> Core<C, W> {
         self.pump(now)
     }
 
-    /// A lease ended.
-    pub(super) fn release(
-        &mut self,
-        now: Duration,
-        mut held: Held<C>,
-        outcome: Outcome,
-    ) -> Vec<Effect<C, W>> {
-        let fits = self.open() <= self.limit();
-        let no_room = self.no_room();
-        let idle_pool = self.retired && self.waiters.is_empty();
-        let too_old = self
-            .shape
-            .max_age
-            .is_some_and(|most| now.saturating_sub(held.born) >= most);
-        let Some(origin) = self.origin_mut(held.origin) else {
-            self.counters.count_closed(CloseReason::Removed);
-            return self.pump_with(now, Effect::Close { conn: held.conn });
-        };
-        origin.active = origin.active.saturating_sub(1);
-        match outcome {
-            Outcome::Reusable | Outcome::Finished => origin.trouble = None,
-            Outcome::Broken(CloseReason::Upstream) if held.uses <= 1 => {
-                origin.closed_unused(now, held.born);
-            }
-            // It had rested, and was found closed when it was to be used again.
-            Outcome::Broken(CloseReason::Upstream)
-                if now.saturating_sub(held.granted) < AT_ONCE =>
-            {
-                let rested = held.granted.saturating_sub(held.idle_since);
-                origin.idle_limit.closed(now, rested);
-            }
-            Outcome::Unused | Outcome::Broken(_) => {}
+    /// The server allows another number of requests at a time on this connection.
+    pub(super) fn allow(&mut self, now: Duration, id: ConnId, streams: usize) -> Vec<Effect<C, W>> {
+        let mut shared = self.origins.iter_mut().flat_map(|o| &mut o.shared);
+        if let Some(shared) = shared.find(|shared| shared.id == id) {
+            shared.allow(streams);
         }
-        let close = match outcome {
-            Outcome::Broken(reason) => Some(reason),
-            Outcome::Finished => Some(CloseReason::Upstream),
-            _ if origin.retired || idle_pool => Some(CloseReason::Removed),
-            _ if !fits => Some(no_room),
-            _ if too_old => Some(CloseReason::Age),
-            Outcome::Reusable | Outcome::Unused => None,
-        };
-        if let Some(reason) = close {
-            self.counters.count_closed(reason);
-            self.forget_retired();
-            return self.pump_with(now, Effect::Close { conn: held.conn });
-        }
-        match outcome {
-            Outcome::Unused => held.uses = held.uses.saturating_sub(1),
-            Outcome::Reusable | Outcome::Finished | Outcome::Broken(_) => held.idle_since = now,
-        }
-        origin.idle.push_back(held);
         self.pump(now)
     }
 
     /// The connection's task ended. If it was idle, the upstream closed it.
     pub(super) fn ended(&mut self, now: Duration, id: ConnId) -> Vec<Effect<C, W>> {
-        for origin in &mut self.origins {
-            if let Some(at) = origin.idle.iter().position(|held| held.id == id)
-                && let Some(held) = origin.idle.remove(at)
-            {
-                match held.uses {
-                    0 => origin.closed_unused(now, held.born),
-                    _ => origin
-                        .idle_limit
-                        .closed(now, now.saturating_sub(held.idle_since)),
-                }
+        let mut origins = self.origins.iter_mut();
+        match origins.find_map(|origin| origin.ended(now, id)) {
+            Some(conn) => {
                 self.counters.count_closed(CloseReason::Upstream);
-                return self.pump_with(now, Effect::Close { conn: held.conn });
+                self.pump_with(now, Effect::Close { conn })
             }
+            None => Vec::new(),
         }
-        Vec::new()
     }
 
-    /// New parameters and endpoints. What still fits stays as it is.
+    /// New parameters and endpoints. What still fits stays as it is. Those of the old ones that are in
+    /// `changed` serve until their heirs are warm; others that are gone serve nobody any more.
     pub(super) fn reshape(
         &mut self,
         now: Duration,
         shape: Shape,
-        origins: &[(OriginId, u32)],
+        origins: &[OriginSpec],
+        changed: &[OriginId],
     ) -> Vec<Effect<C, W>> {
         if shape.warm > self.shape.warm {
             self.filled = false;
         }
         self.shape = shape;
         for origin in &mut self.origins {
-            match origins.iter().find(|(id, _)| *id == origin.id) {
+            match origins.iter().find(|spec| spec.id == origin.id) {
                 // Also one that was removed and is back before it was forgotten.
-                Some((_, weight)) => (origin.weight, origin.retired) = (*weight, false),
-                None => origin.retired = true,
+                Some(spec) => {
+                    (origin.weight, origin.standing) = (spec.weight, spec.standing);
+                    origin.phase = Phase::Current;
+                }
+                None => origin.leave(now, changed.contains(&origin.id)),
             }
         }
         // What is being dialled there would serve nobody, and takes the place of what would.
         self.connecting
-            .retain(|connect| origins.iter().any(|(id, _)| *id == connect.origin));
-        for (id, weight) in origins {
-            if self.origin_mut(*id).is_none() {
-                self.origins.push(Origin::new(*id, *weight));
+            .retain(|connect| origins.iter().any(|spec| spec.id == connect.origin));
+        for spec in origins {
+            if self.origin_mut(spec.id).is_none() {
+                self.origins.push(Origin::new(spec));
                 self.filled = false;
             }
         }
+        self.begin_handover();
         self.pump(now)
     }
 
@@ -316,6 +283,19 @@ impl<C, W> Core<C, W> {
         }
     }
 
+    /// The name of an endpoint cannot be resolved.
+    pub(super) fn unresolved(
+        &mut self,
+        now: Duration,
+        origin: OriginId,
+        error: &str,
+    ) -> Vec<Effect<C, W>> {
+        if let Some(origin) = self.origin_mut(origin) {
+            origin.failed(now, error);
+        }
+        self.pump(now)
+    }
+
     fn idle_limits(&self, now: Duration) -> Vec<(OriginId, Duration)> {
         let configured = self.shape.idle_timeout;
         let limit = |origin: &Origin<C>| (origin.id, origin.idle_limit.limit(now, configured));
@@ -337,24 +317,28 @@ impl<C, W> Core<C, W> {
     /// Time went by: idle and age limits, back-off that is over, requests whose patience is.
     pub(super) fn sweep(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         let limits: Vec<(OriginId, Duration)> = self.idle_limits(now);
-        let max_age = self.shape.max_age;
-        let expired = |held: &Held<C>| {
+        let expired = |rest: &Rest| {
             let mut limits = limits.iter();
-            let limit = limits.find_map(|(id, limit)| (*id == held.origin).then_some(*limit));
-            limit.is_some_and(|limit| now.saturating_sub(held.idle_since) >= limit)
+            let limit = limits.find_map(|(id, limit)| (*id == rest.origin).then_some(*limit));
+            limit.is_some_and(|limit| now.saturating_sub(rest.idle_since) >= limit)
         };
-        let mut effects = self.close_idle(CloseReason::Idle, |held| held.uses > 0 && expired(held));
+        let mut effects = self.close_idle(CloseReason::Idle, |rest| rest.uses > 0 && expired(rest));
         // Those that never carried a request are the warm floor: uvicorn never times them out, so
         // only what exceeds the floor goes.
-        let surplus = Cell::new(self.open().saturating_sub(self.shape.warm));
-        effects.extend(self.close_idle(CloseReason::Idle, |held| {
-            let close = held.uses == 0 && surplus.get() > 0 && expired(held);
+        let surplus = Cell::new(self.open().saturating_sub(self.floor(now)));
+        effects.extend(self.close_idle(CloseReason::Idle, |rest| {
+            let close = rest.uses == 0 && surplus.get() > 0 && expired(rest);
             surplus.set(surplus.get() - usize::from(close));
             close
         }));
-        effects.extend(self.close_idle(CloseReason::Age, |held| {
-            max_age.is_some_and(|most| now.saturating_sub(held.born) >= most)
-        }));
+        if let Some(most) = self.shape.max_age {
+            let old = |born: Duration| now.saturating_sub(born) >= most;
+            effects.extend(self.close_idle(CloseReason::Age, |rest| old(rest.born)));
+            let shared = self.origins.iter_mut().flat_map(|o| &mut o.shared);
+            for shared in shared.filter(|shared| old(shared.born)) {
+                shared.doomed.get_or_insert(CloseReason::Age);
+            }
+        }
         effects.extend(self.pump(now));
         effects
     }
@@ -362,15 +346,13 @@ impl<C, W> Core<C, W> {
     fn close_idle(
         &mut self,
         reason: CloseReason,
-        close: impl Fn(&Held<C>) -> bool,
+        close: impl Fn(&Rest) -> bool,
     ) -> Vec<Effect<C, W>> {
         let mut effects = Vec::new();
         for origin in &mut self.origins {
-            let (closing, keeping) = origin.idle.drain(..).partition(|held| close(held));
-            origin.idle = keeping;
-            for held in VecDeque::<Held<C>>::into_iter(closing) {
+            for conn in origin.let_go(&close) {
                 self.counters.count_closed(reason);
-                effects.push(Effect::Close { conn: held.conn });
+                effects.push(Effect::Close { conn });
             }
         }
         effects
@@ -378,7 +360,7 @@ impl<C, W> Core<C, W> {
 
     fn forget_retired(&mut self) {
         self.origins
-            .retain(|origin| !origin.retired || origin.active > 0 || !origin.idle.is_empty());
+            .retain(|origin| origin.is_current() || origin.open() > 0);
     }
 
     fn take_connecting(&mut self, ticket: Ticket) -> Option<Connecting> {
@@ -400,16 +382,23 @@ impl<C, W> Core<C, W> {
         self.origins.iter_mut().find(|origin| origin.id == id)
     }
 
-    fn idle(&self) -> usize {
-        self.origins.iter().map(|origin| origin.idle.len()).sum()
+    fn resting(&self) -> usize {
+        self.origins.iter().map(Origin::resting).sum()
     }
 
-    fn active(&self) -> usize {
-        self.origins.iter().map(|origin| origin.active).sum()
+    /// Connections that carry a request.
+    fn busy(&self) -> usize {
+        self.origins.iter().map(Origin::busy).sum()
+    }
+
+    /// Requests.
+    fn in_flight(&self) -> usize {
+        self.origins.iter().map(Origin::in_flight).sum()
     }
 
     fn open(&self) -> usize {
-        self.idle() + self.active() + self.connecting.len()
+        let open = self.origins.iter().map(Origin::open);
+        open.sum::<usize>() + self.connecting.len()
     }
 
     /// Why a connection that does not fit is closed: the pool is too small, or the budget is short.

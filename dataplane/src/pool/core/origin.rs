@@ -1,8 +1,13 @@
-//! One endpoint within the core: its idle connections, what is in use, and its trouble.
+//! One endpoint (or one of its addresses) within the core: its idle connections, what is in use, and its
+//! trouble.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use super::{Held, OriginId, idle::IdleLimit};
+use super::{
+    AT_ONCE, ConnId, Connection, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome, Standing,
+    handover::HANDOVER, idle::IdleLimit, shared::Shared,
+};
+use crate::pool::counters::CloseReason;
 
 /// First pause after a failed connect; doubles up to [`BACKOFF_MOST`].
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -16,16 +21,35 @@ const HOLDS: Duration = Duration::from_millis(100);
 /// After this long without a failure the next one begins a new run.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
+/// Where an origin stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is configured, and gets connections and requests.
+    Current,
+    /// It changed; what it has open still serves until its heirs are warm, or until this time.
+    Leaving(Duration),
+    /// It gets nothing any more; requests that are on it finish.
+    Retired,
+}
+
 #[derive(Debug)]
 pub(super) struct Origin<C> {
     pub(super) id: OriginId,
     pub(super) weight: u32,
-    pub(super) retired: bool,
+    pub(super) phase: Phase,
+    pub(super) standing: Standing,
     /// Oldest in front; taken from the back.
     pub(super) idle: VecDeque<Held<C>>,
+    /// Connections on loan that carry one request at a time.
     pub(super) active: usize,
+    /// Those that carry several.
+    pub(super) shared: Vec<Shared<C>>,
+    /// Requests that one connection here carries at a time, once that is known.
+    pub(super) streams: Option<usize>,
     pub(super) trouble: Option<Trouble>,
     pub(super) idle_limit: IdleLimit,
+    /// It closes connections that never carried a request: none are kept for it ahead of need unasked.
+    pub(super) closes_unused: bool,
 }
 
 /// An endpoint that fails. It is over with the first request that is answered; a connection alone says
@@ -42,36 +66,98 @@ pub(super) struct Trouble {
     pub(super) error: Arc<str>,
 }
 
+/// Where an origin's next request can go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Spot {
+    Idle(usize),
+    Shared(usize),
+}
+
 impl<C> Origin<C> {
-    pub(super) fn new(id: OriginId, weight: u32) -> Self {
+    pub(super) fn new(spec: &OriginSpec) -> Self {
         Self {
-            id,
-            weight,
-            retired: false,
+            id: spec.id,
+            weight: spec.weight,
+            phase: Phase::Current,
+            standing: spec.standing,
             idle: VecDeque::new(),
             active: 0,
+            shared: Vec::new(),
+            streams: spec.streams,
             trouble: None,
             idle_limit: IdleLimit::default(),
+            closes_unused: false,
         }
     }
 
-    /// One that fails is tried again one connect at a time, after its pause.
+    pub(super) fn is_current(&self) -> bool {
+        self.phase == Phase::Current
+    }
+
+    /// Requests on it.
+    pub(super) fn in_flight(&self) -> usize {
+        let streams = self.shared.iter().map(|shared| shared.streams);
+        self.active + streams.sum::<usize>()
+    }
+
+    /// Connections that carry a request.
+    pub(super) fn busy(&self) -> usize {
+        self.active + self.shared.iter().filter(|shared| !shared.rests()).count()
+    }
+
+    /// Connections that carry none.
+    pub(super) fn resting(&self) -> usize {
+        self.idle.len() + self.shared.iter().filter(|shared| shared.rests()).count()
+    }
+
+    /// Connections.
+    pub(super) fn open(&self) -> usize {
+        self.idle.len() + self.active + self.shared.len()
+    }
+
+    /// Requests that its connections can carry at a time, those that they do carry included.
+    pub(super) fn slots(&self) -> usize {
+        let shared = self.shared.iter().filter(|shared| shared.doomed.is_none());
+        let streams = shared.map(|shared| shared.most.max(shared.streams));
+        self.idle.len() + self.active + streams.sum::<usize>()
+    }
+
+    /// How long the connection has rested that has done so longest.
+    pub(super) fn coldest(&self) -> Option<Duration> {
+        let idle = self.idle.front().map(|held| held.idle_since);
+        let resting = self.shared.iter().filter(|shared| shared.rests());
+        let shared = resting.map(|shared| shared.idle_since);
+        idle.into_iter().chain(shared).min()
+    }
+
+    /// One that fails is tried again one connect at a time, after its pause; so is one of which it is not
+    /// known what its connections carry.
     pub(super) fn may_connect(&self, now: Duration, connecting: usize) -> bool {
         let ready = |trouble: &Trouble| {
             let holds = |at: Duration| now.saturating_sub(at) >= HOLDS;
             trouble.connected.is_some_and(holds) || (trouble.retry_at <= now && connecting == 0)
         };
-        !self.retired && self.trouble.as_ref().is_none_or(ready)
+        let known = self.streams.is_some() || connecting == 0;
+        let stands = self.is_current() && self.standing != Standing::Unresolved;
+        stands && known && self.trouble.as_ref().is_none_or(ready)
     }
 
-    /// Where the newest idle connection is.
-    pub(super) fn newest(&self) -> Option<usize> {
-        self.idle.len().checked_sub(1)
-    }
-
-    /// Where the newest idle connection is that carried no request yet.
-    pub(super) fn unused(&self) -> Option<usize> {
-        self.idle.iter().rposition(|held| held.uses == 0)
+    /// Where its next request can go: the newest idle connection, or the fullest that has room. A fresh
+    /// one must not have carried a request.
+    pub(super) fn spot(&self, fresh: bool) -> Option<Spot> {
+        if self.phase == Phase::Retired {
+            return None;
+        }
+        let shared = self.shared.iter().enumerate();
+        let shared = shared.filter(|(_, shared)| shared.has_room() && (!fresh || shared.uses == 0));
+        let fullest = shared.max_by_key(|(_, shared)| shared.streams);
+        let idle = match fresh {
+            true => self.idle.iter().rposition(|held| held.uses == 0),
+            false => self.idle.len().checked_sub(1),
+        };
+        fullest
+            .map(|(at, _)| Spot::Shared(at))
+            .or(idle.map(Spot::Idle))
     }
 
     /// Its trouble, unless that is so old that nothing is known any more.
@@ -93,11 +179,107 @@ impl<C> Origin<C> {
         }
     }
 
+    /// A request on it ended; what that says of the endpoint.
+    pub(super) fn note_end(&mut self, now: Duration, held: &Held<C>, outcome: Outcome) {
+        match outcome {
+            Outcome::Reusable | Outcome::Finished => self.trouble = None,
+            Outcome::Broken(CloseReason::Upstream) if held.uses <= 1 => {
+                self.closed_unused(now, held.born);
+            }
+            // It had rested, and was found closed when it was to be used again.
+            Outcome::Broken(CloseReason::Upstream)
+                if now.saturating_sub(held.granted) < AT_ONCE =>
+            {
+                let rested = held.granted.saturating_sub(held.idle_since);
+                self.idle_limit.closed(now, rested);
+            }
+            Outcome::Unused | Outcome::Aborted | Outcome::Broken(_) => {}
+        }
+    }
+
+    /// Takes out the connection of this name if its end is news.
+    pub(super) fn ended(&mut self, now: Duration, id: ConnId) -> Option<C> {
+        let (conn, uses, born, rested) =
+            if let Some(at) = self.idle.iter().position(|held| held.id == id) {
+                let held = self.idle.remove(at)?;
+                (held.conn, held.uses, held.born, Some(held.idle_since))
+            } else {
+                let at = self.shared.iter().position(|shared| shared.id == id)?;
+                let shared = self.shared.remove(at);
+                let rested = shared.rests().then_some(shared.idle_since);
+                (shared.conn, shared.uses, shared.born, rested)
+            };
+        match (uses, rested) {
+            (0, _) => self.closed_unused(now, born),
+            (_, Some(since)) => self.idle_limit.closed(now, now.saturating_sub(since)),
+            // Those whose requests were on it tell what became of them.
+            (_, None) => {}
+        }
+        Some(conn)
+    }
+
+    /// It is configured no more. One that changed serves until its heirs do.
+    pub(super) fn leave(&mut self, now: Duration, changed: bool) {
+        if self.is_current() {
+            self.phase = match changed && self.resting() > 0 {
+                true => Phase::Leaving(now + HANDOVER),
+                false => Phase::Retired,
+            };
+        }
+    }
+
+    /// Takes out those of its resting connections that are to be closed.
+    pub(super) fn let_go(&mut self, close: impl Fn(&Rest) -> bool) -> Vec<C> {
+        let origin = self.id;
+        let (closing, keeping): (VecDeque<_>, _) = self.idle.drain(..).partition(|held| {
+            close(&Rest {
+                origin,
+                uses: held.uses,
+                born: held.born,
+                idle_since: held.idle_since,
+            })
+        });
+        self.idle = keeping;
+        let shared = self.shared.extract_if(.., |shared| {
+            let rest = Rest {
+                origin,
+                uses: shared.uses,
+                born: shared.born,
+                idle_since: shared.idle_since,
+            };
+            shared.rests() && close(&rest)
+        });
+        let shared: Vec<C> = shared.map(|shared| shared.conn).collect();
+        closing
+            .into_iter()
+            .map(|held| held.conn)
+            .chain(shared)
+            .collect()
+    }
+
+    /// Takes out the connection that has rested longest.
+    pub(super) fn pop_coldest(&mut self) -> Option<C> {
+        let coldest = self.coldest()?;
+        if self
+            .idle
+            .front()
+            .is_some_and(|held| held.idle_since == coldest)
+        {
+            return self.idle.pop_front().map(|held| held.conn);
+        }
+        let at = self
+            .shared
+            .iter()
+            .position(|shared| shared.rests() && shared.idle_since == coldest)?;
+        Some(self.shared.remove(at).conn)
+    }
+
     /// A connection was closed by the upstream before it carried an answer. Soon after it was made, that
-    /// is as good as no connection.
+    /// is as good as no connection; later, it is how long this server waits for a first request.
     pub(super) fn closed_unused(&mut self, now: Duration, born: Duration) {
-        if now.saturating_sub(born) < SOON {
-            self.failed(now, "it closes connections as soon as they are made");
+        match now.saturating_sub(born) < SOON {
+            true => self.failed(now, "it closes connections as soon as they are made"),
+            false => self.closes_unused = true,
         }
     }
 
@@ -118,6 +300,50 @@ impl<C> Origin<C> {
             connected: None,
             error: error.into(),
         });
+    }
+}
+
+/// A connection at rest.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) origin: OriginId,
+    pub(super) uses: u64,
+    pub(super) born: Duration,
+    pub(super) idle_since: Duration,
+}
+
+impl<C: Connection> Origin<C> {
+    /// A connection was made.
+    pub(super) fn admit(&mut self, conn: C, id: ConnId, now: Duration) {
+        self.streams = Some(conn.streams().clamp(1, MOST_STREAMS));
+        if conn.is_shared() {
+            self.shared.push(Shared::new(conn, id, now));
+            return;
+        }
+        self.idle.push_back(Held {
+            conn,
+            id,
+            origin: self.id,
+            uses: 0,
+            shared: false,
+            born: now,
+            idle_since: now,
+            granted: now,
+        });
+    }
+
+    /// Takes what stands there into use.
+    pub(super) fn take(&mut self, spot: Spot, now: Duration) -> Option<Held<C>> {
+        match spot {
+            Spot::Idle(at) => {
+                let mut held = self.idle.remove(at)?;
+                held.uses += 1;
+                held.granted = now;
+                self.active += 1;
+                Some(held)
+            }
+            Spot::Shared(at) => self.shared.get_mut(at)?.grant(self.id, now),
+        }
     }
 }
 

@@ -1,33 +1,39 @@
-//! What brings the pool to rest after every transition: retire, grant, shrink, connect, give up.
+//! What brings the pool to rest after every transition: retire, hand over, grant, shrink, connect, give up.
 
 use std::time::Duration;
 
 use super::{
-    Connecting, Core, Effect, Held, Refused, Ticket,
-    origin::{Origin, Trouble, lighter},
+    Connecting, Connection, Core, Effect, Held, OriginId, Refused, Ticket,
+    origin::{Origin, Phase, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
 
-/// Most connects under way that nobody waits for, so that a restarted engine is not stormed.
+/// Connects under way that nobody waits for: so many, or an eighth of the floor, so that a restarted engine
+/// is not stormed.
 const WARM_AT_ONCE: usize = 4;
 /// How long a request waits for an endpoint that just began to fail.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// After this long without a single successful connect, requests are refused at once.
 const FAIL_FAST: Duration = Duration::from_secs(3);
 
-impl<C, W> Core<C, W> {
+impl<C: Connection, W> Core<C, W> {
     pub(super) fn pump_with(&mut self, now: Duration, first: Effect<C, W>) -> Vec<Effect<C, W>> {
         let mut effects = vec![first];
         effects.extend(self.pump(now));
         effects
     }
 
-    /// Brings the pool to rest after a transition: retire, grant, shrink, connect, give up.
+    /// Brings the pool to rest after a transition.
     pub(super) fn pump(&mut self, now: Duration) -> Vec<Effect<C, W>> {
-        let mut effects = self.close_retired();
+        let mut effects = Vec::new();
+        self.hand_over(now, &mut effects);
+        self.close_retired(&mut effects);
+        self.rebalance(now, &mut effects);
         self.grant(now, &mut effects);
         self.shrink(&mut effects);
         self.connect_for_waiters(now, &mut effects);
+        self.open_wished(now, &mut effects);
+        self.peak.note(now, self.in_flight());
         self.connect_for_warmth(now, &mut effects);
         self.refuse_hopeless(now, &mut effects);
         self.forget_retired();
@@ -36,36 +42,43 @@ impl<C, W> Core<C, W> {
         effects
     }
 
-    fn close_retired(&mut self) -> Vec<Effect<C, W>> {
-        let mut effects = Vec::new();
+    /// What rests where nothing is wanted any more, and shared connections after their last request.
+    fn close_retired(&mut self, effects: &mut Vec<Effect<C, W>>) {
         let empty = self.retired && self.waiters.is_empty();
-        for origin in self
-            .origins
-            .iter_mut()
-            .filter(|origin| origin.retired || empty)
-        {
-            for held in origin.idle.drain(..) {
-                self.counters.count_closed(CloseReason::Removed);
-                effects.push(Effect::Close { conn: held.conn });
+        for origin in &mut self.origins {
+            let doomed = origin
+                .shared
+                .extract_if(.., |shared| shared.rests() && shared.doomed.is_some());
+            for shared in doomed {
+                let reason = shared.doomed.unwrap_or(CloseReason::Upstream);
+                self.counters.count_closed(reason);
+                effects.push(Effect::Close { conn: shared.conn });
+            }
+            if origin.phase == Phase::Retired || empty {
+                for conn in origin.let_go(|_| true) {
+                    self.counters.count_closed(CloseReason::Removed);
+                    effects.push(Effect::Close { conn });
+                }
             }
         }
-        effects
     }
 
     fn grant(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
-        while self.active() < self.limit() {
-            let Some((at, mut held)) = self.next_grant() else {
+        while !self.waiters.is_empty() && self.in_flight() < self.shape.size {
+            // What does not fit any more is not taken into use.
+            if self.busy() >= self.limit() {
+                self.shrink(effects);
+            }
+            let Some((at, held)) = self.next_grant(now) else {
                 return;
             };
             let Some(waiter) = self.waiters.remove(at) else {
                 return;
             };
             match held.uses {
-                0 => self.counters.new += 1,
+                0 | 1 => self.counters.new += 1,
                 _ => self.counters.reused += 1,
             }
-            held.uses += 1;
-            held.granted = now;
             effects.push(Effect::Grant {
                 waiter: waiter.waiter,
                 held,
@@ -73,63 +86,56 @@ impl<C, W> Core<C, W> {
         }
     }
 
-    /// The first who waits and can be served, and his connection: the newest idle one, of the endpoint
-    /// with the least in use for its weight.
-    fn next_grant(&mut self) -> Option<(usize, Held<C>)> {
-        let (any, unused) = (
-            self.best_idle(Origin::newest),
-            self.best_idle(Origin::unused),
-        );
-        let at = self
-            .waiters
-            .iter()
-            .position(|waiter| if waiter.fresh { unused } else { any }.is_some())?;
+    /// The first who waits and can be served, and his connection.
+    fn next_grant(&mut self, now: Duration) -> Option<(usize, Held<C>)> {
+        let can = |fresh: bool| self.origins.iter().any(|o| o.spot(fresh).is_some());
+        let (any, unused) = (can(false), can(true));
+        let mut waiters = self.waiters.iter();
+        let at = waiters.position(|waiter| if waiter.fresh { unused } else { any })?;
         let fresh = self.waiters.get(at)?.fresh;
-        let (origin, place) = if fresh { unused } else { any }?;
-        let origin = self.origins.get_mut(origin)?;
-        let held = origin.idle.remove(place)?;
-        origin.active += 1;
+        let (origin, spot) = self.choose(now, fresh)?;
+        let held = self.origins.get_mut(origin)?.take(spot, now)?;
         Some((at, held))
-    }
-
-    /// The endpoint that is to serve next among those that have such an idle connection, and where it is.
-    fn best_idle(&self, find: fn(&Origin<C>) -> Option<usize>) -> Option<(usize, usize)> {
-        let candidates = self.origins.iter().enumerate();
-        let candidates = candidates.filter_map(|(n, origin)| Some((n, origin, find(origin)?)));
-        let best = candidates
-            .min_by(|(_, a, _), (_, b, _)| lighter(a.active, a.weight, b.active, b.weight));
-        best.map(|(n, _, place)| (n, place))
     }
 
     fn shrink(&mut self, effects: &mut Vec<Effect<C, W>>) {
         while self.open() > self.limit() {
-            if !self.close_coldest(self.no_room(), effects) {
+            if !self.close_leaving(effects) && !self.close_coldest(self.no_room(), effects) {
                 return;
             }
         }
     }
 
     fn close_coldest(&mut self, reason: CloseReason, effects: &mut Vec<Effect<C, W>>) -> bool {
-        let coldest = self
-            .origins
-            .iter_mut()
-            .filter(|origin| !origin.idle.is_empty())
-            .min_by_key(|origin| origin.idle.front().map(|held| held.idle_since));
-        let Some(held) = coldest.and_then(|origin| origin.idle.pop_front()) else {
+        let resting = self.origins.iter_mut().filter(|o| o.coldest().is_some());
+        let coldest = resting.min_by_key(|origin| origin.coldest());
+        let Some(conn) = coldest.and_then(Origin::pop_coldest) else {
             return false;
         };
         self.counters.count_closed(reason);
-        effects.push(Effect::Close { conn: held.conn });
+        effects.push(Effect::Close { conn });
         true
     }
 
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         self.make_room_for_fresh(effects);
-        while self.connecting.len() < self.waiters.len() && self.open() < self.limit() {
+        let room = self.shape.size.saturating_sub(self.in_flight());
+        let wanted = self.waiters.len().min(room);
+        while self.expected() < wanted && self.open() < self.limit() {
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;
             }
         }
+    }
+
+    /// Requests that the connects under way will be able to carry.
+    pub(super) fn expected(&self) -> usize {
+        let streams = |connect: &Connecting| {
+            let mut origins = self.origins.iter();
+            let origin = origins.find(|origin| origin.id == connect.origin);
+            origin.and_then(|origin| origin.streams).unwrap_or(1)
+        };
+        self.connecting.iter().map(streams).sum()
     }
 
     /// One who needs a fresh connection must not wait for the idle ones to go.
@@ -144,25 +150,43 @@ impl<C, W> Core<C, W> {
         }
     }
 
+    /// Connections that are kept open ahead of need now.
+    pub(super) fn floor(&self, now: Duration) -> usize {
+        let mut current = self.origins.iter().filter(|origin| origin.is_current());
+        let unasked = match current.any(|origin| origin.closes_unused) {
+            true => 0,
+            false => self.peak.get(now),
+        };
+        self.shape.warm.max(unasked).min(self.limit())
+    }
+
+    /// Requests that could be carried at a time by what is open and on its way.
+    fn slots(&self) -> usize {
+        let slots = self.origins.iter().map(Origin::slots);
+        slots.sum::<usize>() + self.expected()
+    }
+
     fn connect_for_warmth(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         if self.retired {
             return;
         }
-        let floor = self.shape.warm.min(self.limit());
+        let floor = self.floor(now);
         let reason = if self.filled {
             OpenReason::Refill
         } else {
             OpenReason::Warm
         };
-        while self.open() < floor && self.connecting.len() < WARM_AT_ONCE {
+        let at_once = WARM_AT_ONCE.max(floor / 8);
+        while self.slots() < floor && self.open() < self.limit() && self.connecting.len() < at_once
+        {
             if !self.connect(now, reason, effects) {
                 return;
             }
         }
-        self.filled |= self.open() - self.connecting.len() >= floor;
+        self.filled |= self.slots() - self.expected() >= floor;
     }
 
-    /// Starts one connect, to the endpoint with the fewest connections for its weight.
+    /// Starts one connect, to the endpoint that can carry least for its weight.
     fn connect(
         &mut self,
         now: Duration,
@@ -174,14 +198,25 @@ impl<C, W> Core<C, W> {
             .iter()
             .filter(|origin| origin.may_connect(now, self.connecting_to(origin.id)))
             .min_by(|a, b| {
-                let open = |origin: &Origin<C>| {
-                    origin.active + origin.idle.len() + self.connecting_to(origin.id)
+                let slots = |origin: &Origin<C>| {
+                    let each = origin.streams.unwrap_or(1);
+                    origin.slots() + self.connecting_to(origin.id) * each
                 };
-                lighter(open(a), a.weight, open(b), b.weight)
+                lighter(slots(a), a.weight, slots(b), b.weight)
             });
         let Some(origin) = best.map(|origin| origin.id) else {
             return false;
         };
+        self.connect_to(origin, reason, effects);
+        true
+    }
+
+    pub(super) fn connect_to(
+        &mut self,
+        origin: OriginId,
+        reason: OpenReason,
+        effects: &mut Vec<Effect<C, W>>,
+    ) {
         let ticket = Ticket(self.next_id());
         self.connecting.push(Connecting {
             ticket,
@@ -189,7 +224,6 @@ impl<C, W> Core<C, W> {
             reason,
         });
         effects.push(Effect::Connect { ticket, origin });
-        true
     }
 
     /// Sends waiters away when nothing can come for them: every endpoint fails, nothing is open.
@@ -198,7 +232,7 @@ impl<C, W> Core<C, W> {
         if self.waiters.is_empty() || self.open() > 0 || self.limit() == 0 {
             return;
         }
-        let current = self.origins.iter().filter(|origin| !origin.retired);
+        let current = self.origins.iter().filter(|origin| origin.is_current());
         let troubles: Option<Vec<&Trouble>> = current.map(|o| o.fresh_trouble(now)).collect();
         let Some(troubles) = troubles else { return };
         let since = troubles

@@ -4,9 +4,33 @@ use std::{sync::Arc, time::Duration};
 
 use crate::pool::counters::CloseReason;
 
-/// An endpoint of one generation. A changed url is a new origin.
+/// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
+/// a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pool) struct OriginId(pub(in crate::pool) u64);
+
+/// What the core is told of an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pool) struct OriginSpec {
+    pub(in crate::pool) id: OriginId,
+    /// Its share relative to the others.
+    pub(in crate::pool) weight: u32,
+    /// Requests that one connection will carry at a time, if that is known before there is one.
+    pub(in crate::pool) streams: Option<usize>,
+    /// Where it stands: an endpoint whose name is not resolved yet cannot be dialled.
+    pub(in crate::pool) standing: Standing,
+}
+
+/// Whether an origin can be dialled, and whom it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pool) enum Standing {
+    /// It can.
+    Plain,
+    /// It can, and takes the place of one that changed: it is warmed before that one's connections go.
+    Heir,
+    /// Its addresses are not known.
+    Unresolved,
+}
 
 /// A connect under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +44,18 @@ pub(in crate::pool) struct WaiterId(pub(super) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pool) struct ConnId(pub(super) u64);
 
+/// What the core must know of a connection.
+pub(in crate::pool) trait Connection: Sized {
+    /// True if its protocol carries several requests at a time.
+    fn is_shared(&self) -> bool;
+
+    /// Requests that it can carry at a time; 1 if it is not shared.
+    fn streams(&self) -> usize;
+
+    /// Another handle on it, for the next request beside others; `None` if it is not shared.
+    fn another(&self) -> Option<Self>;
+}
+
 /// The parameters, as the core needs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::pool) struct Shape {
@@ -30,13 +66,16 @@ pub(in crate::pool) struct Shape {
     pub(in crate::pool) max_age: Option<Duration>,
 }
 
-/// An open connection with its history. Idle ones live in the core, active ones with their lease.
+/// A connection with its history, or one request's place on a shared one. Idle ones live in the core,
+/// those in use with their lease.
 #[derive(Debug)]
 pub(in crate::pool) struct Held<C> {
     pub(in crate::pool) conn: C,
     pub(in crate::pool) id: ConnId,
     pub(in crate::pool) origin: OriginId,
     pub(in crate::pool) uses: u64,
+    /// Others may be on the same connection.
+    pub(in crate::pool) shared: bool,
     pub(super) born: Duration,
     pub(super) idle_since: Duration,
     pub(super) granted: Duration,
@@ -51,6 +90,8 @@ pub(in crate::pool) enum Outcome {
     Unused,
     /// It carried an answer to its end, and the upstream closes it.
     Finished,
+    /// The request ended without its answer's end, and the connection goes on (HTTP/2).
+    Aborted,
     /// It cannot be used again.
     Broken(CloseReason),
 }
@@ -65,10 +106,25 @@ pub(in crate::pool) enum Refused {
 /// What the shell must do.
 #[derive(Debug)]
 pub(in crate::pool) enum Effect<C, W> {
-    Grant { waiter: W, held: Held<C> },
-    Refuse { waiter: W, why: Refused },
-    Connect { ticket: Ticket, origin: OriginId },
-    Close { conn: C },
+    Grant {
+        waiter: W,
+        held: Held<C>,
+    },
+    Refuse {
+        waiter: W,
+        why: Refused,
+    },
+    Connect {
+        ticket: Ticket,
+        origin: OriginId,
+    },
+    Close {
+        conn: C,
+    },
+    /// Lets go of a handle; the connection goes on.
+    LetGo {
+        conn: C,
+    },
 }
 
 /// Where a waiter stands.
@@ -89,6 +145,13 @@ pub(in crate::pool) struct Idle {
     pub(in crate::pool) limit: Duration,
 }
 
+/// What is open to one origin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::pool) struct OriginCensus {
+    pub(in crate::pool) open: usize,
+    pub(in crate::pool) in_flight: usize,
+}
+
 /// Counts at one instant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::pool) struct Census {
@@ -97,4 +160,8 @@ pub(in crate::pool) struct Census {
     pub(in crate::pool) draining: usize,
     pub(in crate::pool) connecting: usize,
     pub(in crate::pool) waiting: usize,
+    /// Requests; several may be on one connection.
+    pub(in crate::pool) in_flight: usize,
+    /// Connections kept open ahead of need now.
+    pub(in crate::pool) floor: usize,
 }

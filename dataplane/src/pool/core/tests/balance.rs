@@ -1,0 +1,196 @@
+//! Which endpoint gets a request, which a connection, and what becomes of one that changed.
+
+use super::*;
+
+/// `n` requests at a time, each answered in turn, for a while; gives how many each endpoint got.
+fn load(shell: &mut Shell, at_once: usize, requests: usize) -> BTreeMap<OriginId, usize> {
+    let mut got = BTreeMap::new();
+    let mut line: std::collections::VecDeque<u64> = (0..at_once).map(|_| shell.acquire()).collect();
+    for _ in 0..requests {
+        while !shell.connects.is_empty() {
+            shell.connect();
+        }
+        let waiter = line.pop_front().unwrap();
+        *got.entry(shell.leases[&waiter].origin).or_default() += 1;
+        shell.release(waiter, Outcome::Reusable);
+        line.push_back(shell.acquire());
+    }
+    while !shell.connects.is_empty() {
+        shell.connect();
+    }
+    for waiter in line {
+        shell.release(waiter, Outcome::Reusable);
+    }
+    got
+}
+
+fn weighted(shell: &mut Shell, size: usize, weights: &[u32]) {
+    let spec = |(n, weight): (usize, &u32)| OriginSpec {
+        id: OriginId(n as u64),
+        weight: *weight,
+        streams: Some(1),
+        standing: Standing::Plain,
+    };
+    let specs: Vec<_> = weights.iter().enumerate().map(spec).collect();
+    let effects = shell.core.reshape(shell.now, shape(size), &specs, &[]);
+    shell.run(effects);
+}
+
+#[test]
+fn requests_and_connections_follow_the_weights() {
+    let mut shell = Shell::new(shape(40), 0);
+    weighted(&mut shell, 40, &[1, 3]);
+    let got = load(&mut shell, 20, 4_000);
+    let share = got[&OriginId(1)] as f64 / 4_000.0;
+    assert!((0.70..0.80).contains(&share), "{share} of 0.75");
+    let open = |n| shell.core.census_of(OriginId(n)).open;
+    assert!(open(1) > open(0), "{} and {}", open(0), open(1));
+}
+
+#[test]
+fn a_single_client_is_shared_among_endpoints_too() {
+    let mut shell = Shell::new(shape(10), 0);
+    weighted(&mut shell, 10, &[1, 1, 1]);
+    let got = load(&mut shell, 1, 3_000);
+    for n in 0..3 {
+        assert!((850..1_150).contains(&got[&OriginId(n)]), "{got:?}");
+    }
+    assert_eq!(shell.closed, 0);
+}
+
+#[test]
+fn an_endpoint_that_joins_a_full_pool_gets_its_share_and_then_all_is_still() {
+    let mut shell = Shell::new(shape(20), 1);
+    load(&mut shell, 20, 200);
+    assert_eq!(shell.core.census_of(OriginId(0)).open, 20);
+    weighted(&mut shell, 20, &[1, 1]);
+    load(&mut shell, 20, 2_000);
+    let open = [0, 1].map(|n| shell.core.census_of(OriginId(n)).open);
+    assert!(open[0].abs_diff(open[1]) <= 2, "{open:?}");
+    let opened = shell.core.counters.clone();
+    load(&mut shell, 20, 2_000);
+    let opens = |counters: &Counters| counters.opened().map(|(_, n)| n).sum::<u64>();
+    assert_eq!(
+        opens(&opened),
+        opens(&shell.core.counters),
+        "nothing opened any more"
+    );
+}
+
+#[test]
+fn nobody_waits_for_a_connect_beside_an_idle_connection_elsewhere() {
+    let mut shell = Shell::new(shape(10), 1);
+    let waiters: Vec<_> = (0..5).map(|_| shell.acquire()).collect();
+    (0..5).for_each(|_| shell.connect());
+    for waiter in waiters {
+        shell.release(waiter, Outcome::Reusable);
+    }
+    weighted(&mut shell, 10, &[1, 1]);
+    for _ in 0..5 {
+        let waiter = shell.acquire();
+        assert!(shell.leases.contains_key(&waiter), "served at once");
+    }
+    assert!(!shell.connects.is_empty(), "and the other one is dialled");
+}
+
+#[test]
+fn one_that_fails_gets_nothing_while_another_serves() {
+    let mut shell = Shell::new(shape(10), 2);
+    shell.acquire();
+    let (ticket, dead) = shell.connects.pop().unwrap();
+    let effects = shell.core.connect_failed(shell.now, ticket, "refused");
+    shell.run(effects);
+    let alive = OriginId(1 - dead.0);
+    let got = load(&mut shell, 3, 300);
+    assert_eq!(got.keys().collect::<Vec<_>>(), [&alive]);
+}
+
+#[test]
+fn what_changed_serves_until_its_heir_is_warm_one_for_one() {
+    let mut shell = Shell::new(shape(10), 1);
+    let waiters: Vec<_> = (0..10).map(|_| shell.acquire()).collect();
+    (0..10).for_each(|_| shell.connect());
+    for waiter in &waiters[..9] {
+        shell.release(*waiter, Outcome::Reusable);
+    }
+    // One is in use, nine are warm, the pool is full.
+    shell.reshape_with(shape(10), &[1], &[0]);
+    assert_eq!(shell.connects.len(), 8);
+    assert_eq!(shell.closed, 8, "places for those that are dialled");
+    let waiter = shell.acquire();
+    assert_eq!(
+        shell.leases[&waiter].origin,
+        OriginId(0),
+        "no wait for the heir"
+    );
+    shell.release(waiter, Outcome::Reusable);
+    assert_eq!(shell.closed, 9, "what left does not come back");
+    assert!(!shell.core.is_warm());
+    while !shell.connects.is_empty() {
+        shell.connect();
+    }
+    let replaced = shell.core.counters.opened().last().unwrap().1;
+    assert!(replaced >= 8, "{replaced}");
+    assert!(shell.core.is_warm());
+    let waiter = shell.acquire();
+    assert_eq!(shell.leases[&waiter].origin, OriginId(1));
+    shell.release(waiters[9], Outcome::Reusable);
+    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+}
+
+#[test]
+fn an_heir_that_cannot_be_reached_gets_five_seconds() {
+    let mut shell = Shell::new(shape(4), 1);
+    let waiter = shell.acquire();
+    shell.connect();
+    shell.release(waiter, Outcome::Reusable);
+    shell.reshape_with(shape(4), &[1], &[0]);
+    while shell.now < at(5_000) {
+        assert_eq!(shell.core.census_of(OriginId(0)).open, 1);
+        while !shell.connects.is_empty() {
+            shell.refuse();
+        }
+        shell.sweep(500);
+        // It is in use now and then.
+        let waiter = shell.acquire();
+        shell.release(waiter, Outcome::Unused);
+        if shell.core.census_of(OriginId(0)).open == 0 {
+            break;
+        }
+    }
+    shell.sweep(1);
+    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+}
+
+#[test]
+fn one_that_is_only_removed_serves_nobody_any_more() {
+    let mut shell = Shell::new(shape(4), 2);
+    load(&mut shell, 4, 40);
+    shell.reshape(shape(4), &[1]);
+    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+}
+
+#[test]
+fn an_endpoint_without_an_address_is_waited_for_until_that_is_an_error() {
+    let mut shell = Shell::new(shape(4), 0);
+    let spec = OriginSpec {
+        id: OriginId(0),
+        weight: 1,
+        streams: Some(1),
+        standing: Standing::Unresolved,
+    };
+    let effects = shell.core.reshape(shell.now, shape(4), &[spec], &[]);
+    shell.run(effects);
+    shell.acquire();
+    shell.sweep(2_000);
+    assert!(shell.connects.is_empty() && shell.refused.is_empty());
+    let effects = shell
+        .core
+        .unresolved(shell.now, OriginId(0), "no such name");
+    shell.run(effects);
+    assert_eq!(shell.refused.len(), 1);
+    let next = shell.acquire();
+    shell.reshape(shape(4), &[1]);
+    shell.connect();
+    assert!(shell.granted.contains(&next));
+}

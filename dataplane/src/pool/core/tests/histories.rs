@@ -1,0 +1,341 @@
+//! The core under random histories, beside a model of what it may do.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Event {
+    Acquire,
+    AcquireAgain,
+    AcquireFresh,
+    Cancel(usize),
+    Connect(usize),
+    Refuse(usize),
+    Release(usize, Outcome),
+    UpstreamCloses(u64),
+    Allow(usize, usize),
+    Reshape {
+        size: usize,
+        warm: usize,
+        origins: u8,
+        changed: u8,
+    },
+    Retire,
+    Revive,
+    Cap(usize),
+    Streams(usize),
+    Sweep(u64),
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        8 => Just(Outcome::Reusable),
+        1 => Just(Outcome::Unused),
+        1 => Just(Outcome::Finished),
+        1 => Just(Outcome::Aborted),
+        1 => Just(Outcome::Broken(CloseReason::Error)),
+        1 => Just(Outcome::Broken(CloseReason::Upstream)),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => Just(Event::Acquire),
+        1 => Just(Event::AcquireAgain),
+        1 => Just(Event::AcquireFresh),
+        2 => any::<usize>().prop_map(Event::Cancel),
+        8 => any::<usize>().prop_map(Event::Connect),
+        1 => any::<usize>().prop_map(Event::Refuse),
+        8 => (any::<usize>(), outcome()).prop_map(|(at, outcome)| Event::Release(at, outcome)),
+        2 => (0_u64..60).prop_map(Event::UpstreamCloses),
+        1 => (any::<usize>(), 0_usize..6).prop_map(|(at, streams)| Event::Allow(at, streams)),
+        2 => (1_usize..12, 0_usize..6, 1_u8..16, any::<u8>()).prop_map(
+            |(size, warm, origins, changed)| Event::Reshape { size, warm, origins, changed }
+        ),
+        1 => prop_oneof![Just(Event::Retire), Just(Event::Revive)],
+        2 => (0_usize..14).prop_map(Event::Cap),
+        1 => (0_usize..5).prop_map(Event::Streams),
+        2 => (0_u64..6_000).prop_map(Event::Sweep),
+    ]
+}
+
+/// The same, many times faster, for the long run.
+fn any_event(dice: &mut fastrand::Rng) -> Event {
+    let at = dice.usize(..);
+    match dice.u8(0..46) {
+        0..8 => Event::Acquire,
+        8 => Event::AcquireAgain,
+        9 => Event::AcquireFresh,
+        10..12 => Event::Cancel(at),
+        12..20 => Event::Connect(at),
+        20 => Event::Refuse(at),
+        21..29 => Event::Release(
+            at,
+            match dice.u8(0..13) {
+                0..8 => Outcome::Reusable,
+                8 => Outcome::Unused,
+                9 => Outcome::Finished,
+                10 => Outcome::Aborted,
+                11 => Outcome::Broken(CloseReason::Error),
+                _ => Outcome::Broken(CloseReason::Upstream),
+            },
+        ),
+        29..31 => Event::UpstreamCloses(dice.u64(0..60)),
+        31 => Event::Allow(at, dice.usize(0..6)),
+        32..35 => Event::Reshape {
+            size: dice.usize(1..12),
+            warm: dice.usize(0..6),
+            origins: dice.u8(1..16),
+            changed: dice.u8(..),
+        },
+        35 => Event::Retire,
+        36 => Event::Revive,
+        37..39 => Event::Cap(dice.usize(0..14)),
+        39 => Event::Streams(dice.usize(0..5)),
+        _ => Event::Sweep(dice.u64(0..6_000)),
+    }
+}
+
+/// What the core may do: who waits, in which order, and who may be served before whom.
+#[derive(Debug, Default)]
+struct Model {
+    line: VecDeque<(u64, bool)>,
+    granted: usize,
+    size: usize,
+}
+
+impl Model {
+    /// Takes note of what was granted since the last time: in order, but past those who need a fresh
+    /// connection, and never to somebody who does not wait.
+    fn follow(&mut self, shell: &Shell) {
+        for waiter in &shell.granted[self.granted..] {
+            let at = self.line.iter().position(|(known, _)| known == waiter);
+            let at = at.unwrap_or_else(|| panic!("{waiter} does not wait"));
+            let fresh = self.line[at].1;
+            let passed = self.line.range(..at);
+            assert!(
+                passed.clone().all(|(_, ahead)| *ahead && !fresh) || at == 0,
+                "3: {waiter} was served before {passed:?}"
+            );
+            self.line.remove(at);
+        }
+        self.granted = shell.granted.len();
+        self.line
+            .retain(|(waiter, _)| shell.waiters.contains_key(waiter));
+        assert_eq!(self.line.len(), shell.waiters.len());
+    }
+}
+
+fn pick<T: Copy>(from: impl Iterator<Item = T>, at: usize) -> Option<T> {
+    let all: Vec<T> = from.collect();
+    all.get(at.checked_rem(all.len())?).copied()
+}
+
+fn play(shell: &mut Shell, model: &mut Model, event: Event) {
+    let before = shell.leases.len();
+    ask(shell, model, &event);
+    happen(shell, &event);
+    configure(shell, model, &event);
+    model.follow(shell);
+    assert!(
+        shell.leases.len() <= before.max(model.size) || shell.census().in_flight <= model.size,
+        "7: more requests than the size"
+    );
+    check(shell);
+}
+
+/// What requests do.
+fn ask(shell: &mut Shell, model: &mut Model, event: &Event) {
+    match *event {
+        Event::Acquire => {
+            model.line.push_back((shell.next + 1, false));
+            shell.acquire();
+        }
+        Event::AcquireAgain => {
+            model.line.push_front((shell.next + 1, false));
+            shell.acquire_at(Place::Front);
+        }
+        Event::AcquireFresh => {
+            model.line.push_front((shell.next + 1, true));
+            shell.acquire_at(Place::FrontForFresh);
+        }
+        Event::Cancel(at) => {
+            if let Some(waiter) = pick(shell.waiters.keys().copied(), at) {
+                let id = shell.waiters.remove(&waiter).unwrap();
+                assert!(shell.core.cancel(id).is_some(), "nobody to cancel");
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What connections do, and time.
+fn happen(shell: &mut Shell, event: &Event) {
+    match *event {
+        Event::Connect(at) if !shell.connects.is_empty() => {
+            let (ticket, _) = shell.connects.remove(at % shell.connects.len());
+            shell.connected(ticket);
+        }
+        Event::Refuse(at) if !shell.connects.is_empty() => {
+            let (ticket, _) = shell.connects.remove(at % shell.connects.len());
+            let effects = shell.core.connect_failed(shell.now, ticket, "refused");
+            shell.run(effects);
+        }
+        Event::Release(at, outcome) => {
+            if let Some(waiter) = pick(shell.leases.keys().copied(), at) {
+                shell.release(waiter, outcome);
+            }
+        }
+        Event::UpstreamCloses(id) => {
+            // While it is on loan, the end of one that is not shared is told by its lease.
+            let effects = shell.core.ended(shell.now, ConnId(id));
+            shell.run(effects);
+        }
+        Event::Allow(at, streams) => {
+            if let Some(waiter) = pick(shell.leases.keys().copied(), at) {
+                let id = shell.leases[&waiter].id;
+                let effects = shell.core.allow(shell.now, id, streams);
+                shell.run(effects);
+            }
+        }
+        Event::Streams(streams) => shell.streams = streams,
+        Event::Sweep(millis) => shell.sweep(millis),
+        _ => {}
+    }
+}
+
+/// What operators and the budget do.
+fn configure(shell: &mut Shell, model: &mut Model, event: &Event) {
+    match *event {
+        Event::Reshape {
+            size,
+            warm,
+            origins,
+            changed,
+        } => {
+            model.size = size;
+            let bits = |bits: u8| (0..4).filter(move |n| bits & (1 << n) != 0);
+            let origins: Vec<u64> = bits(origins).collect();
+            let changed: Vec<u64> = bits(changed).filter(|n| !origins.contains(n)).collect();
+            let shape = Shape {
+                warm,
+                max_waiting: 5,
+                ..shape(size)
+            };
+            shell.reshape_with(shape, &origins, &changed);
+        }
+        Event::Retire => {
+            let effects = shell.core.retire(shell.now);
+            shell.run(effects);
+        }
+        Event::Revive => shell.core.revive(),
+        Event::Cap(cap) => {
+            let effects = shell.core.set_cap(shell.now, cap);
+            shell.run(effects);
+        }
+        _ => {}
+    }
+}
+
+/// What is counted is what the shell holds.
+fn check(shell: &Shell) {
+    let census = shell.census();
+    assert_eq!(census.connecting, shell.connects.len());
+    assert_eq!(census.waiting, shell.waiters.len());
+    let exclusive = shell.leases.values().filter(|held| !held.shared).count();
+    let busy = census.active + census.draining;
+    assert!(busy >= exclusive);
+    assert_eq!(shell.core.counters.open(), (census.idle + busy) as u64);
+    for held in shell.leases.values().filter(|held| held.shared) {
+        let same = shell.leases.values().filter(|other| other.id == held.id);
+        assert!(same.count() <= MOST_STREAMS, "7: more than it carries");
+    }
+}
+
+/// When all ends well everybody is answered.
+fn end(shell: &mut Shell, model: &mut Model) {
+    play(shell, model, Event::Revive);
+    play(shell, model, Event::Streams(0));
+    let all = Event::Reshape {
+        size: 4,
+        warm: 0,
+        origins: 1,
+        changed: 0,
+    };
+    play(shell, model, all);
+    play(shell, model, Event::Cap(usize::MAX));
+    for _ in 0..2_000 {
+        if shell.waiters.is_empty() {
+            break;
+        }
+        let lease = shell.leases.keys().next().copied();
+        lease
+            .into_iter()
+            .for_each(|waiter| shell.release(waiter, Outcome::Reusable));
+        shell.connect();
+        shell.sweep(100);
+        model.follow(shell);
+    }
+    assert!(shell.waiters.is_empty(), "liveness");
+    let leases: Vec<u64> = shell.leases.keys().copied().collect();
+    for waiter in leases {
+        shell.release(waiter, Outcome::Reusable);
+    }
+    assert_eq!(shell.census().in_flight, 0, "conservation");
+    assert_eq!(shell.census().active + shell.census().draining, 0);
+    let mut granted = shell.granted.clone();
+    granted.sort_unstable();
+    granted.dedup();
+    assert_eq!(granted.len(), shell.granted.len(), "granted twice");
+}
+
+fn history(events: impl Iterator<Item = Event>) {
+    let mut shell = Shell::new(shape(4), 1);
+    let mut model = Model {
+        size: 4,
+        ..Model::default()
+    };
+    for event in events {
+        play(&mut shell, &mut model, event);
+    }
+    end(&mut shell, &mut model);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever happens, the invariants hold after each transition (asserted when the core comes to rest),
+    /// the order of the line is kept, and when all ends well everybody was answered and the counts add up.
+    #[test]
+    fn random_histories_keep_the_invariants(events in prop::collection::vec(event(), 1..300)) {
+        history(events.into_iter());
+    }
+}
+
+/// The long run. Says the seed of a history that fails; shorten it in `one_history`.
+#[test]
+fn a_hundred_thousand_histories_keep_the_invariants() {
+    let threads: Vec<_> = (0..2_u64)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                for n in 0..50_000 {
+                    let seed = thread * 1_000_000 + n;
+                    let mut dice = fastrand::Rng::with_seed(seed);
+                    let length = dice.usize(1..60);
+                    let events: Vec<Event> = (0..length).map(|_| any_event(&mut dice)).collect();
+                    let told = format!("seed {seed}: {events:?}");
+                    if let Err(panic) = std::panic::catch_unwind(|| history(events.into_iter())) {
+                        eprintln!("{told}");
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,75 @@
+//! The floor of connections that are open ahead of need.
+
+use super::*;
+
+#[test]
+fn what_was_in_use_is_kept_ready_and_forgotten_slowly() {
+    let mut shell = Shell::new(shape(50), 1);
+    let waiters: Vec<_> = (0..20).map(|_| shell.acquire()).collect();
+    (0..20).for_each(|_| shell.connect());
+    // Half is cancelled: over HTTP/1.1 that costs the connections.
+    for (n, waiter) in waiters.into_iter().enumerate() {
+        let cancelled = Outcome::Broken(CloseReason::Cancelled);
+        shell.release(
+            waiter,
+            if n % 2 == 0 {
+                cancelled
+            } else {
+                Outcome::Reusable
+            },
+        );
+    }
+    assert_eq!(shell.census().floor, 20);
+    while !shell.connects.is_empty() {
+        assert!(shell.connects.len() <= 4, "paced");
+        shell.connect();
+    }
+    assert_eq!(shell.census().idle, 20);
+    for _ in 0..60 {
+        shell.sweep(5_000);
+        while !shell.connects.is_empty() {
+            shell.connect();
+        }
+    }
+    assert_eq!((shell.census().floor, shell.census().idle), (0, 0));
+}
+
+#[test]
+fn nothing_is_kept_unasked_where_unused_connections_are_closed() {
+    let mut shell = Shell::new(shape(50), 1);
+    let waiters: Vec<_> = (0..8).map(|_| shell.acquire()).collect();
+    (0..8).for_each(|_| shell.connect());
+    for waiter in waiters {
+        shell.release(waiter, Outcome::Broken(CloseReason::Cancelled));
+    }
+    let mut ids = Vec::new();
+    while let Some((ticket, _)) = shell.connects.pop() {
+        ids.push(shell.connected(ticket).unwrap());
+    }
+    shell.sweep(2_000);
+    let effects = shell.core.ended(shell.now, ids[0]);
+    shell.run(effects);
+    assert_eq!(shell.census().floor, 0);
+    assert!(shell.connects.is_empty(), "no refill");
+    let asked = Shape {
+        warm: 8,
+        ..shape(50)
+    };
+    shell.reshape(asked, &[0]);
+    assert_eq!(shell.connects.len(), 1, "what is configured is kept anyway");
+}
+
+#[test]
+fn a_large_floor_is_filled_an_eighth_at_a_time() {
+    let warm = Shape {
+        warm: 80,
+        ..shape(100)
+    };
+    let mut shell = Shell::new(warm, 1);
+    assert_eq!(shell.connects.len(), 10);
+    while !shell.connects.is_empty() {
+        shell.connect();
+    }
+    assert_eq!(shell.census().idle, 80);
+    assert!(shell.core.is_warm());
+}

@@ -1,0 +1,114 @@
+//! Follows the names of a pool's endpoints: asks for their addresses when they are configured, and again
+//! whenever the answer is no longer good.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use forebay_proto::{EndpointId, endpoint::Address};
+use futures_util::future::join_all;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Pool;
+use crate::resolve::Resolver;
+
+/// After a failure it is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Nothing to ask for: until the configuration changes.
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// Runs until the pool is gone or stops.
+pub(super) async fn follow(
+    pool: Weak<Pool>,
+    resolver: Arc<Resolver>,
+    changed: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    loop {
+        let Some(names) = pool.upgrade().map(|pool| pool.names()) else {
+            return;
+        };
+        let now = Instant::now();
+        let asked = names.iter().map(|(endpoint, name)| {
+            let (pool, resolver) = (pool.clone(), resolver.clone());
+            async move {
+                let found = resolver.lookup(name).await;
+                let Some(pool) = pool.upgrade() else {
+                    return NEVER;
+                };
+                match found {
+                    Ok(found) => {
+                        pool.resolved(endpoint, name, found.addresses);
+                        found.hold
+                    }
+                    Err(error) => {
+                        pool.unresolved(endpoint, &error);
+                        RETRY
+                    }
+                }
+            }
+        });
+        let asked = async { join_all(asked).await.into_iter().min() };
+        let hold = tokio::select! {
+            hold = asked => hold.unwrap_or(NEVER),
+            () = stop.cancelled() => return,
+        };
+        tokio::select! {
+            () = sleep_until(now + hold) => {}
+            () = changed.notified() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+impl Pool {
+    /// The endpoints whose urls have a name, and the names.
+    pub(super) fn names(&self) -> Vec<(EndpointId, String)> {
+        let endpoints = self.inner.lock().endpoints.clone();
+        let named = endpoints.iter().filter_map(|e| match e.url.address() {
+            Address::Host(host, _) if host.parse::<std::net::IpAddr>().is_err() => {
+                Some((e.id.clone(), host.to_owned()))
+            }
+            Address::Host(..) | Address::Unix(_) => None,
+        });
+        named.collect()
+    }
+
+    fn resolved(
+        self: &Arc<Self>,
+        endpoint: &EndpointId,
+        name: &str,
+        addresses: Vec<std::net::IpAddr>,
+    ) {
+        let now = self.now();
+        let effects = {
+            let mut inner = self.inner.lock();
+            // The configuration may have changed while it was asked.
+            let still = inner.endpoints.iter().any(|e| {
+                e.id == *endpoint
+                    && matches!(e.url.address(), Address::Host(host, _) if host == name)
+            });
+            match still {
+                true => inner.resolved(now, endpoint, addresses),
+                false => Vec::new(),
+            }
+        };
+        if !effects.is_empty() {
+            tracing::info!(model = %self.model, %endpoint, name, "addresses changed");
+        }
+        self.carry_out(effects);
+    }
+
+    fn unresolved(self: &Arc<Self>, endpoint: &EndpointId, error: &str) {
+        tracing::warn!(model = %self.model, %endpoint, error, "the name of an endpoint");
+        let now = self.now();
+        let text = format!("endpoint `{endpoint}`: {error}");
+        let effects = self.inner.lock().unresolved(now, endpoint, &text);
+        self.carry_out(effects);
+    }
+}

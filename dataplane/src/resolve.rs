@@ -1,0 +1,112 @@
+//! Names of endpoints to addresses, for as long as their records say.
+//!
+//! IPv4 addresses where a name has any, IPv6 otherwise: a server that has both would count twice.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts},
+    net::runtime::TokioRuntimeProvider,
+};
+use tokio::time::Instant;
+
+/// Most addresses of a name that are used.
+const MOST: usize = 64;
+/// Addresses are asked for again no sooner, whatever the records say, and no later.
+const HOLD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// That there is no such name is believed for this long.
+const NOTHING_FOR: Duration = Duration::from_secs(1);
+/// Time for one answer, and how often a question is asked.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const ATTEMPTS: usize = 2;
+
+/// Asks the system's servers, or those that were named. The system's configuration and hosts file are read
+/// once, at the start.
+#[derive(Debug)]
+pub(crate) struct Resolver(Result<TokioResolver, String>);
+
+/// Where a name leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    /// In order, each once, never none.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// For how long that holds.
+    pub(crate) hold: Duration,
+}
+
+impl Resolver {
+    /// Asks these servers; without any, the system's.
+    pub(crate) fn new(servers: &[SocketAddr]) -> Self {
+        Self(build(servers).map_err(|error| format!("no configuration of DNS: {error}")))
+    }
+
+    /// Every address of a name.
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Resolved, String> {
+        let resolver = self.0.as_ref().map_err(Clone::clone)?;
+        let found = resolver.lookup_ip(name).await;
+        let found = found.map_err(|error| format!("`{name}` cannot be resolved: {error}"))?;
+        let left = found.valid_until();
+        let mut addresses: Vec<IpAddr> = found.iter().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MOST);
+        if addresses.is_empty() {
+            return Err(format!("`{name}` has no address"));
+        }
+        let left = Instant::from_std(left).saturating_duration_since(Instant::now());
+        Ok(Resolved {
+            addresses,
+            hold: left.clamp(HOLD.0, HOLD.1),
+        })
+    }
+}
+
+fn build(servers: &[SocketAddr]) -> Result<TokioResolver, hickory_resolver::net::NetError> {
+    let mut builder = match servers {
+        [] => TokioResolver::builder_tokio()?,
+        named => {
+            let mut config = ResolverConfig::default();
+            named
+                .iter()
+                .for_each(|server| config.add_name_server(at(*server)));
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    let options: &mut ResolverOpts = builder.options_mut();
+    options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+    options.negative_max_ttl = Some(NOTHING_FOR);
+    options.timeout = ANSWER_WITHIN;
+    options.attempts = ATTEMPTS;
+    builder.build()
+}
+
+fn at(server: SocketAddr) -> NameServerConfig {
+    let mut config = NameServerConfig::udp_and_tcp(server.ip());
+    let on_port = |connection: &mut ConnectionConfig| connection.port = server.port();
+    config.connections.iter_mut().for_each(on_port);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn localhost_needs_no_server_and_has_one_family() {
+        let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]);
+        let found = resolver.lookup("localhost").await.unwrap();
+        assert_eq!(found.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert!(found.hold <= HOLD.1);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_an_error_that_names_the_name() {
+        let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]);
+        let error = resolver.lookup("vllm.test").await.unwrap_err();
+        assert!(error.contains("`vllm.test`"), "{error}");
+    }
+}
