@@ -7,7 +7,7 @@ use crate::pool::counters::CloseReason;
 
 impl<C: Connection, W> Core<C, W> {
     /// A lease ended.
-    pub(super) fn release(
+    pub(in crate::pool) fn release(
         &mut self,
         now: Duration,
         held: Held<C>,
