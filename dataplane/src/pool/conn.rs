@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     core::{Connection, MOST_STREAMS},
+    desk::Upstream,
     io::{SocketWatch, Transport, Unasked},
     target::{DialError, Target},
 };
@@ -222,10 +223,9 @@ impl Connection for Conn {
     }
 }
 
-impl Conn {
-    /// Closes the socket now. Dropping hyper's handle would leave it open for as long as a body is held
-    /// or a write is stuck.
-    pub(super) fn close(self) {
+impl Upstream for Conn {
+    /// Dropping hyper's handle would leave the socket open for as long as a body is held or a write is stuck.
+    fn close(self) {
         // In this order: a driver that still ran would take our own end for the upstream's.
         if let Some(driver) = self.driver {
             driver.abort();
@@ -233,20 +233,21 @@ impl Conn {
         self.watch.shut_down();
     }
 
-    /// True if a request could be sent now, as far as can be seen. A driver that has not run yet
-    /// is no reason to give up a new connection, so this does not ask whether hyper is ready.
-    pub(super) fn is_live(&self) -> bool {
-        !self.is_closed() && !self.watch.is_dead()
-    }
-
-    /// True if its driver has ended.
-    pub(super) fn is_closed(&self) -> bool {
+    fn is_closed(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender, _) => sender.is_closed(),
         }
     }
 
+    /// A driver that has not run yet is no reason to give up a new connection, so this does not ask whether
+    /// hyper is ready.
+    fn is_live(&self) -> bool {
+        !self.is_closed() && !self.watch.is_dead()
+    }
+}
+
+impl Conn {
     /// True if it is at rest, and can carry a request.
     pub(super) fn is_ready(&self) -> bool {
         match &self.sender {

@@ -2,6 +2,7 @@
 //! whenever the answer is no longer good.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -69,9 +70,9 @@ pub(super) async fn follow(
 impl Pool {
     /// The endpoints whose urls have a name, and the names.
     pub(super) fn names(&self) -> Vec<(EndpointId, String)> {
-        let endpoints = self.inner.lock().endpoints.clone();
+        let endpoints = self.desk.with(|inner, _| inner.endpoints.clone());
         let named = endpoints.iter().filter_map(|e| match e.url.address() {
-            Address::Host(host, _) if host.parse::<std::net::IpAddr>().is_err() => {
+            Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
                 Some((e.id.clone(), host.to_owned()))
             }
             Address::Host(..) | Address::Unix(_) => None,
@@ -79,36 +80,27 @@ impl Pool {
         named.collect()
     }
 
-    fn resolved(
-        self: &Arc<Self>,
-        endpoint: &EndpointId,
-        name: &str,
-        addresses: Vec<std::net::IpAddr>,
-    ) {
-        let now = self.now();
-        let effects = {
-            let mut inner = self.inner.lock();
+    fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: Vec<IpAddr>) {
+        let mut changed = false;
+        self.desk.change(|inner, now| {
             // The configuration may have changed while it was asked.
-            let still = inner.endpoints.iter().any(|e| {
-                e.id == *endpoint
-                    && matches!(e.url.address(), Address::Host(host, _) if host == name)
-            });
-            match still {
-                true => inner.resolved(now, endpoint, addresses),
-                false => Vec::new(),
+            let mut configured = inner.endpoints.iter().filter(|e| e.id == *endpoint);
+            let asked = |address| matches!(address, Address::Host(host, _) if host == name);
+            if !configured.any(|endpoint| asked(endpoint.url.address())) {
+                return Vec::new();
             }
-        };
-        if !effects.is_empty() {
-            tracing::info!(model = %self.model, %endpoint, name, "addresses changed");
+            changed = inner.addresses_of(endpoint) != addresses;
+            inner.resolved(now, endpoint, addresses)
+        });
+        if changed {
+            tracing::info!(model = %self.model, %endpoint, name, "the addresses of an endpoint changed");
         }
-        self.carry_out(effects);
     }
 
-    fn unresolved(self: &Arc<Self>, endpoint: &EndpointId, error: &str) {
+    fn unresolved(&self, endpoint: &EndpointId, error: &str) {
         tracing::warn!(model = %self.model, %endpoint, error, "the name of an endpoint");
-        let now = self.now();
         let text = format!("endpoint `{endpoint}`: {error}");
-        let effects = self.inner.lock().unresolved(now, endpoint, &text);
-        self.carry_out(effects);
+        self.desk
+            .change(|inner, now| inner.unresolved(now, endpoint, &text));
     }
 }

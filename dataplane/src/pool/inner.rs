@@ -7,24 +7,21 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
-use tokio::sync::oneshot;
-
 use super::{
-    Effects, Granted,
-    conn::Conn,
     core::{Core, OriginId, OriginSpec, Shape, Standing},
+    desk::{Effects, Upstream, Waiter},
     target::{Place, Target},
     tls::Tls,
 };
+use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
 const PARTS: u32 = 5_040;
 
 /// A pool's state: the core, and what the shell must know of endpoints to dial.
 #[derive(Debug)]
-pub(super) struct Inner {
-    pub(super) core: Core<Conn, oneshot::Sender<Granted>>,
+pub(super) struct Inner<C: Upstream> {
+    pub(super) core: Core<C, Waiter<C>>,
     pub(super) params: PoolParams,
     pub(super) connect_timeout: Duration,
     /// As configured.
@@ -38,7 +35,7 @@ pub(super) struct Inner {
     pub(super) mean_use: Duration,
 }
 
-impl Inner {
+impl<C: Upstream> Inner<C> {
     pub(super) fn new(model: &ResolvedModel, cap: usize, seed: u64) -> Self {
         Self {
             core: Core::new(shape(&model.pool), cap, seed),
@@ -52,7 +49,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects {
+    pub(super) fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects<C> {
         self.params = model.pool.clone();
         self.connect_timeout = model.timeouts.connect;
         let before = std::mem::take(&mut self.endpoints);
@@ -71,14 +68,19 @@ impl Inner {
         self.put_in_force(now)
     }
 
+    /// What an endpoint's name was last resolved to.
+    pub(super) fn addresses_of(&self, endpoint: &EndpointId) -> &[IpAddr] {
+        self.addresses.get(endpoint).map_or(&[], Vec::as_slice)
+    }
+
     /// The addresses of an endpoint's name, as they are now.
     pub(super) fn resolved(
         &mut self,
         now: Duration,
         endpoint: &EndpointId,
         addresses: Vec<IpAddr>,
-    ) -> Effects {
-        if self.addresses.get(endpoint) == Some(&addresses) {
+    ) -> Effects<C> {
+        if self.addresses_of(endpoint) == addresses {
             return Vec::new();
         }
         self.addresses.insert(endpoint.clone(), addresses);
@@ -91,7 +93,7 @@ impl Inner {
         now: Duration,
         endpoint: &EndpointId,
         error: &str,
-    ) -> Effects {
+    ) -> Effects<C> {
         let mut targets = self.targets.iter();
         let waits = targets.find(|(_, target)| {
             target.endpoint.id == *endpoint && matches!(target.place, Place::Name(_))
@@ -103,12 +105,11 @@ impl Inner {
     }
 
     /// Tells the core which origins there are now.
-    fn put_in_force(&mut self, now: Duration) -> Effects {
+    fn put_in_force(&mut self, now: Duration) -> Effects<C> {
         let mut wanted = Vec::new();
         for endpoint in self.endpoints.clone() {
-            let known = self.addresses.get(&endpoint.id).map(Vec::as_slice);
-            let tls = self.tls_of(&endpoint);
-            let targets = Target::all(&endpoint, tls, known.unwrap_or_default());
+            let known = self.addresses_of(&endpoint.id);
+            let targets = Target::all(&endpoint, self.tls_of(&endpoint), known);
             let addresses = u32::try_from(targets.len()).unwrap_or(u32::MAX);
             let weight = (endpoint.weight.get() * PARTS / addresses).max(1);
             for target in targets {

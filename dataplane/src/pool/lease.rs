@@ -1,20 +1,21 @@
 //! A connection on loan to one request. Whatever happens to the request, dropping the lease gives
 //! the slot back exactly once.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::EndpointId;
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn::TrySendError};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::{
-    Pool,
     conn::Conn,
-    core::{Held, Outcome},
+    core::Outcome,
     counters::CloseReason,
+    desk::{Loan, Upstream as _},
 };
 
 /// How long a connection may take to come to rest after a response before it is given up.
@@ -121,38 +122,30 @@ fn announced(headers: &HeaderMap) -> Option<Duration> {
 /// A connection on loan.
 #[derive(Debug)]
 pub struct Lease {
-    pool: Arc<Pool>,
-    held: Option<Held<Conn>>,
+    loan: Loan<Conn>,
+    /// Where it waits for the connection to come to rest.
+    tasks: TaskTracker,
     endpoint: EndpointId,
     kind: Kind,
-    state: State,
-    since: Instant,
     written: u64,
     read: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Unused,
-    InUse,
-}
-
 impl Lease {
-    pub(super) fn new(pool: Arc<Pool>, held: Held<Conn>) -> Self {
-        Self {
-            pool,
+    /// `None` if the loan is over.
+    pub(super) fn new(loan: Loan<Conn>, tasks: TaskTracker) -> Option<Self> {
+        let held = loan.held()?;
+        Some(Self {
             endpoint: held.conn.endpoint.clone(),
-            kind: if held.uses > 1 {
-                Kind::Reused
-            } else {
-                Kind::New
+            kind: match held.uses > 1 {
+                true => Kind::Reused,
+                false => Kind::New,
             },
-            state: State::Unused,
-            since: Instant::now(),
             written: held.conn.watch.written(),
             read: held.conn.watch.read(),
-            held: Some(held),
-        }
+            loan,
+            tasks,
+        })
     }
 
     /// The endpoint at the other end.
@@ -163,7 +156,7 @@ impl Lease {
 
     /// Writes on the request where it goes, in the way of the connection's protocol.
     pub fn address(&self, path: &'static str, request: &mut Request<Full<Bytes>>) {
-        if let Some(held) = &self.held {
+        if let Some(held) = self.loan.held() {
             held.conn.address(path, request);
         }
     }
@@ -175,7 +168,7 @@ impl Lease {
     }
 
     pub(super) fn is_live(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.conn.is_live())
+        self.loan.held().is_some_and(|held| held.conn.is_live())
     }
 
     /// Sends a request and waits for the response head. The body is the caller's to read; the lease
@@ -184,18 +177,17 @@ impl Lease {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendFailed> {
-        let Some(held) = &mut self.held else {
+        let Some(held) = self.loan.start() else {
             return Err(SendFailed {
                 progress: Progress::NothingSent,
                 error: SendError::Returned,
             });
         };
-        self.state = State::InUse;
-        let result = held.conn.send(request).await;
-        let origin = held.origin;
+        let (result, origin) = (held.conn.send(request).await, held.origin);
         let response = result.map_err(|error| self.failed(error))?;
         if let Some(timeout) = announced(response.headers()) {
-            self.pool.announce(origin, timeout);
+            let desk = self.loan.desk();
+            desk.with(|inner, _| inner.core.announce(origin, timeout));
         }
         Ok(response)
     }
@@ -203,7 +195,7 @@ impl Lease {
     fn failed(&self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
         let returned = error.take_message().is_some();
         let error = error.into_error();
-        let progress = match &self.held {
+        let progress = match self.loan.held() {
             // What its socket carries is not this request's alone.
             Some(held) if held.shared => match returned || is_refused(&error) {
                 true => Progress::NothingSent,
@@ -227,41 +219,26 @@ impl Lease {
     }
 
     /// The response was read to its end: the connection goes back to be used again.
-    pub fn finish(mut self) {
-        let Some(held) = self.held.take() else { return };
-        let (pool, since) = (self.pool.clone(), self.since);
-        if held.conn.is_ready() {
-            pool.release(held, Outcome::Reusable, since);
-        } else {
-            self.pool.clone().tasks.spawn(settle(pool, held, since));
+    pub fn finish(self) {
+        match self.loan.held().is_none_or(|held| held.conn.is_ready()) {
+            true => self.loan.give_back(Outcome::Reusable),
+            false => drop(self.tasks.spawn(settle(self.loan))),
         }
     }
 
     /// The connection cannot be used again.
-    pub fn discard(mut self, reason: CloseReason) {
-        if let Some(held) = self.held.take() {
-            self.pool.release(held, Outcome::Broken(reason), self.since);
-        }
+    pub fn discard(self, reason: CloseReason) {
+        self.loan.give_back(Outcome::Broken(reason));
     }
 }
 
 /// Waits for hyper to bring the connection to rest. If the upstream asked for it to be closed, it
 /// never does.
-async fn settle(pool: Arc<Pool>, mut held: Held<Conn>, since: Instant) {
-    let outcome = match timeout(SETTLE, held.conn.ready()).await {
+async fn settle(mut loan: Loan<Conn>) {
+    let Some(conn) = loan.conn_mut() else { return };
+    let outcome = match timeout(SETTLE, conn.ready()).await {
         Ok(Ok(())) => Outcome::Reusable,
         Ok(Err(_)) | Err(_) => Outcome::Finished,
     };
-    pool.release(held, outcome, since);
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        let outcome = match self.state {
-            State::Unused => Outcome::Unused,
-            State::InUse => Outcome::Broken(CloseReason::Cancelled),
-        };
-        self.pool.release(held, outcome, self.since);
-    }
+    loan.give_back(outcome);
 }

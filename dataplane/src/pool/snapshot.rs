@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     core::{Idle, OriginId},
+    desk::Upstream,
     inner::Inner,
     target::{Place, Target},
 };
@@ -95,7 +96,7 @@ pub struct AddressSnapshot {
 }
 
 impl PoolSnapshot {
-    pub(super) fn new(model: &ModelId, now: Duration, inner: &Inner) -> Self {
+    pub(super) fn new<C: Upstream>(model: &ModelId, now: Duration, inner: &Inner<C>) -> Self {
         let (params, counters) = (&inner.params, &inner.core.counters);
         let census = inner.core.census(now);
         let cap = u32::try_from(inner.core.cap()).unwrap_or(u32::MAX);
@@ -133,7 +134,7 @@ impl PoolSnapshot {
     }
 }
 
-fn endpoints(now: Duration, inner: &Inner) -> Vec<EndpointSnapshot> {
+fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapshot> {
     let endpoint = |endpoint: &Endpoint| {
         let targets = inner.targets.iter();
         let own = targets.filter(|(id, target)| {
@@ -160,9 +161,9 @@ fn endpoints(now: Duration, inner: &Inner) -> Vec<EndpointSnapshot> {
     endpoints
 }
 
-fn address(
+fn address<C: Upstream>(
     now: Duration,
-    inner: &Inner,
+    inner: &Inner<C>,
     origin: OriginId,
     target: &Target,
 ) -> Option<AddressSnapshot> {

@@ -1,0 +1,237 @@
+//! Where connections are lent and given back: the core behind one short lock, the line of those who wait,
+//! and loans that come back whatever happens.
+//!
+//! All of the pool's concurrency is here, and it is generic over the connection, so that the tests of
+//! interleavings run this code and not a copy. Lock discipline: inside the lock only bookkeeping happens.
+//! Effects are carried out after it is released: no await, no wake-up and no drop of a connection under
+//! it, and never two pools' locks at once.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    core::{ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId},
+    counters::CloseReason,
+    inner::Inner,
+    lock::{Lock, others_may_run},
+};
+use crate::budget::Budget;
+
+pub(super) type Granted<C> = Result<Loan<C>, Refused>;
+pub(super) type Waiter<C> = oneshot::Sender<Granted<C>>;
+pub(super) type Effects<C> = Vec<Effect<C, Waiter<C>>>;
+
+/// What the desk must know of a connection.
+pub(super) trait Upstream: Connection + Send + 'static {
+    /// Closes it now, whoever else has a handle on it.
+    fn close(self);
+
+    /// True if its task has ended.
+    fn is_closed(&self) -> bool;
+
+    /// True if a request could be sent now, as far as can be seen.
+    fn is_live(&self) -> bool;
+}
+
+/// Who makes connections. It tells the desk how it went, at once or later.
+pub(super) trait Dial<C: Upstream>: std::fmt::Debug + Send + Sync {
+    fn dial(&self, desk: &Arc<Desk<C>>, ticket: Ticket, origin: OriginId);
+}
+
+/// The desk of one pool.
+#[derive(Debug)]
+pub(super) struct Desk<C: Upstream> {
+    born: Instant,
+    inner: Lock<Inner<C>>,
+    dialler: Box<dyn Dial<C>>,
+    budget: Arc<Budget>,
+}
+
+impl<C: Upstream> Desk<C> {
+    pub(super) fn new(
+        inner: Inner<C>,
+        dialler: Box<dyn Dial<C>>,
+        budget: Arc<Budget>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            born: Instant::now(),
+            inner: Lock::new(inner),
+            dialler,
+            budget,
+        })
+    }
+
+    /// Looks, or changes what has no effects.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Inner<C>, Duration) -> T) -> T {
+        let now = self.born.elapsed();
+        look(&mut self.inner.lock(), now)
+    }
+
+    /// A transition, and what it brings with it.
+    pub(super) fn change(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Inner<C>, Duration) -> Effects<C>,
+    ) {
+        let effects = self.with(change);
+        self.carry_out(effects);
+    }
+
+    /// Lines up. Dropping what it returns gives the place up, or the connection back.
+    pub(super) fn line_up(self: &Arc<Self>, place: Place) -> InLine<C> {
+        let (sender, receiver) = oneshot::channel();
+        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place));
+        let line = InLine {
+            desk: self.clone(),
+            id,
+            receiver,
+            served: false,
+        };
+        self.carry_out(effects);
+        self.budget.note_change();
+        line
+    }
+
+    /// A connect succeeded. Gives the name under which its end is to be told.
+    pub(super) fn connected(self: &Arc<Self>, ticket: Ticket, conn: C) -> Option<ConnId> {
+        let (id, effects) = self.with(|inner, now| inner.core.connected(now, ticket, conn));
+        self.carry_out(effects);
+        id
+    }
+
+    /// A connect failed.
+    pub(super) fn connect_failed(self: &Arc<Self>, ticket: Ticket, error: &str) {
+        self.change(|inner, now| inner.core.connect_failed(now, ticket, error));
+    }
+
+    /// A connection's task ended.
+    pub(super) fn ended(self: &Arc<Self>, id: ConnId) {
+        self.change(|inner, now| inner.core.ended(now, id));
+    }
+
+    fn release(self: &Arc<Self>, held: Held<C>, outcome: Outcome, since: Instant) {
+        // One of several requests; what became of it says nothing of the others.
+        let goes_on = held.shared && held.conn.is_live();
+        let used = since.elapsed();
+        self.change(|inner, now| {
+            inner.note_use(used);
+            // Its end may have been told while it was on loan; under this lock it is told no more.
+            let outcome = match (outcome, held.conn.is_closed()) {
+                (Outcome::Reusable, true) => Outcome::Finished,
+                (Outcome::Unused, true) => Outcome::Broken(CloseReason::Upstream),
+                (Outcome::Broken(_), false) if goes_on => Outcome::Aborted,
+                (outcome, _) => outcome,
+            };
+            inner.core.release(now, held, outcome)
+        });
+        self.budget.note_change();
+    }
+
+    /// Does what the core decided. Outside the lock.
+    fn carry_out(self: &Arc<Self>, effects: Effects<C>) {
+        for effect in effects {
+            others_may_run();
+            match effect {
+                // A waiter that has just gone gives the loan back by dropping it.
+                Effect::Grant { waiter, held } => drop(waiter.send(Ok(Loan::new(self, held)))),
+                Effect::Refuse { waiter, why } => drop(waiter.send(Err(why))),
+                Effect::Connect { ticket, origin } => self.dialler.dial(self, ticket, origin),
+                Effect::Close { conn } => conn.close(),
+                Effect::LetGo { conn } => drop(conn),
+            }
+        }
+    }
+}
+
+/// A place in line.
+#[derive(Debug)]
+pub(super) struct InLine<C: Upstream> {
+    desk: Arc<Desk<C>>,
+    id: WaiterId,
+    receiver: oneshot::Receiver<Granted<C>>,
+    served: bool,
+}
+
+impl<C: Upstream> Future for InLine<C> {
+    /// `None` if the pool is gone.
+    type Output = Option<Granted<C>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(Pin::new(&mut self.receiver).poll(cx));
+        self.served = true;
+        Poll::Ready(answer.ok())
+    }
+}
+
+impl<C: Upstream> Drop for InLine<C> {
+    fn drop(&mut self) {
+        if !self.served {
+            let waiter = self.desk.with(|inner, _| inner.core.cancel(self.id));
+            drop(waiter);
+            self.desk.budget.note_change();
+        }
+    }
+}
+
+/// A connection, or one request's place on one, on loan. However it ends, it comes back exactly once.
+#[derive(Debug)]
+pub(super) struct Loan<C: Upstream> {
+    desk: Arc<Desk<C>>,
+    held: Option<Held<C>>,
+    in_use: bool,
+    since: Instant,
+}
+
+impl<C: Upstream> Loan<C> {
+    fn new(desk: &Arc<Desk<C>>, held: Held<C>) -> Self {
+        Self {
+            desk: desk.clone(),
+            held: Some(held),
+            in_use: false,
+            since: Instant::now(),
+        }
+    }
+
+    pub(super) fn desk(&self) -> &Arc<Desk<C>> {
+        &self.desk
+    }
+
+    pub(super) fn held(&self) -> Option<&Held<C>> {
+        self.held.as_ref()
+    }
+
+    /// To send on it. From now on its end without a word is that of a request.
+    pub(super) fn start(&mut self) -> Option<&mut Held<C>> {
+        self.in_use = true;
+        self.held.as_mut()
+    }
+
+    /// Gives it back, with what became of it.
+    pub(super) fn give_back(mut self, outcome: Outcome) {
+        if let Some(held) = self.held.take() {
+            self.desk.release(held, outcome, self.since);
+        }
+    }
+
+    /// The connection, to wait for it to come to rest.
+    pub(super) fn conn_mut(&mut self) -> Option<&mut C> {
+        self.held.as_mut().map(|held| &mut held.conn)
+    }
+}
+
+impl<C: Upstream> Drop for Loan<C> {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            let outcome = match self.in_use {
+                false => Outcome::Unused,
+                true => Outcome::Broken(CloseReason::Cancelled),
+            };
+            self.desk.release(held, outcome, self.since);
+        }
+    }
+}
