@@ -13,6 +13,7 @@
 mod client;
 mod cluster;
 mod dns;
+mod idle_sweep;
 mod otlp;
 mod pki;
 mod ports;
@@ -24,6 +25,7 @@ mod wait;
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use dns::DnsServer;
+pub use idle_sweep::{IdleSweep, Swept};
 pub use otlp::{Receiver, SeenSpan};
 pub use pki::Authority;
 pub use ports::lasting_addr;

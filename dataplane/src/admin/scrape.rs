@@ -28,6 +28,7 @@ pub(super) fn text(admin: &Admin) -> Result<String, Error> {
     sizes(&now, &pools)?;
     let all: Vec<&PoolSnapshot> = pools.iter().chain(&draining).collect();
     gauges(&now, &all)?;
+    endpoints(&now, &pools)?;
     counters(&now, &all)?;
     let mut families = admin.registry.gather();
     families.extend(now.gather());
@@ -130,6 +131,18 @@ fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
         "Requests waiting for a connection.",
         &["model"],
     )?;
+    let in_flight = gauge(
+        registry,
+        "forebay_pool_in_flight",
+        "Requests in flight; over HTTP/2 several share a connection.",
+        &["model"],
+    )?;
+    let floor = gauge(
+        registry,
+        "forebay_pool_warm_floor",
+        "Connections kept open ahead of need now: as configured, or the decayed peak of what was in use.",
+        &["model"],
+    )?;
     let connections = gauge(
         registry,
         "forebay_pool_connections",
@@ -139,6 +152,10 @@ fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
     for pool in pools {
         let name = pool.model.as_str();
         waiting.with_label_values(&[name]).set(count(pool.waiting));
+        floor.with_label_values(&[name]).set(count(pool.warm_floor));
+        in_flight
+            .with_label_values(&[name])
+            .set(count(pool.in_flight));
         for (state, n) in [
             ("idle", pool.idle),
             ("active", pool.active),
@@ -146,6 +163,34 @@ fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
             ("draining", pool.draining),
         ] {
             connections.with_label_values(&[name, state]).set(count(n));
+        }
+    }
+    Ok(())
+}
+
+/// Each endpoint's share; a name that has several addresses is one endpoint.
+fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+    let labels = &["model", "endpoint"];
+    let open = gauge(
+        registry,
+        "forebay_endpoint_connections",
+        "Connections open to an endpoint.",
+        labels,
+    )?;
+    let in_flight = gauge(
+        registry,
+        "forebay_endpoint_in_flight",
+        "Requests in flight at an endpoint.",
+        labels,
+    )?;
+    for pool in pools {
+        for endpoint in &pool.endpoints {
+            let name = &[pool.model.as_str(), endpoint.id.as_str()];
+            let addresses = || endpoint.addresses.iter();
+            let open_now = addresses().map(|address| address.open).sum();
+            let in_flight_now = addresses().map(|address| address.in_flight).sum();
+            open.with_label_values(name).set(count(open_now));
+            in_flight.with_label_values(name).set(count(in_flight_now));
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{After, Chat, Cluster, Ended, RawUpstream, WorkerHandle, model_at};
+use forebay_tests::{After, Chat, Cluster, Ended, IdleSweep, RawUpstream, WorkerHandle, model_at};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -249,4 +249,19 @@ async fn an_announced_idle_limit_is_kept() {
     let known = endpoint(&worker).await;
     assert_eq!(known["announced_idle_seconds"], 2.0);
     assert_eq!(known["idle_limit_seconds"], 1.5);
+}
+
+/// The long run of this is `idle-sweep`, see docs/bench.
+#[tokio::test(flavor = "multi_thread")]
+async fn bursts_around_the_idle_limit_lose_nothing() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let sweep = IdleSweep {
+        limit: Duration::from_millis(500),
+        models: 4,
+        burst: 50,
+        requests: 2_000,
+    };
+    let seen = sweep.run(&cluster, &worker).await;
+    assert_eq!(seen.failed, 0, "{:?}", seen.failures);
+    assert_eq!(seen.executed, seen.requests, "each exactly once");
 }
