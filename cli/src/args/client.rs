@@ -104,6 +104,40 @@ pub(crate) struct PoolArgs {
     pub(crate) total_timeout: Option<Duration>,
 }
 
+/// How the endpoints are reached; holds for all that are named. A file (`models apply`) can say it for each.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Endpoints")]
+pub(crate) struct EndpointArgs {
+    /// What is spoken on their connections. [default: http1]
+    #[arg(long, value_name = "PROTOCOL", requires = "endpoints")]
+    pub(crate) protocol: Option<EndpointProtocol>,
+    /// PEM file of the certificates that sign theirs. [default: the roots of the worker's system]
+    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Name that their certificates must have. [default: the url's host]
+    #[arg(long, value_name = "NAME", requires = "endpoints")]
+    pub(crate) tls_server_name: Option<String>,
+    /// Absolute path, on the worker's machine, of the certificate that it shows.
+    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    pub(crate) tls_client_certificate: Option<String>,
+    /// Absolute path, on the worker's machine, of that certificate's key.
+    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    pub(crate) tls_client_key: Option<String>,
+    /// Take any certificate; for trying things on your own machine.
+    #[arg(long, requires = "endpoints")]
+    pub(crate) tls_skip_verification: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndpointProtocol {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2
+    Http2,
+    /// What the server prefers of the two; https only
+    Auto,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
@@ -117,6 +151,8 @@ pub(crate) enum Models {
         /// Another name for it; repeat it for several.
         #[arg(long = "alias", value_name = "NAME")]
         aliases: Vec<String>,
+        #[command(flatten)]
+        reached: EndpointArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]
@@ -151,6 +187,8 @@ pub(crate) enum Models {
         /// Only if this is still its etag.
         #[arg(long, default_value = "")]
         etag: String,
+        #[command(flatten)]
+        reached: EndpointArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]

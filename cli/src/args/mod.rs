@@ -11,7 +11,10 @@ use tracing_subscriber::EnvFilter;
 
 use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
-    client::{ClientArgs, DEFAULT_CONTROL, Fleet, Models, Output, Pool, PoolArgs, WriteArgs},
+    client::{
+        ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
+        PoolArgs, WriteArgs,
+    },
     roles::{Control, ControlListen, FreshArgs, RoleArgs, Standalone, Worker, WorkerListen},
 };
 

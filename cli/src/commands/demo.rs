@@ -74,7 +74,7 @@ impl Demo {
             let model = wire::Model {
                 id: id.to_owned(),
                 aliases: alias.into_iter().map(str::to_owned).collect(),
-                endpoints: models::as_endpoints(vec![mock.url()]),
+                endpoints: vec![models::endpoint(mock.url())],
                 ..wire::Model::default()
             };
             let write = WriteArgs {
@@ -194,7 +194,7 @@ async fn move_to(
 ) -> anyhow::Result<()> {
     let model = wire::Model {
         id: id.to_owned(),
-        endpoints: models::as_endpoints(vec![mock.url()]),
+        endpoints: vec![models::endpoint(mock.url())],
         ..wire::Model::default()
     };
     let request = wire::UpdateModelRequest {

@@ -1,6 +1,6 @@
 //! `forebay models`.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use forebay_proto::{limits, wire};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
@@ -9,7 +9,7 @@ use wire::model_registry_client::ModelRegistryClient;
 use super::apply;
 use crate::{
     Usage,
-    args::{ClientArgs, Models, Output, PoolArgs, WriteArgs},
+    args::{ClientArgs, EndpointArgs, EndpointProtocol, Models, Output, PoolArgs, WriteArgs},
     client::{self, call, request_id},
     document, table, ui,
 };
@@ -23,6 +23,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             id,
             endpoints,
             aliases,
+            reached,
             pool,
             write,
             client,
@@ -30,7 +31,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             let model = wire::Model {
                 id,
                 aliases,
-                endpoints: as_endpoints(endpoints),
+                endpoints: as_endpoints(endpoints, &reached)?,
                 pool: pool.pool(),
                 timeouts: pool.timeouts(),
                 ..wire::Model::default()
@@ -50,10 +51,12 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             aliases,
             clear,
             etag,
+            reached,
             pool,
             write,
             client,
         } => {
+            let endpoints = as_endpoints(endpoints, &reached)?;
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &pool);
             if mask.paths.is_empty() {
                 bail!(Usage(
@@ -67,12 +70,8 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
                 request_id: request_id(write.request_id.as_ref()),
                 validate_only: write.validate_only,
             };
-            let registry = registry(&client).await?;
-            let send = |request| {
-                let mut registry = registry.clone();
-                async move { registry.update_model(request).await }
-            };
-            show(&client::write(request, send).await?, client.output)
+            let updated = update(&registry(&client).await?, request).await?;
+            show(&updated, client.output)
         }
         Models::Delete {
             id,
@@ -104,13 +103,52 @@ pub(crate) async fn create(
     client::write(request, send).await
 }
 
-/// Endpoints at these urls, named by the server.
-pub(crate) fn as_endpoints(urls: Vec<String>) -> Vec<wire::Endpoint> {
-    let endpoint = |url| wire::Endpoint {
+async fn update(
+    registry: &Registry,
+    request: wire::UpdateModelRequest,
+) -> anyhow::Result<wire::Model> {
+    let send = |request| {
+        let mut registry = registry.clone();
+        async move { registry.update_model(request).await }
+    };
+    client::write(request, send).await
+}
+
+/// The endpoint at this url, named by the server.
+pub(crate) fn endpoint(url: String) -> wire::Endpoint {
+    wire::Endpoint {
         url,
         ..wire::Endpoint::default()
+    }
+}
+
+/// Endpoints at these urls, all reached in the same way, named by the server.
+fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+    let ca_pem = match &reached.tls_ca {
+        Some(file) => std::fs::read_to_string(file)
+            .with_context(|| format!("--tls-ca {} cannot be read", file.display()))?,
+        None => String::new(),
     };
-    urls.into_iter().map(endpoint).collect()
+    let text = |given: &Option<String>| given.clone().unwrap_or_default();
+    let tls = wire::EndpointTls {
+        ca_pem,
+        server_name: text(&reached.tls_server_name),
+        client_certificate_file: text(&reached.tls_client_certificate),
+        client_key_file: text(&reached.tls_client_key),
+        skip_verification: reached.tls_skip_verification,
+    };
+    let protocol = match reached.protocol {
+        None => wire::EndpointProtocol::Unspecified,
+        Some(EndpointProtocol::Http1) => wire::EndpointProtocol::Http1,
+        Some(EndpointProtocol::Http2) => wire::EndpointProtocol::Http2,
+        Some(EndpointProtocol::Auto) => wire::EndpointProtocol::Auto,
+    };
+    let reached = |url| wire::Endpoint {
+        protocol: protocol.into(),
+        tls: Some(tls.clone()).filter(|tls| *tls != wire::EndpointTls::default()),
+        ..endpoint(url)
+    };
+    Ok(urls.into_iter().map(reached).collect())
 }
 
 pub(super) async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
@@ -120,7 +158,7 @@ pub(super) async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
 
 fn update_of(
     id: String,
-    endpoints: Vec<String>,
+    endpoints: Vec<wire::Endpoint>,
     aliases: Vec<String>,
     clear: Vec<String>,
     etag: String,
@@ -137,7 +175,7 @@ fn update_of(
     let model = wire::Model {
         id,
         aliases,
-        endpoints: as_endpoints(endpoints),
+        endpoints,
         pool: pool.pool(),
         timeouts: pool.timeouts(),
         etag,

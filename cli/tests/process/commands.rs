@@ -92,6 +92,47 @@ async fn a_models_life_on_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn endpoints_over_tls_are_said_by_flags_and_come_back_in_an_export() {
+    let (dir, _control, typed) = setup().await;
+    let ca = dir.path().join("ca.pem");
+    let pem = forebay_tests::Authority::new("ours").pem();
+    std::fs::write(&ca, &pem).unwrap();
+    let create = [
+        "models",
+        "create",
+        "llama",
+        "--endpoint",
+        "https://vllm.internal",
+        "--protocol",
+        "auto",
+        "--tls-ca",
+        ca.to_str().unwrap(),
+        "--tls-client-certificate",
+        "/etc/forebay/client.pem",
+        "--tls-client-key",
+        "/etc/forebay/client.key",
+    ];
+    let endpoint = &typed.json(&create).await["endpoints"][0];
+    assert_eq!(endpoint["url"], "https://vllm.internal:443");
+    assert_eq!(endpoint["protocol"], "ENDPOINT_PROTOCOL_AUTO");
+    assert_eq!(endpoint["tls"]["caPem"], pem);
+    let exported = typed.ok(&["models", "export"]).await;
+    let file = dir.path().join("models.yaml");
+    std::fs::write(&file, exported).unwrap();
+    typed.ok(&["models", "delete", "llama"]).await;
+    let file = file.to_str().unwrap();
+    typed.ok(&["models", "apply", "-f", file]).await;
+    let again = typed.json(&["models", "get", "llama"]).await;
+    assert_eq!(again["endpoints"][0], *endpoint);
+    // Without an endpoint these say nothing.
+    let (code, _, err) = typed
+        .typed(&["models", "update", "llama", "--protocol", "http2"])
+        .await;
+    assert_eq!(code, Some(64));
+    assert!(err.contains("--endpoint"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_bad_flag_is_named_at_once() {
     let (_dir, _control, typed) = setup().await;
     let bad = [

@@ -145,6 +145,8 @@ impl Run {
 
     /// When all is over: everything came back, nobody waits, and what was made was closed or is idle.
     fn settle(&self, size: usize) {
+        let waiting = self.desk.with(|inner, now| inner.core.census(now).waiting);
+        assert_eq!(waiting, 0, "who went away still stands in line");
         self.join_connects();
         let (census, counted) = self
             .desk
