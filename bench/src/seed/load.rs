@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Pause between waves, shorter than anybody's idle limit.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 /// Most requests on their way at once, in sizes of the pool; arrivals wait then, and their latency tells.
 const MOST_ON_THEIR_WAY: usize = 20;
 /// Most kinds of failures told apart.
@@ -170,13 +170,14 @@ impl Load {
         (opened, began.elapsed())
     }
 
-    /// Clients begin one after the other within a service time, so that they do not march in step.
+    /// Clients begin one after the other, so that they do not march in step, but all of them before the
+    /// first has its answer, so that each needs a connection of its own from the beginning.
     async fn closed(self: &Arc<Self>, plan: &Plan, upstreams: &Upstreams) -> (u64, Duration) {
         let began = Instant::now();
         let count_from = began + plan.warm_up();
         let end = count_from + plan.time;
         let size = plan.size();
-        let step = plan.service_time / u32::try_from(size).unwrap_or(u32::MAX).max(1);
+        let step = plan.service_time / 2 / u32::try_from(size).unwrap_or(u32::MAX).max(1);
         let mut clients = JoinSet::new();
         for n in 0..size {
             let load = self.clone();

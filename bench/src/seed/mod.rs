@@ -1,7 +1,7 @@
 //! The founding experiment: a pool whose keepalive is smaller than its size, against one where they are
 //! equal, against Forebay, on real sockets and in four shapes of load.
 //!
-//! It runs and measures ([`run`]), compares with what the document claims ([`claims`]), and puts both into
+//! It runs and measures ([`run()`]), compares with what the document claims (`claims.rs`), and puts both into
 //! a [`Report`] with tables and pictures. It knows Forebay only as a program that it starts.
 
 mod claims;
@@ -23,7 +23,7 @@ pub use self::{
     claims::{Claim, Met, Verdict},
     memory::{Memory, Reading, Warm},
     plan::{Contestant, Plan, PlanError, Shape},
-    report::{Report, Run},
+    report::{Report, Run, make_directory},
     run::{Progress, run},
     stats::{Bins, Latency},
     tables::Table,
@@ -74,7 +74,7 @@ pub enum SeedError {
     #[error("latencies cannot be counted on this machine")]
     Latencies,
     /// A file cannot be written.
-    #[error("{} cannot be written", path.display())]
+    #[error("{} cannot be written; name another directory with --out", path.display())]
     Write {
         /// The file.
         path: PathBuf,

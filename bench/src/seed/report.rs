@@ -134,10 +134,7 @@ impl Report {
 
     /// Writes `seed.json`, `seed.md` and the pictures into a directory, which is made if need be.
     pub fn write(&self, directory: &Path) -> Result<(), SeedError> {
-        fs::create_dir_all(directory).map_err(|source| SeedError::Write {
-            path: directory.to_owned(),
-            source,
-        })?;
+        make_directory(directory)?;
         let json = serde_json::to_string_pretty(self).map_err(|error| SeedError::Write {
             path: directory.join("seed.json"),
             source: error.into(),
@@ -151,6 +148,14 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// Makes a directory for a report, so that a bad one is known before anything is measured.
+pub fn make_directory(directory: &Path) -> Result<(), SeedError> {
+    fs::create_dir_all(directory).map_err(|source| SeedError::Write {
+        path: directory.to_owned(),
+        source,
+    })
 }
 
 /// The run of this contestant in this shape.
@@ -172,6 +177,7 @@ fn plan<S: Serializer>(plan: &Plan, serializer: S) -> Result<S::Ok, S::Error> {
         "maxConcurrent": plan.max_concurrent,
         "size": plan.size(),
         "keepalive": plan.keepalive,
+        "shapes": plan.shapes,
         "waves": plan.waves,
         "secondsPerShape": plan.time.as_secs_f64(),
         "handshakeMillis": millis(plan.handshake),

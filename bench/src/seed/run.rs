@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     SeedError,
     gateway::Gateway,
-    load::{Load, Target},
+    load::{Load, PAUSE, Target},
     memory::{self, Memory, Warm},
     plan::{Contestant, Plan, Shape},
     pool::{Limits, Surplus},
@@ -19,6 +19,8 @@ use super::{
 
 /// httpx's default.
 const EXPIRY: Duration = Duration::from_secs(5);
+/// What is not a load: the check of warm registration, the memory, and starting Forebay.
+const AROUND: Duration = Duration::from_secs(10);
 /// So that what the last answers closed is seen by the upstreams.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -38,6 +40,7 @@ pub async fn run(
         program,
         shutdown,
     };
+    progress(&format!("this takes about {} s", estimate(&plan).as_secs()));
     let mut runs = Vec::new();
     for shape in plan.shapes.iter().copied() {
         for contestant in Contestant::ALL {
@@ -58,6 +61,20 @@ pub async fn run(
     let memory = bench.memory().await?;
     progress("memory of idle connections: measured");
     Ok(Report::new(plan, runs, memory, warm))
+}
+
+/// How long it takes, roughly: the loads, and what starts and ends around them.
+fn estimate(plan: &Plan) -> Duration {
+    let load = |shape: &Shape| match shape {
+        Shape::Waves => {
+            let waves = u32::try_from(plan.waves).unwrap_or(u32::MAX);
+            (plan.service_time + plan.handshake + PAUSE).saturating_mul(waves)
+        }
+        _ => plan.warm_up() + plan.time + plan.service_time,
+    };
+    let contestants = u32::try_from(Contestant::ALL.len()).unwrap_or(u32::MAX);
+    let loads: Duration = plan.shapes.iter().map(load).sum();
+    loads.saturating_mul(contestants) + AROUND
 }
 
 struct Bench<'a> {

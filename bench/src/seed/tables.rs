@@ -40,11 +40,10 @@ pub(crate) fn summary(report: &Report) -> String {
         of.map(|shape| shape.title()).collect::<Vec<_>>().join("; ")
     };
     let uncovered = percent(report.plan.uncovered());
+    let (keepalive, size) = (report.plan.keepalive, report.plan.size());
     let claim = format!(
-        "That keepalive {} of {} reopens {uncovered} of the time, and keepalive {} cures it,",
-        report.plan.keepalive,
-        report.plan.size(),
-        report.plan.size()
+        "The claim (keepalive {keepalive} of {size}: {uncovered} of the requests open a connection; keepalive \
+         {size}: none does)"
     );
     match (names(true), names(false)) {
         (none, _) if none.is_empty() => format!("{claim} holds in none of these shapes of load."),
@@ -122,7 +121,7 @@ fn of_shape(report: &Report, shape: Shape) -> Table {
         _ => format!("first {:?}", report.plan.warm_up()),
     };
     Table {
-        title: shape.title().to_owned(),
+        title: capital(shape.title()),
         columns: vec![
             "pool",
             ">requests",
@@ -142,6 +141,12 @@ fn of_shape(report: &Report, shape: Shape) -> Table {
             "The warm-up is the {warm_up}; all but its connections are counted after it."
         ),
     }
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).collect()
 }
 
 fn row(report: &Report, run: &Run) -> Vec<String> {
@@ -176,7 +181,7 @@ fn costs(report: &Report) -> Table {
         }
     }
     Table {
-        title: "memory of Forebay's idle connections".to_owned(),
+        title: "Memory of Forebay's idle connections".to_owned(),
         columns: vec![
             "idle connections",
             ">open",
@@ -208,7 +213,7 @@ fn claims(report: &Report) -> Table {
         ]
     });
     Table {
-        title: "what the document claims".to_owned(),
+        title: "What the document claims".to_owned(),
         columns: vec!["load", "about", "said", "seen", "verdict"],
         rows: rows.collect(),
         note: summary(report),
@@ -221,7 +226,7 @@ fn promises(report: &Report) -> Table {
         vec![met.promise.clone(), met.seen.clone(), kept.to_owned()]
     });
     Table {
-        title: "what Forebay promises".to_owned(),
+        title: "What Forebay promises".to_owned(),
         columns: vec!["promise", "seen", "verdict"],
         rows: rows.collect(),
         note: format!(

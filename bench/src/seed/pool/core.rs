@@ -236,6 +236,20 @@ mod tests {
         }
     }
 
+    /// Whichever comes back first: the eldest is closed first, and handed out first.
+    #[tokio::test(start_paused = true)]
+    async fn the_eldest_go_first() {
+        let now = Instant::now();
+        let mut core = core(2, Surplus::Idle);
+        let slots: Vec<_> = (0..3).map(|_| core.take(0, now, |_| true).slot).collect();
+        let mut closed = Vec::new();
+        for (slot, connection) in slots.into_iter().zip([1, 2, 3]).rev() {
+            closed.extend(core.give_back(slot, connection, now, |_| true));
+        }
+        assert_eq!(closed, [1]);
+        assert_eq!(core.take(0, now, |_| true).connection, Some(2));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_too_old_or_of_no_use_is_not_handed_out() {
         let now = Instant::now();

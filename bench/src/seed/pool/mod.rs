@@ -186,11 +186,16 @@ mod tests {
     const EACH: usize = 10;
 
     async fn upstreams() -> Vec<MockServer> {
+        upstreams_that_close(None).await
+    }
+
+    async fn upstreams_that_close(keep_alive: Option<Duration>) -> Vec<MockServer> {
         let mut mocks = Vec::new();
         for _ in 0..MODELS {
             let config = MockConfig {
                 latency: Duration::from_millis(20),
                 tokens: 0,
+                keep_alive,
                 ..MockConfig::serving("m")
             };
             mocks.push(MockServer::start(config).await.unwrap());
@@ -262,7 +267,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_the_server_closed_is_not_used() {
+    async fn a_connection_that_the_server_closed_while_it_was_idle_is_not_used() {
+        let mocks = upstreams_that_close(Some(Duration::from_millis(20))).await;
+        let pool = pool(&mocks, MODELS * EACH);
+        for opened in [3, 6, 9] {
+            at_once(&pool, MODELS).await;
+            open_are(&mocks, 0).await;
+            assert_eq!(sum(&mocks, |stats| stats.opened), opened);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_closes_with_its_answer_is_not_kept() {
         let mocks = upstreams().await;
         let pool = pool(&mocks, MODELS * EACH);
         let closing = forebay_mock::Faults {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use forebay_bench::seed::{Plan, Report, Shape, Table, run as measure};
+use forebay_bench::seed::{Plan, Report, Shape, Table, make_directory, run as measure};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
     telemetry::Telemetry,
     ui,
 };
+
+/// Where prose is broken.
+const WIDTH: usize = 100;
 
 /// Runs it, prints it, and writes it where it was asked to.
 pub(crate) async fn run(log: &LogArgs, args: Seed) -> anyhow::Result<()> {
@@ -33,6 +36,9 @@ pub(crate) async fn run(log: &LogArgs, args: Seed) -> anyhow::Result<()> {
 }
 
 async fn work(plan: Plan, args: &Seed, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(directory) = &args.out {
+        make_directory(directory)?;
+    }
     let program = std::env::current_exe().context("this program's own file cannot be found")?;
     let report = measure(plan, &program, &shutdown, &ui::error).await?;
     if let Some(directory) = &args.out {
@@ -80,7 +86,7 @@ fn shapes(asked: &[Load]) -> Vec<Shape> {
 
 fn printed(report: &Report) -> String {
     let tables: Vec<_> = report.tables().iter().map(one).collect();
-    format!("{}\n\n{}", report.setting(), tables.join("\n\n"))
+    format!("{}\n\n{}", wrapped(&report.setting()), tables.join("\n\n"))
 }
 
 fn one(of: &Table) -> String {
@@ -94,5 +100,33 @@ fn one(of: &Table) -> String {
         true => String::new(),
         false => format!("{}\n", table::text(&table)),
     };
-    format!("{}\n\n{rows}{}", of.title, of.note)
+    format!("{}\n\n{rows}{}", of.title, wrapped(&of.note))
+}
+
+/// Prose in lines that fit a terminal.
+fn wrapped(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prose_is_wrapped_between_words() {
+        let text = wrapped(&"word ".repeat(50));
+        assert!(text.lines().all(|line| line.len() <= WIDTH));
+        assert_eq!(text.lines().count(), 3);
+        assert_eq!(wrapped(""), "");
+    }
 }
