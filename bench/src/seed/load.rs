@@ -97,6 +97,7 @@ pub(crate) struct Seen {
     pub(crate) opened_in_warm_up: u64,
     /// How long was counted.
     pub(crate) counted: Duration,
+    /// Most requests on their way at once after the warm-up.
     pub(crate) most_in_flight: usize,
     /// Most connections that were idle at once while the load lasted.
     pub(crate) most_idle: usize,
@@ -240,7 +241,9 @@ impl Load {
 
     async fn one(&self, n: usize, due: Instant, counted: bool) {
         let now = 1 + self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.most_in_flight.fetch_max(now, Ordering::Relaxed);
+        if counted {
+            self.most_in_flight.fetch_max(now, Ordering::Relaxed);
+        }
         let answered = self.target.ask(n).await;
         let latency = due.elapsed();
         self.in_flight.fetch_sub(1, Ordering::Relaxed);

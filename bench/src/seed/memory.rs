@@ -77,6 +77,9 @@ pub(crate) async fn warm(
         .register(plan, &upstreams.urls(), plan.max_concurrent)
         .await?;
     let opened_before = upstreams.opened();
+    // The mock's handshake begins when a connection is accepted and is not seen by who connects: let it
+    // pass, so that the first request shows what it takes by itself.
+    sleep(plan.handshake).await;
     let target = Target::gateway(plan, gateway.addr());
     let mut slowest = Duration::ZERO;
     for n in 0..plan.models {

@@ -40,7 +40,7 @@ pub struct Run {
     pub latency: Latency,
     /// The same as a distribution.
     pub bins: Bins,
-    /// Most requests on their way at once, those that wait included.
+    /// Most requests on their way at once after the warm-up, those that wait included.
     pub most_in_flight: usize,
     /// Most connections that the pool kept idle at once; unknown for Forebay.
     pub most_idle: Option<usize>,

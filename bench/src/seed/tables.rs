@@ -137,9 +137,7 @@ fn of_shape(report: &Report, shape: Shape) -> Table {
             ">most idle",
         ],
         rows: runs.map(|run| row(report, run)).collect(),
-        note: format!(
-            "The warm-up is the {warm_up}; all but its connections are counted after it."
-        ),
+        note: format!("The warm-up is the {warm_up}; requests and latencies are counted after it."),
     }
 }
 

@@ -88,11 +88,12 @@ impl Axes {
 }
 
 fn legend(area: &Area<'_>, report: &Report) -> Result<(), SeedError> {
-    let handshake = report.plan.handshake;
-    let second = format!("half a handshake ({handshake:?}) above p5, or more");
+    let (handshake, service) = (report.plan.handshake, report.plan.service_time);
+    let fast =
+        format!("less than half a handshake ({handshake:?}) above the service time ({service:?})");
     let labels = [
-        (KEPT, "less than half a handshake above p5", 24),
-        (REOPENED, &second, 330),
+        (KEPT, fast.as_str(), 24),
+        (REOPENED, "more: a handshake, or a wait", 500),
     ];
     for (color, label, x) in labels {
         let square = Rectangle::new([(x, 48), (x + 14, 62)], color.filled());
@@ -141,7 +142,8 @@ fn histogram(area: &Area<'_>, report: &Report, run: &Run, axes: &Axes) -> Result
         .y_desc("requests")
         .draw()
         .map_err(failed)?;
-    let slow_from = fastest(run) + handshake / 2.0;
+    let service = report.plan.service_time.as_secs_f64() * 1_000.0;
+    let slow_from = service + handshake / 2.0;
     let width = run.bins.width;
     let bars = run
         .bins
@@ -155,18 +157,6 @@ fn histogram(area: &Area<'_>, report: &Report, run: &Run, axes: &Axes) -> Result
     });
     chart.draw_series(bars).map_err(failed)?;
     Ok(())
-}
-
-/// Where the fastest twentieth ends: what a request takes that waits for nothing.
-fn fastest(run: &Run) -> f64 {
-    let mut sum = 0.0;
-    for (from, share) in run.bins.shares() {
-        sum += share;
-        if sum >= 5.0 {
-            return from;
-        }
-    }
-    0.0
 }
 
 #[cfg(test)]
