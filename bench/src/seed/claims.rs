@@ -293,7 +293,9 @@ fn needed(plan: &Plan, pair: Pair<'_>) -> Claim {
 
 fn memory_of(plan: &Plan, memory: Option<&Memory>) -> Claim {
     let more = plan.size() - plan.keepalive;
-    let seen = memory.map(|memory| memory.kib_per_connection);
+    // A pool that is as good as empty when it is full says nothing.
+    let grew = memory.filter(|memory| memory.full.connections > memory.few.connections);
+    let seen = grew.map(|memory| memory.kib_per_connection);
     Claim {
         shape: None,
         about: format!("memory of {more} more idle connections (Forebay's)"),
@@ -347,7 +349,7 @@ pub(crate) mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
     use super::{super::plan::tests::plan, *};
-    use crate::seed::{report::reuse, stats};
+    use crate::seed::{memory::Reading, report::reuse, stats};
 
     /// A run in which so many of a hundred requests paid the handshake.
     pub(crate) fn a_run(contestant: Contestant, shape: Shape, slow: u64) -> Run {
@@ -459,7 +461,10 @@ pub(crate) mod tests {
         for (kib, verdict) in [(9.0, Verdict::Holds), (37.0, Verdict::DoesNotHold)] {
             let memory = Memory {
                 few: Default::default(),
-                full: Default::default(),
+                full: Reading {
+                    connections: 150,
+                    ..Reading::default()
+                },
                 kib_per_connection: kib,
             };
             let claim = memory_of(&plan(), Some(&memory));
