@@ -81,12 +81,20 @@ pub(crate) async fn warm(
     // pass, so that the first request shows what it takes by itself.
     sleep(plan.handshake).await;
     let target = Target::gateway(plan, gateway.addr());
-    let mut slowest = Duration::ZERO;
+    // All at once: one after the other, the first would be idle for too long, and be replaced, before the
+    // last is asked.
+    let mut tasks = JoinSet::new();
     for n in 0..plan.models {
-        let began = Instant::now();
-        let answered = target.ask(n).await;
-        answered.map_err(|error| SeedError::First(error.to_string()))?;
-        slowest = slowest.max(began.elapsed());
+        let target = target.clone();
+        tasks.spawn(async move {
+            let began = Instant::now();
+            target.ask(n).await.map(|()| began.elapsed())
+        });
+    }
+    let mut slowest = Duration::ZERO;
+    for answered in tasks.join_all().await {
+        let latency = answered.map_err(|error| SeedError::First(error.to_string()))?;
+        slowest = slowest.max(latency);
     }
     target.close().await;
     Ok(Warm {
