@@ -48,3 +48,10 @@ pub(super) const ROLLOUT_EXAMPLES: &str = "\
 Examples:
   forebay fleet rollout                     where every worker stands
   forebay fleet rollout --wait              for pipelines: fails when one refuses it";
+
+pub(super) const SEED_EXAMPLES: &str = "\
+Examples:
+  forebay bench seed                        about two minutes
+  forebay bench seed --out report           tables, JSON and pictures into a directory
+  forebay bench seed --service-time 2s --seconds 20
+  forebay bench seed --waves 3 --seconds 1 --handshake 20ms --output json";

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod client;
 mod examples;
 mod roles;
@@ -11,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
+    bench::{Bench, Load, Seed},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
         PoolArgs, WriteArgs,
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     /// Show the workers, and how far a revision has come.
     #[command(subcommand)]
     Fleet(Fleet),
+    /// Measure pools and gateways.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Ask a URL whether it answers 200; for container health checks.
     Health {
         /// What to ask.

@@ -7,6 +7,7 @@
 )]
 
 mod bad_start;
+mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
