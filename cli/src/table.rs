@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use forebay_proto::wire;
 
 /// A table with these columns; those named with a leading `>` are numbers.
-fn table(columns: &[&str]) -> Table {
+pub(crate) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)
@@ -24,7 +24,7 @@ fn table(columns: &[&str]) -> Table {
 }
 
 /// Without the blanks at the ends of lines.
-fn text(table: &Table) -> String {
+pub(crate) fn text(table: &Table) -> String {
     let lines: Vec<_> = table
         .to_string()
         .lines()

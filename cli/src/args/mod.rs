@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod client;
 mod examples;
 mod roles;
@@ -11,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
+    bench::{Bench, ZeroLoss},
     client::{ClientArgs, DEFAULT_CONTROL, Fleet, Models, Output, Pool, PoolArgs, WriteArgs},
     roles::{Control, ControlListen, FreshArgs, RoleArgs, Standalone, Worker, WorkerListen},
 };
@@ -89,6 +91,9 @@ pub(crate) enum Command {
     /// Show the workers, and how far a revision has come.
     #[command(subcommand)]
     Fleet(Fleet),
+    /// Measure this gateway, or another one.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Ask a URL whether it answers 200; for container health checks.
     Health {
         /// What to ask.

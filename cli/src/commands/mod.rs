@@ -1,6 +1,7 @@
 //! The commands.
 
 mod apply;
+mod bench;
 mod demo;
 mod fleet;
 mod health;
@@ -23,6 +24,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Models(command) => models::run(command).await,
         Command::Pool(command) => pool::run(command).await,
         Command::Fleet(command) => fleet::run(command).await,
+        Command::Bench(command) => bench::run(command).await,
         Command::Health { url } => health::run(&url).await,
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -1,15 +1,17 @@
 //! How a mock behaves: fixed at the start ([`MockConfig`]) or changed at any time ([`Faults`]).
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use crate::script::Script;
 
 /// How a mock behaves from its start.
 #[derive(Debug, Clone)]
 pub struct MockConfig {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The models it serves.
+    /// The models it serves. None: whatever is asked for.
     pub models: Vec<String>,
     /// Its name, told in the `x-mock-name` header.
     pub name: String,
@@ -28,6 +30,8 @@ pub struct MockConfig {
     pub api_key: Option<String>,
     /// Answers 503 to requests above this many at once, and counts them.
     pub max_in_flight: Option<usize>,
+    /// What it says. `None`: `token0 token1 …`.
+    pub script: Option<Arc<dyn Script>>,
 }
 
 impl Default for MockConfig {
@@ -43,6 +47,7 @@ impl Default for MockConfig {
             accept_delay: Duration::ZERO,
             api_key: None,
             max_in_flight: None,
+            script: None,
         }
     }
 }

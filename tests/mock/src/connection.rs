@@ -1,6 +1,8 @@
 //! One connection: uvicorn's idle limit, the delay of a handshake, and resets on demand.
 
 use std::{
+    error::Error,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -98,6 +100,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream) {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "connection ended");
+                    if is_reset(&error) {
+                        open.why = Closed::Reset;
+                    }
                 }
                 if fate.reset.load(Ordering::Acquire) {
                     open.why = Closed::Fault;
@@ -131,6 +136,18 @@ fn idle_deadline(
     }
 }
 
+/// The peer sent RST instead of FIN.
+fn is_reset(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::ConnectionReset;
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// A socket closed with a linger of zero sends RST instead of FIN.
 fn reset_on_close(socket: &TcpStream) {
     let socket = socket2::SockRef::from(socket);
@@ -142,7 +159,7 @@ fn reset_on_close(socket: &TcpStream) {
 /// Lets the connection's task keep a hand on the socket that hyper drives.
 struct SharedSocket(Arc<TcpStream>);
 
-mod io {
+mod shared {
     //! Reading and writing through a shared socket.
 
     use std::{

@@ -6,10 +6,12 @@
 mod config;
 mod connection;
 mod openai;
+mod script;
 mod serve;
 mod stats;
 mod stream;
 
 pub use config::{Faults, MockConfig};
+pub use script::{Script, Speech};
 pub use serve::MockServer;
 pub use stats::MockStats;

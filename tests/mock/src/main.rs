@@ -67,6 +67,7 @@ async fn main() -> anyhow::Result<()> {
         accept_delay: Duration::from_millis(args.accept_delay_ms),
         api_key: args.api_key,
         max_in_flight: args.max_in_flight,
+        script: None,
     })
     .await
     .with_context(|| format!("cannot listen on {listen}"))?;
