@@ -14,3 +14,4 @@ mod nack;
 mod roles;
 mod stopping;
 mod traces;
+mod zero_loss;
