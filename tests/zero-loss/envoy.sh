@@ -98,4 +98,4 @@ cluster 0 >"$dir/cds.yaml"
 bootstrap >"$dir/envoy.yaml"
 start envoy "$envoy" -c "$dir/envoy.yaml" --concurrency 2 --disable-hot-restart --log-level warning
 listening "$gateway"
-harness --model any --hook "'$0' hook '$dir'" --baseline-hook true "$@"
+harness "'$0' hook '$dir'" true --model any "$@"

@@ -13,11 +13,11 @@ upstream_b=127.0.0.1:$((port + 2))
 
 # On a machine that others use, too, gateway and harness can run before everything else (as root): what is
 # measured is then the gateway, and not who else is at work.
-first=() harness_first=()
+first=() hook_first=
 if [ "${ZERO_LOSS_REAL_TIME:-0}" = 1 ]; then
     first=(chrt --rr 10)
-    # What hooks start is work like any other.
-    harness_first=(chrt --reset-on-fork --rr 10)
+    # Behind both, and still before everything else: half a change must not wait for somebody's compiler.
+    hook_first='exec chrt --rr 5 '
 fi
 
 fail() {
@@ -66,10 +66,14 @@ listening() {
     done
 }
 
-# The harness. What is given to a driver comes last, so that it wins.
+# The harness, with the hook and what is run instead of it for reference. What is given to a driver comes
+# last, so that it wins.
 harness() {
-    "${harness_first[@]}" "$forebay" bench zero-loss --url "http://$gateway/v1" \
-        --upstream-listen "$upstream_a,$upstream_b" --baseline "$@"
+    local hook=$1 reference=$2
+    shift 2
+    "${first[@]}" "$forebay" bench zero-loss --url "http://$gateway/v1" \
+        --upstream-listen "$upstream_a,$upstream_b" --baseline \
+        --hook "$hook_first$hook" --baseline-hook "$hook_first$reference" "$@"
 }
 
 # Puts standard input in the place of a file, in one step.

@@ -59,4 +59,4 @@ begin
 configuration 0 >"$dir/nginx.conf"
 start nginx "$nginx" -p "$dir" -e "$dir/nginx-error.log" -c "$dir/nginx.conf"
 listening "$gateway"
-harness --model any --hook "'$0' hook '$dir'" --baseline-hook "'$nginx' -v" "$@"
+harness "'$0' hook '$dir'" "'$nginx' -v" --model any "$@"
