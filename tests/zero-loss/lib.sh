@@ -66,8 +66,7 @@ listening() {
     done
 }
 
-# The harness, with the hook and what is run instead of it for reference. What is given to a driver comes
-# last, so that it wins.
+# The harness, with the hook and what is run instead of it for reference.
 harness() {
     local hook=$1 reference=$2
     shift 2

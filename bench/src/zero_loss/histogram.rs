@@ -1,11 +1,11 @@
-//! A histogram of times in bounded memory: exact to 1/64 of a value, from 1 µs to an hour.
+//! A histogram of times in bounded memory: exact to 1/256 of a value, from 1 µs to an hour.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
 /// Buckets per doubling, as a power of two.
-const FINE: u32 = 6;
+const FINE: u32 = 8;
 const LARGEST: u64 = 3_600_000_000;
 
 /// Counts of times.
@@ -69,7 +69,7 @@ fn millis(micros: u64) -> f64 {
     micros as f64 / 1_000.0
 }
 
-/// Below 128 each value has its own; above, each doubling has 64.
+/// Below 512 each value has its own; above, each doubling has 256.
 fn bucket(micros: u64) -> usize {
     let magnitude = 63_u32.saturating_sub(micros.leading_zeros());
     let shift = magnitude.saturating_sub(FINE);
@@ -93,7 +93,7 @@ mod tests {
         for micros in (0..5_000).chain((5_000..LARGEST).step_by(7_654_321)) {
             let top = upper(bucket(micros));
             assert!(top >= micros, "{micros} is above {top}");
-            assert!(top - micros <= micros / 64, "{micros} is told as {top}");
+            assert!(top - micros <= micros / 256, "{micros} is told as {top}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_tests::{Process, lasting_addr};
+use forebay_tests::{Process, eventually, lasting_addr};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -45,8 +45,8 @@ async fn zero_loss(
         "7",
     ];
     let (code, out, err) = run(&[&args, more].concat()).await;
-    let report = serde_json::from_str(&out).unwrap_or_else(|_| panic!("no report: {out}{err}"));
-    (code, report, err)
+    assert!(out.starts_with('{'), "no report: {out}{err}");
+    (code, serde_json::from_str(&out).unwrap(), err)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +170,77 @@ async fn what_a_lossy_gateway_does_is_what_is_reported() {
     assert_eq!(measured["ok"], 400 - lost, "{report:#}");
     assert_eq!(code, Some(1));
     assert!(err.contains(&format!("{lost} requests lost")), "{err}");
+}
+
+/// An upstream is a gateway to itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_above_the_bound_is_not_sent_and_counts_as_failed() {
+    let upstream = lasting_addr();
+    let bound = [
+        "--model",
+        "m",
+        "--rate",
+        "200",
+        "--duration",
+        "1s",
+        "--warm-up",
+        "0s",
+        "--stream-share",
+        "1",
+        "--most-in-flight",
+        "1",
+        "--allow-loss",
+    ];
+    let (code, report, err) = zero_loss(&upstream.to_string(), &[upstream], &bound).await;
+    assert_eq!(code, Some(0), "{err}");
+    let measured = &report["measured"];
+    let (ok, unsent) = (
+        measured["ok"].as_u64().unwrap(),
+        measured["failed"]["too_many_in_flight"].as_u64().unwrap(),
+    );
+    assert!(ok > 0 && unsent > 0, "{report:#}");
+    assert_eq!(ok + unsent, 200, "{report:#}");
+    assert_eq!(measured["upstream"]["requests"], ok, "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_interrupted_tells_what_it_found() {
+    let upstream = lasting_addr().to_string();
+    let url = format!("http://{upstream}/v1");
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let hook = format!("touch {}", begun.display());
+    let args = [
+        "bench",
+        "zero-loss",
+        "--url",
+        &url,
+        "--upstream-listen",
+        &upstream,
+        "--model",
+        "m",
+        "--rate",
+        "100",
+        "--duration",
+        "1h",
+        "--warm-up",
+        "0s",
+        "--every",
+        "500ms",
+        "--hook",
+        &hook,
+        "--output",
+        "json",
+    ];
+    let harness = Process::start(FOREBAY, &args, &[]);
+    eventually("the hook has run", async || begun.exists().then_some(())).await;
+    let (code, out, err) = harness.terminate().await;
+    assert_eq!(code, Some(0), "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["interrupted"], true);
+    let measured = &report["measured"];
+    assert!(measured["requests"].as_u64().unwrap() > 20, "{report:#}");
+    assert_eq!(measured["ok"], measured["requests"], "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
