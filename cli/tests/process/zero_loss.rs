@@ -80,6 +80,9 @@ async fn nothing_is_lost_while_a_pool_changes_under_load() {
         "also-m",
         "--endpoint",
         &a,
+        // A machine that is busy with other tests makes a long line; that is not what this is about.
+        "--max-waiting",
+        "10000",
         "--control",
         &control,
     ];
@@ -95,9 +98,9 @@ async fn nothing_is_lost_while_a_pool_changes_under_load() {
         "--model",
         "m,also-m",
         "--rate",
-        "200",
+        "100",
         "--duration",
-        "4s",
+        "3s",
         "--warm-up",
         "500ms",
         "--baseline",
@@ -110,14 +113,14 @@ async fn nothing_is_lost_while_a_pool_changes_under_load() {
     assert_eq!(code, Some(0), "{err}{report:#}");
     for phase in ["baseline", "measured"] {
         let phase = &report[phase];
-        assert_eq!(phase["requests"], 800, "{report:#}");
-        assert_eq!(phase["ok"], 800, "{report:#}");
+        assert_eq!(phase["requests"], 300, "{report:#}");
+        assert_eq!(phase["ok"], 300, "{report:#}");
         assert_eq!(phase["duplicated"], 0, "{report:#}");
-        assert_eq!(phase["upstream"]["requests"], 800, "{report:#}");
-        assert!(phase["streams"].as_u64().unwrap() > 150, "{report:#}");
+        assert_eq!(phase["upstream"]["requests"], 300, "{report:#}");
+        assert!(phase["streams"].as_u64().unwrap() > 60, "{report:#}");
     }
     let hooks = &report["measured"]["hooks"];
-    assert!(hooks["run"].as_u64().unwrap() >= 5, "{report:#}");
+    assert!(hooks["run"].as_u64().unwrap() > 2, "{report:#}");
     assert_eq!(hooks["failed"], 0, "{report:#}");
     assert_eq!(report["lost_per_reconfiguration"], 0.0);
     assert!(report["added_ms"]["p99"].is_f64(), "{report:#}");
