@@ -25,7 +25,7 @@ const MOST_NAMES: usize = 100;
 pub struct Settings {
     /// The gateway's base, such as `http://127.0.0.1:8080/v1`.
     pub url: Uri,
-    /// What requests put in `model`, in turn.
+    /// What requests put in `model`; each draws one of these.
     pub models: Vec<String>,
     /// Added to every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,

@@ -43,7 +43,7 @@ pub(crate) struct GatewayArgs {
     /// Base of its OpenAI interface.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080/v1")]
     pub(crate) url: Uri,
-    /// What requests put in `model`, in turn.
+    /// What requests put in `model`; each draws one of these.
     #[arg(
         long = "model",
         value_name = "NAME,…",
