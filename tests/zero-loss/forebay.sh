@@ -27,8 +27,10 @@ models create temporary --endpoint "http://$upstream_a"
 models create down --endpoint "http://127.0.0.1:$((port + 5))"
 
 status=0
+models_asked=${ZERO_LOSS_MODELS:-m1,chat,m2}
 FOREBAY=$forebay ZERO_LOSS_DEAD=127.0.0.1:$((port + 5)) \
-    harness "'$here/forebay-hook.sh' '$dir'" "'$forebay' models list" --model "${ZERO_LOSS_MODELS:-m1,chat,m2}" "$@" || status=$?
+    harness "'$here/forebay-hook.sh' '$dir'" "'$forebay' models list" --model "$models_asked" "$@" ||
+    status=$?
 
 # Every revision arrived, and why connections were closed: `shrink`, `removed` and `idle` had to be.
 "$forebay" fleet rollout --wait --within 10s >&2
