@@ -49,10 +49,8 @@ async fn zero_loss(
     (code, serde_json::from_str(&out).unwrap(), err)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_while_a_pool_changes_under_load() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().to_str().unwrap();
+/// Forebay, the address of its gateway, and the url of its control plane.
+async fn standalone(data: &str) -> (Process, String, String) {
     let args = [
         "standalone",
         "--listen",
@@ -66,9 +64,16 @@ async fn nothing_is_lost_while_a_pool_changes_under_load() {
     ];
     let mut standalone = Process::start(FOREBAY, &args, &[]);
     let gateway = standalone.printed("gateway   http://").await;
-    let gateway = gateway.split('/').next().unwrap();
+    let gateway = gateway.split('/').next().unwrap().to_owned();
     let control = standalone.printed("control   ").await;
     let control = format!("http://{}", control.split(' ').next().unwrap());
+    (standalone, gateway, control)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_while_a_pool_changes_under_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let (standalone, gateway, control) = standalone(dir.path().to_str().unwrap()).await;
     let upstreams = [lasting_addr(), lasting_addr()];
     let endpoint = |n: usize| format!("http://{}", upstreams[n]);
     let (a, b) = (endpoint(0), endpoint(1));
@@ -109,7 +114,7 @@ async fn nothing_is_lost_while_a_pool_changes_under_load() {
         "--every",
         "100ms",
     ];
-    let (code, report, err) = zero_loss(gateway, &upstreams, &more).await;
+    let (code, report, err) = zero_loss(&gateway, &upstreams, &more).await;
     assert_eq!(code, Some(0), "{err}{report:#}");
     for phase in ["baseline", "measured"] {
         let phase = &report[phase];
