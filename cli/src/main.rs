@@ -11,7 +11,7 @@ mod table;
 mod telemetry;
 mod ui;
 
-use std::process::ExitCode;
+use std::{borrow::Cow, process::ExitCode};
 
 use clap::Parser as _;
 
@@ -59,4 +59,4 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 /// A command line that parses but asks for nothing that could be done.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Usage(&'static str);
+struct Usage(Cow<'static, str>);

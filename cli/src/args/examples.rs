@@ -44,6 +44,14 @@ Examples:
   forebay pool set --max-concurrent 80
   forebay pool set --max-models-concurrent 5 --idle-timeout 3s";
 
+pub(super) const ZERO_LOSS_EXAMPLES: &str = "\
+Examples:
+  forebay bench zero-loss --model llama --duration 60s \\
+      --hook 'forebay models update llama --max-concurrent $((100 + FOREBAY_BENCH_STEP % 50))'
+  forebay bench zero-loss --url http://127.0.0.1:8000/v1 --model any --baseline \\
+      --every 1s --hook 'nginx -s reload' --output json
+  forebay bench zero-loss --model llama --upstream-elsewhere --rate 20 --timeout 2m";
+
 pub(super) const ROLLOUT_EXAMPLES: &str = "\
 Examples:
   forebay fleet rollout                     where every worker stands

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
-    bench::{Bench, Load, Seed},
+    bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
         PoolArgs, WriteArgs,
@@ -94,7 +94,7 @@ pub(crate) enum Command {
     /// Show the workers, and how far a revision has come.
     #[command(subcommand)]
     Fleet(Fleet),
-    /// Measure pools and gateways.
+    /// Measure this gateway, or another one.
     #[command(subcommand)]
     Bench(Bench),
     /// Ask a URL whether it answers 200; for container health checks.

@@ -60,7 +60,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &pool);
             if mask.paths.is_empty() {
                 bail!(Usage(
-                    "nothing to change; see `forebay models update --help`"
+                    "nothing to change; see `forebay models update --help`".into()
                 ));
             }
             let request = wire::UpdateModelRequest {

@@ -31,7 +31,9 @@ pub(crate) async fn run(command: Pool) -> anyhow::Result<()> {
             paths.extend(max_models_concurrent.map(|_| "max_models_concurrent".to_owned()));
             paths.extend(clear);
             if paths.is_empty() {
-                anyhow::bail!(Usage("nothing to change; see `forebay pool set --help`"));
+                anyhow::bail!(Usage(
+                    "nothing to change; see `forebay pool set --help`".into()
+                ));
             }
             let request = wire::UpdatePoolSettingsRequest {
                 settings: Some(pool.settings(max_models_concurrent)),

@@ -15,3 +15,4 @@ mod nack;
 mod roles;
 mod stopping;
 mod traces;
+mod zero_loss;

@@ -1,8 +1,10 @@
 //! How a mock behaves: fixed at the start ([`MockConfig`]) or changed at any time ([`Faults`]).
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use crate::script::Script;
 
 /// How a mock behaves from its start.
 #[derive(Debug, Clone)]
@@ -17,7 +19,7 @@ pub struct MockConfig {
     pub speaks: Speaks,
     /// Requests that it takes at a time on an HTTP/2 connection.
     pub max_streams: Option<u32>,
-    /// The models it serves.
+    /// The models it serves. None: whatever is asked for.
     pub models: Vec<String>,
     /// Its name, told in the `x-mock-name` header.
     pub name: String,
@@ -36,6 +38,8 @@ pub struct MockConfig {
     pub api_key: Option<String>,
     /// Answers 503 to requests above this many at once, and counts them.
     pub max_in_flight: Option<usize>,
+    /// What it says. `None`: `token0 token1 …`.
+    pub script: Option<Arc<dyn Script>>,
 }
 
 /// What a mock speaks.
@@ -77,6 +81,7 @@ impl Default for MockConfig {
             accept_delay: Duration::ZERO,
             api_key: None,
             max_in_flight: None,
+            script: None,
         }
     }
 }

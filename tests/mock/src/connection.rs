@@ -1,6 +1,8 @@
 //! One connection: uvicorn's idle limit, the delay of a handshake, and resets on demand.
 
 use std::{
+    error::Error,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -56,6 +58,7 @@ impl Fate {
     /// A request begins; it ends when the guard is dropped.
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::AcqRel);
+        // Its idle time is over: the limit must not strike in the middle of the answer.
         self.changed.notify_one();
         Busy(self.clone())
     }
@@ -122,6 +125,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "connection ended");
+                    if is_reset(&error) {
+                        open.why = Closed::Reset;
+                    }
                 }
                 if fate.reset.load(Ordering::Acquire) {
                     open.why = Closed::Fault;
@@ -176,5 +182,69 @@ fn idle_deadline(
     match keep_alive.filter(|_| fate.is_idle()) {
         Some(limit) => Box::pin(sleep_until(Instant::now() + limit)),
         None => Box::pin(std::future::pending()),
+    }
+}
+
+/// The peer sent RST instead of FIN.
+fn is_reset(error: &AnyError) -> bool {
+    let mut source: Option<&(dyn Error + 'static)> = Some(&**error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::ConnectionReset;
+        }
+        source = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        time::sleep,
+    };
+
+    use crate::{MockConfig, MockServer};
+
+    async fn ask(socket: &mut TcpStream, tokens: u32) {
+        let body = format!(r#"{{"model":"mock","stream":true,"max_tokens":{tokens}}}"#);
+        let length = body.len();
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: ";
+        let request = format!("{head}{length}\r\n\r\n{body}");
+        socket.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    async fn read_until_done(socket: &mut TcpStream) -> String {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"[DONE]\n\n\r\n0\r\n\r\n") {
+            let read = socket.read_buf(&mut bytes).await.unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            assert!(read > 0, "closed in the middle of an answer: {text}");
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// The second answer takes longer than what was left of the idle time when it was asked for.
+    #[tokio::test]
+    async fn the_idle_limit_does_not_strike_in_an_answer() {
+        let mock = MockServer::start(MockConfig {
+            keep_alive: Some(Duration::from_millis(150)),
+            interval: Duration::from_millis(10),
+            ..MockConfig::default()
+        });
+        let mock = mock.await.unwrap();
+        let mut socket = TcpStream::connect(mock.addr()).await.unwrap();
+        ask(&mut socket, 1).await;
+        read_until_done(&mut socket).await;
+        sleep(Duration::from_millis(50)).await;
+        ask(&mut socket, 30).await;
+        let answer = read_until_done(&mut socket).await;
+        assert!(answer.contains("token29"), "{answer}");
+        let end = socket.read_u8().await;
+        assert!(end.is_err(), "and then it is closed");
+        assert_eq!(mock.stats().closed_idle, 1);
     }
 }

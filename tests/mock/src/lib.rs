@@ -6,6 +6,7 @@
 mod config;
 mod connection;
 mod openai;
+mod script;
 mod serve;
 mod socket;
 mod stats;
@@ -13,5 +14,6 @@ mod stream;
 mod tls;
 
 pub use config::{Faults, MockConfig, MockTls, Speaks};
+pub use script::{Script, Speech};
 pub use serve::MockServer;
 pub use stats::MockStats;

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::script::{Numbered, Script, Speech};
+
 /// What of a request matters to the mock.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Asked {
@@ -15,6 +17,18 @@ pub(crate) struct Asked {
     stream_options: StreamOptions,
     encoding_format: Option<String>,
     input: Option<Value>,
+    messages: Option<Value>,
+    prompt: Option<Value>,
+}
+
+impl Asked {
+    /// What it is about: the last message of a chat, or the prompt.
+    fn prompt(&self) -> &str {
+        let messages = self.messages.as_ref().and_then(Value::as_array);
+        let last = messages.and_then(|messages| messages.last()?.get("content"));
+        let text = last.or(self.prompt.as_ref()).and_then(Value::as_str);
+        text.unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -49,10 +63,17 @@ pub(crate) struct Answer {
     pub(crate) id: String,
     pub(crate) tokens: u32,
     asked: Asked,
+    speech: Box<dyn Speech>,
 }
 
 impl Answer {
-    pub(crate) fn new(kind: Kind, asked: Asked, request_id: &str, tokens: u32) -> Self {
+    pub(crate) fn new(
+        kind: Kind,
+        asked: Asked,
+        request_id: &str,
+        tokens: u32,
+        script: Option<&dyn Script>,
+    ) -> Self {
         let prefix = if kind == Kind::Chat {
             "chatcmpl"
         } else {
@@ -60,11 +81,13 @@ impl Answer {
         };
         let wanted = asked.max_tokens.or(asked.max_completion_tokens);
         let tokens = wanted.unwrap_or(tokens);
+        let speech = script.and_then(|script| script.answer(asked.prompt(), tokens));
         Self {
             kind,
             id: format!("{prefix}-{request_id}"),
             tokens,
             asked,
+            speech: speech.unwrap_or_else(|| Box::new(Numbered::default())),
         }
     }
 
@@ -73,8 +96,8 @@ impl Answer {
     }
 
     /// The answer as a whole.
-    pub(crate) fn whole(&self) -> Value {
-        let text = (0..self.tokens).map(token).collect::<String>();
+    pub(crate) fn whole(&mut self) -> Value {
+        let text: String = (0..self.tokens).map(|_| self.speech.token()).collect();
         let choice = match self.kind {
             Kind::Chat => json!({"index": 0, "finish_reason": "stop", "logprobs": null,
                 "message": {"role": "assistant", "content": text}}),
@@ -98,13 +121,14 @@ impl Answer {
     }
 
     /// The event of a token.
-    pub(crate) fn event(&self, n: u32) -> Value {
+    pub(crate) fn event(&mut self, n: u32) -> Value {
+        let text = self.speech.token();
         let last = (n + 1 == self.tokens).then_some("stop");
         match self.kind {
-            Kind::Chat => self.chunk(&json!({"content": token(n)}), last),
+            Kind::Chat => self.chunk(&json!({"content": text}), last),
             _ => json!({"id": self.id, "object": "text_completion", "created": 1,
                 "model": self.asked.model,
-                "choices": [{"index": 0, "text": token(n), "finish_reason": last}]}),
+                "choices": [{"index": 0, "text": text, "finish_reason": last}]}),
         }
     }
 
@@ -152,10 +176,6 @@ impl Answer {
         json!({"id": self.id, "object": "list", "created": 1, "model": self.asked.model,
             "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}})
     }
-}
-
-fn token(n: u32) -> String {
-    format!("token{n} ")
 }
 
 /// vLLM's shape of an error.

@@ -244,7 +244,8 @@ async fn infer(
             );
         }
     };
-    if !shared.config.models.contains(&asked.model) {
+    let models = &shared.config.models;
+    if !models.is_empty() && !models.contains(&asked.model) {
         let message = format!("The model `{}` does not exist.", asked.model);
         return whole(
             404,
@@ -253,14 +254,20 @@ async fn infer(
         );
     }
     shared.counts.model(&asked.model);
-    let answer = Answer::new(kind, asked, &request_id, shared.config.tokens);
+    let answer = Answer::new(
+        kind,
+        asked,
+        &request_id,
+        shared.config.tokens,
+        shared.config.script.as_deref(),
+    );
     generate(shared, fate, answer, in_flight).await
 }
 
 async fn generate(
     shared: &Shared,
     fate: &Arc<Fate>,
-    answer: Answer,
+    mut answer: Answer,
     in_flight: InFlight,
 ) -> Response<MockBody> {
     let (reset, stall, status, faults) = {

@@ -25,6 +25,8 @@ pub struct MockStats {
     pub closed_idle: u64,
     /// Connections closed by a fault.
     pub closed_fault: u64,
+    /// Connections that the peer reset.
+    pub closed_reset: u64,
     /// Connections closed by the peer, or with the server.
     pub closed_other: u64,
     /// Requests for inference.
@@ -57,6 +59,7 @@ pub struct MockStats {
 pub(crate) enum Closed {
     Idle,
     Fault,
+    Reset,
     Other,
 }
 
@@ -92,6 +95,7 @@ impl Counts {
         match why {
             Closed::Idle => stats.closed_idle += 1,
             Closed::Fault => stats.closed_fault += 1,
+            Closed::Reset => stats.closed_reset += 1,
             Closed::Other => stats.closed_other += 1,
         }
     }

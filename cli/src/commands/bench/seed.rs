@@ -24,7 +24,7 @@ const WIDTH: usize = 100;
 pub(crate) async fn run(log: &LogArgs, args: Seed) -> anyhow::Result<()> {
     let plan = plan(&args);
     if let Err(error) = plan.check() {
-        return Err(Usage("these flags do not go together")).context(error.to_string());
+        return Err(Usage("these flags do not go together".into())).context(error.to_string());
     }
     let telemetry = Telemetry::start(log, "forebay", "bench")?;
     open_files::raise_limit();

@@ -1,20 +1,13 @@
-//! The flags of `forebay bench`.
+//! The flags of `forebay bench seed`.
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use super::{client::Output, examples::SEED_EXAMPLES};
+use crate::args::client::Output;
 
 const HANDSHAKE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5);
 const SERVICE_TIME: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Bench {
-    /// Measure what a keepalive below the pool size costs: the founding experiment, on real sockets.
-    #[command(after_help = SEED_EXAMPLES)]
-    Seed(Seed),
-}
 
 /// The sizes, times and rates of the experiment, as the founding document has them unless told otherwise.
 #[derive(Debug, Args)]
