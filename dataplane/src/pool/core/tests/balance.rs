@@ -140,26 +140,25 @@ fn what_changed_serves_until_its_heir_is_warm_one_for_one() {
 
 #[test]
 fn an_heir_that_cannot_be_reached_gets_five_seconds() {
-    let mut shell = Shell::new(shape(4), 1);
+    let patient = Shape {
+        idle_timeout: at(60_000),
+        ..shape(4)
+    };
+    let mut shell = Shell::new(patient.clone(), 1);
     let waiter = shell.acquire();
     shell.connect();
     shell.release(waiter, Outcome::Reusable);
-    shell.reshape_with(shape(4), &[1], &[0]);
-    while shell.now < at(5_000) {
-        assert_eq!(shell.core.census_of(OriginId(0)).open, 1);
+    shell.reshape_with(patient, &[1], &[0]);
+    let open = |shell: &Shell| shell.core.census_of(OriginId(0)).open;
+    while shell.now < at(4_900) {
         while !shell.connects.is_empty() {
             shell.refuse();
         }
-        shell.sweep(500);
-        // It is in use now and then.
-        let waiter = shell.acquire();
-        shell.release(waiter, Outcome::Unused);
-        if shell.core.census_of(OriginId(0)).open == 0 {
-            break;
-        }
+        shell.sweep(100);
+        assert_eq!(open(&shell), 1, "after {:?}", shell.now);
     }
-    shell.sweep(1);
-    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+    shell.sweep(200);
+    assert_eq!(open(&shell), 0);
 }
 
 #[test]
