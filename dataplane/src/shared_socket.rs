@@ -9,9 +9,12 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
+
+/// Whether new bytes are told of even if those before them were not all read: epoll and kqueue.
+const EDGE_TRIGGERED: bool = cfg!(any(target_os = "linux", target_os = "macos"));
 
 /// Reads and writes through a shared socket.
 #[derive(Debug)]
@@ -25,16 +28,29 @@ impl AsyncRead for SharedSocket {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf.initialize_unfilled()) {
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
+            match read_some(&self.0, buf) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                result => return Poll::Ready(result),
             }
         }
     }
+}
+
+/// Reads what is there. A read that does not fill its buffer has emptied the socket: saying so to tokio
+/// spares the read that would find nothing. It is said from within `try_io`, which knows whether something
+/// came in the meantime.
+fn read_some(socket: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+    let mut read = false;
+    let tried = socket.try_io(Interest::READABLE, || {
+        let room = buf.remaining();
+        let n = socket.try_read_buf(buf)?;
+        read = true;
+        match EDGE_TRIGGERED && 0 < n && n < room {
+            true => Err(ErrorKind::WouldBlock.into()),
+            false => Ok(()),
+        }
+    });
+    if read { Ok(()) } else { tried }
 }
 
 impl AsyncWrite for SharedSocket {

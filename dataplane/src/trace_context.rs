@@ -17,6 +17,9 @@ pub(crate) const HEADERS: [HeaderName; 2] = [
 
 /// Makes the span a child of what the headers name.
 pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let parent =
         global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
     if let Err(error) = span.set_parent(parent) {
@@ -35,6 +38,9 @@ pub(crate) fn adopt_text(span: &Span, traceparent: &str) {
 
 /// Writes the span's context over what the headers have. Without an exporter they keep the client's.
 pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let context = span.context();
     global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut HeadersMut(headers));

@@ -1,6 +1,7 @@
 //! The gateway: accepts clients' connections and serves their requests, each under a span that
 //! continues the client's trace.
 
+mod alarm;
 mod body;
 mod connection;
 mod error;
@@ -14,7 +15,7 @@ mod watchdog;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
@@ -27,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, field};
 
 use self::{
-    body::ResponseBody, error::GatewayError, paths::Target, proxy::Proxy, record::RequestRecord,
-    watchdog::Watchdog,
+    alarm::Alarms, body::ResponseBody, error::GatewayError, paths::Target, proxy::Proxy,
+    record::RequestRecord, watchdog::Watchdog,
 };
 use crate::{
     apply::client_connections,
@@ -127,22 +128,25 @@ async fn accept(
 }
 
 /// Serves one request under a span that continues the client's trace.
-async fn serve(proxy: &Proxy, request: Request<Incoming>) -> Response<ResponseBody> {
+async fn serve(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    alarms: &Alarms,
+) -> Response<ResponseBody> {
     let request_id = headers::request_id(request.headers());
-    let id = request_id.to_str().unwrap_or_default();
     let target = Target::find(request.method(), request.uri().path());
     let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
     let span = tracing::info_span!(
         "request",
         otel.name = format!("{} {path}", request.method()),
         otel.kind = "server",
-        request_id = id,
+        request_id = request_id.to_str().unwrap_or_default(),
         model = field::Empty,
         status = field::Empty,
     );
     trace_context::adopt(&span, request.headers());
-    let record = RequestRecord::new(proxy.metrics.clone(), path, id.to_owned());
-    let mut response = answer(proxy, target, request, &request_id, record)
+    let record = RequestRecord::new(proxy.metrics.clone(), path, request_id.clone());
+    let mut response = answer(proxy, target, request, alarms, record)
         .instrument(span.clone())
         .await;
     span.record("status", response.status().as_u16());
@@ -156,11 +160,11 @@ async fn answer(
     proxy: &Proxy,
     target: Result<Target, GatewayError>,
     request: Request<Incoming>,
-    request_id: &HeaderValue,
+    alarms: &Alarms,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     let result = match target {
-        Ok(Target::Inference(path)) => match proxy.serve(path, request, request_id, record).await {
+        Ok(Target::Inference(path)) => match proxy.serve(path, request, alarms, record).await {
             Ok(response) => return response,
             Err((error, unfinished)) => {
                 record = unfinished;
@@ -178,7 +182,7 @@ async fn answer(
     let (response, source) = match result {
         Ok(response) => (response, Source::Gateway),
         Err(error) => {
-            tracing::info!(%error, "request refused");
+            tracing::info!(request_id = record.request_id(), %error, "request refused");
             (error.to_response(), error.source())
         }
     };

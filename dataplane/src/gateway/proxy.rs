@@ -12,10 +12,11 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, Span, field};
 
 use super::{
+    alarm::{Alarm, Alarms},
     body::{ResponseBody, StreamLimits, UpstreamBody},
     error::GatewayError,
     headers,
@@ -64,6 +65,17 @@ struct Outgoing<'a> {
     queued: Duration,
     /// From the request's leaving to the head of the answer.
     first_byte: Duration,
+    /// For its deadlines, one after the other.
+    alarm: Alarm,
+}
+
+/// An answer whose body is still to come, and what it takes to pass that on.
+struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    limits: StreamLimits,
+    alarm: Alarm,
+    span: Span,
 }
 
 impl Proxy {
@@ -72,15 +84,18 @@ impl Proxy {
         &self,
         path: &'static str,
         request: Request<Incoming>,
-        request_id: &HeaderValue,
+        alarms: &Alarms,
         mut record: RequestRecord,
     ) -> Result<Response<ResponseBody>, (GatewayError, RequestRecord)> {
-        match self.try_serve(path, request, request_id, &mut record).await {
-            Ok((response, lease, limits, span)) => {
-                let (parts, body) = response.into_parts();
+        match self.try_serve(path, request, alarms, &mut record).await {
+            Ok(answer) => {
+                let limits = answer.limits;
+                let (parts, body) = answer.response.into_parts();
                 record.passing_on(parts.status.as_u16());
-                let loan = self.watchdog.lend(lease, limits.idle, limits.deadline);
-                let body = UpstreamBody::new(body, loan, record, limits, span);
+                let loan = self
+                    .watchdog
+                    .lend(answer.lease, limits.idle, limits.deadline);
+                let body = UpstreamBody::new(body, loan, record, limits, answer.alarm, answer.span);
                 Ok(Response::from_parts(
                     parts,
                     ResponseBody::Stream(Box::new(body)),
@@ -94,11 +109,12 @@ impl Proxy {
         &self,
         path: &'static str,
         request: Request<Incoming>,
-        request_id: &HeaderValue,
+        alarms: &Alarms,
         record: &mut RequestRecord,
-    ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
+    ) -> Result<Answer, GatewayError> {
         let (parts, body) = request.into_parts();
-        let body = self.read_body(&parts, body).await?;
+        let mut alarm = alarms.set(record.began() + BODY_WITHIN);
+        let body = self.read_body(&parts, body, &mut alarm).await?;
         let reading = record.began().elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
@@ -107,7 +123,7 @@ impl Proxy {
         Span::current().record("model", route.model.id.as_str());
         let mut outgoing = Outgoing {
             path,
-            headers: headers::for_upstream(&parts.headers, request_id),
+            headers: headers::for_upstream(&parts.headers, record.request_id_header()),
             body: field.body_for(route.model.id.as_str(), &body),
             route,
             deadline: record.began() + route.model.timeouts.total,
@@ -118,11 +134,26 @@ impl Proxy {
             waited: reading,
             queued: Duration::ZERO,
             first_byte: Duration::ZERO,
+            alarm,
         };
-        self.send(&mut outgoing, &live, record.began()).await
+        let (response, lease, limits, span) =
+            self.send(&mut outgoing, &live, record.began()).await?;
+        let alarm = outgoing.alarm;
+        Ok(Answer {
+            response,
+            lease,
+            limits,
+            alarm,
+            span,
+        })
     }
 
-    async fn read_body(&self, parts: &Parts, mut body: Incoming) -> Result<Bytes, GatewayError> {
+    async fn read_body(
+        &self,
+        parts: &Parts,
+        mut body: Incoming,
+        alarm: &mut Alarm,
+    ) -> Result<Bytes, GatewayError> {
         let limit = self.max_body_bytes;
         let announced = parts.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
@@ -130,8 +161,9 @@ impl Proxy {
             discard(parts, body).await;
             return Err(GatewayError::BodyTooLarge { limit });
         }
-        let collected = timeout(BODY_WITHIN, Limited::new(&mut body, limit).collect()).await;
-        match collected.map_err(|_| GatewayError::BodyTimeout(BODY_WITHIN))? {
+        let collecting = Limited::new(&mut body, limit).collect();
+        let collected = alarm.within(Instant::now() + BODY_WITHIN, collecting).await;
+        match collected.ok_or(GatewayError::BodyTimeout(BODY_WITHIN))? {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
                 discard(parts, body).await;
@@ -158,8 +190,7 @@ impl Proxy {
             };
             let lease = self.acquire(outgoing, want).await?;
             let overhead = began.elapsed().saturating_sub(outgoing.waited);
-            self.metrics
-                .overhead(&outgoing.route.model.id, overhead.as_secs_f64());
+            outgoing.route.metrics.overhead(overhead.as_secs_f64());
             let span = tracing::info_span!(
                 "upstream",
                 endpoint = %lease.endpoint(),
@@ -222,16 +253,17 @@ impl Proxy {
         let queued = began.elapsed();
         outgoing.waited += queued;
         outgoing.queued += queued;
-        self.metrics.waited(&model.id, queued.as_secs_f64());
+        outgoing.route.metrics.waited(queued.as_secs_f64());
         lease.map_err(|error: AcquireError| {
-            tracing::warn!(model = %model.id, %error, "no connection");
+            let request_id = outgoing.request_id();
+            tracing::warn!(model = %model.id, request_id, %error, "no connection");
             error.into()
         })
     }
 
     async fn send_once(
         &self,
-        outgoing: &Outgoing<'_>,
+        outgoing: &mut Outgoing<'_>,
         mut lease: Lease,
         span: &Span,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
@@ -240,11 +272,12 @@ impl Proxy {
         let began = Instant::now();
         let within = model.timeouts.first_byte;
         let deadline = outgoing.deadline.min(began + within);
-        let answer = timeout_at(deadline, lease.send(request)).await;
-        let (name, endpoint) = (model.id.to_string(), lease.endpoint().to_string());
+        let answer = outgoing.alarm.within(deadline, lease.send(request)).await;
+        let names = |lease: &Lease| (model.id.to_string(), lease.endpoint().to_string());
         match answer {
-            Ok(Ok(response)) => match broken_rule(&response) {
+            Some(Ok(response)) => match broken_rule(&response) {
                 Some(rule) => {
+                    let (name, endpoint) = names(&lease);
                     lease.discard(CloseReason::Error);
                     Err(Failed::Told(GatewayError::UpstreamProtocol {
                         model: name,
@@ -253,12 +286,13 @@ impl Proxy {
                     }))
                 }
                 None => {
-                    self.metrics
-                        .first_byte(&model.id, began.elapsed().as_secs_f64());
+                    let first_byte = began.elapsed().as_secs_f64();
+                    outgoing.route.metrics.first_byte(first_byte);
                     Ok((response, lease))
                 }
             },
-            Ok(Err(failed)) => {
+            Some(Err(failed)) => {
+                let (name, endpoint) = names(&lease);
                 let unsent = failed.progress == Progress::NothingSent;
                 let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
                 if unsent && lease.kind() == Kind::Reused {
@@ -281,7 +315,8 @@ impl Proxy {
                     (false, false) => Failed::Told(error),
                 })
             }
-            Err(_) => {
+            None => {
+                let (name, endpoint) = names(&lease);
                 lease.discard(CloseReason::Error);
                 let within = match began.elapsed() < within {
                     true => model.timeouts.total,
@@ -319,6 +354,12 @@ enum Failed {
 }
 
 impl Outgoing<'_> {
+    /// What names it in logs.
+    fn request_id(&self) -> &str {
+        let id = self.headers.get(headers::REQUEST_ID);
+        id.and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
+
     fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = http::Method::POST;
