@@ -8,7 +8,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -49,6 +49,11 @@ impl Alarms {
 }
 
 impl Alarm {
+    /// The deadline.
+    pub(super) fn at(&self) -> Instant {
+        self.at
+    }
+
     /// Another deadline.
     pub(super) fn set(&mut self, at: Instant) {
         self.at = at;
@@ -77,10 +82,9 @@ impl Alarm {
     pub(super) async fn within<T>(
         &mut self,
         at: Instant,
-        future: impl Future<Output = T>,
+        mut future: Pin<&mut impl Future<Output = T>>,
     ) -> Option<T> {
         self.set(at);
-        let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
             Poll::Pending => self.poll_passed(cx).map(|()| None),
@@ -128,13 +132,16 @@ impl rt::Timer for Alarms {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
+    use std::{
+        future::{pending, ready},
+        pin::pin,
+    };
 
     use super::*;
 
     async fn missed(alarm: &mut Alarm, within: Duration) -> Duration {
         let began = Instant::now();
-        let missed = alarm.within(began + within, pending::<()>()).await;
+        let missed = alarm.within(began + within, pin!(pending::<()>())).await;
         assert_eq!(missed, None);
         began.elapsed()
     }
@@ -156,7 +163,7 @@ mod tests {
         for _ in 0..3 {
             let mut alarm = alarms.set(Instant::now());
             let at = Instant::now() + Duration::from_secs(5);
-            assert_eq!(alarm.within(at, ready(1)).await, Some(1));
+            assert_eq!(alarm.within(at, pin!(ready(1))).await, Some(1));
             tokio::time::sleep(Duration::from_secs(4)).await;
             drop(alarm);
             let mut alarm = alarms.set(Instant::now() + Duration::from_secs(3));
