@@ -6,6 +6,7 @@ mod body;
 mod connection;
 mod error;
 mod headers;
+mod json_scan;
 mod model_field;
 mod models;
 mod paths;
