@@ -14,8 +14,14 @@ mod ui;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use mimalloc::MiMalloc;
+use tokio::task::JoinSet;
 
 use self::args::Cli;
+
+/// docs/adr/0010: what it saves per request and per idle connection.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The exit code of a command line that makes no sense (sysexits' EX_USAGE).
 const USAGE: u8 = 64;
@@ -40,11 +46,21 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    let result = runtime.block_on(commands::run(cli));
+    let result = runtime.block_on(on_a_worker(cli));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// Not on the main thread: whatever is awaited there is woken by way of another thread, each accept too.
+async fn on_a_worker(cli: Cli) -> anyhow::Result<()> {
+    let mut running = JoinSet::new();
+    running.spawn(commands::run(cli));
+    match running.join_next().await {
+        Some(ended) => ended?,
+        None => Ok(()),
     }
 }
 
