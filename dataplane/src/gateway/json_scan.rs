@@ -101,14 +101,14 @@ impl Scan<'_> {
     fn plain_string(&mut self) -> Option<Range<usize>> {
         let start = self.at;
         self.take(b'"').then_some(())?;
-        match self.to_quote_or_escape()? {
+        match self.find_special()? {
             b'"' => Some(start..self.at),
             _ => None,
         }
     }
 
     /// Goes beyond the next quote or backslash, which it gives.
-    fn to_quote_or_escape(&mut self) -> Option<u8> {
+    fn find_special(&mut self) -> Option<u8> {
         while let Some(eight) = self.text.get(self.at..)?.first_chunk() {
             let special = specials(u64::from_le_bytes(*eight));
             self.at += (special.trailing_zeros() / 8) as usize;
@@ -129,7 +129,7 @@ impl Scan<'_> {
 
     fn string(&mut self) -> Option<()> {
         self.take(b'"').then_some(())?;
-        while self.to_quote_or_escape()? == b'\\' {
+        while self.find_special()? == b'\\' {
             let escape = self.peek()?;
             self.at += 1;
             match escape {
