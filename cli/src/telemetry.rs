@@ -9,10 +9,17 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
+use forebay_dataplane::REQUEST_SPANS;
+
 use crate::args::{LogArgs, LogFormat};
+
+type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Longest wait for a collector, per export and at the end.
 const EXPORT_WITHIN: Duration = Duration::from_secs(3);
@@ -48,18 +55,19 @@ impl Telemetry {
             Some(endpoint) => Some(provider(endpoint, service, instance)?),
             None => None,
         };
-        let traces = provider.as_ref().map(|provider| {
+        // A request's spans are for traces alone: what its log lines need, they say themselves. A span
+        // that no layer wants is not made at all, and it is made for every request.
+        let wanted = filter_fn(|meta| !meta.is_span() || !meta.target().starts_with(REQUEST_SPANS));
+        let mut layers: Vec<Boxed> = vec![logs.with_filter(filter.and(wanted)).boxed()];
+        // Not an optional layer: one that is absent still has everything asked for anew each time.
+        if let Some(provider) = &provider {
             // Traces are not thinned out by the log's filter; other crates' spans are of no use.
             let ours =
                 EnvFilter::new("off,forebay=info,forebay_control=info,forebay_dataplane=info");
-            tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer("forebay"))
-                .with_filter(ours)
-        });
-        tracing_subscriber::registry()
-            .with(traces)
-            .with(logs.with_filter(filter))
-            .init();
+            let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("forebay"));
+            layers.push(traces.with_filter(ours).boxed());
+        }
+        tracing_subscriber::registry().with(layers).init();
         Ok(Self {
             traces: provider,
             _log: log,

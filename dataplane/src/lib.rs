@@ -17,4 +17,7 @@ mod resolve;
 mod shared_socket;
 mod trace_context;
 
+/// Where the spans of a request come from: the beginning of their target.
+pub const REQUEST_SPANS: &str = "forebay_dataplane::gateway";
+
 pub use app::{BoundWorker, Exposure, WorkerError, WorkerSettings};

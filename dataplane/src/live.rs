@@ -14,7 +14,7 @@ use forebay_proto::{Budget, ModelId, Position, ResolvedModel};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::pool::Pool;
+use crate::{metrics::ModelMetrics, pool::Pool};
 
 /// The routes and pools of one revision.
 #[derive(Debug, Default)]
@@ -36,6 +36,8 @@ pub struct Route {
     pub model: ResolvedModel,
     /// Its connections.
     pub pool: Arc<Pool>,
+    /// Its series.
+    pub metrics: Arc<ModelMetrics>,
 }
 
 impl Live {

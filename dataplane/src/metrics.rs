@@ -3,11 +3,12 @@
 //!
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use forebay_proto::ModelId;
+use parking_lot::{Mutex, RwLock};
 use prometheus::{
-    Error, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
+    Error, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
     core::Collector as _,
 };
 
@@ -57,6 +58,68 @@ pub struct Metrics {
     replays: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
+    /// What routes hold. The lock is never taken on the request path.
+    models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
+}
+
+/// The series of one model, looked up once.
+#[derive(Debug)]
+pub struct ModelMetrics {
+    model: ModelId,
+    requests: IntCounterVec,
+    /// The counters of how its requests ended so far.
+    answered: RwLock<Vec<(Answered, IntCounter)>>,
+    request_seconds: Histogram,
+    first_byte_seconds: Histogram,
+    wait_seconds: Histogram,
+    overhead_seconds: Histogram,
+}
+
+/// The labels of a request that is over: path, status, source.
+type Answered = (&'static str, u16, Source);
+
+/// Most counters that a model's series keep at hand; rarer ones are looked up each time.
+const AT_HAND: usize = 16;
+
+impl ModelMetrics {
+    /// A request is over.
+    pub(crate) fn request(&self, path: &'static str, status: u16, source: Source, seconds: f64) {
+        let labels = (path, status, source);
+        let known = {
+            let answered = self.answered.read();
+            let known = answered.iter().find(|(known, _)| *known == labels);
+            known.map(|(_, counter)| counter.inc()).is_some()
+        };
+        if !known {
+            self.first_of(labels).inc();
+        }
+        self.request_seconds.observe(seconds);
+    }
+
+    fn first_of(&self, labels: Answered) -> IntCounter {
+        let (path, status, source) = labels;
+        let (model, code) = (self.model.as_str(), status.to_string());
+        let counter = self
+            .requests
+            .with_label_values(&[model, path, &code, source.label()]);
+        let mut answered = self.answered.write();
+        if answered.len() < AT_HAND {
+            answered.push((labels, counter.clone()));
+        }
+        counter
+    }
+
+    pub(crate) fn first_byte(&self, seconds: f64) {
+        self.first_byte_seconds.observe(seconds);
+    }
+
+    pub(crate) fn waited(&self, seconds: f64) {
+        self.wait_seconds.observe(seconds);
+    }
+
+    pub(crate) fn overhead(&self, seconds: f64) {
+        self.overhead_seconds.observe(seconds);
+    }
 }
 
 impl Metrics {
@@ -122,43 +185,40 @@ impl Metrics {
                 "Pushed configurations refused, by reason.",
                 &["reason"],
             )?,
+            models: Mutex::default(),
         })
     }
 
-    /// A request is over.
-    pub(crate) fn request(
-        &self,
-        model: Option<&ModelId>,
-        path: &str,
-        status: u16,
-        source: Source,
-        seconds: f64,
-    ) {
-        let model = model.map_or(NO_MODEL, ModelId::as_str);
+    /// The series of a model, to be kept with its route.
+    pub(crate) fn model(&self, model: &ModelId) -> Arc<ModelMetrics> {
+        let mut models = self.models.lock();
+        let known = models.entry(model.clone());
+        known
+            .or_insert_with(|| Arc::new(self.look_up(model)))
+            .clone()
+    }
+
+    fn look_up(&self, model: &ModelId) -> ModelMetrics {
+        let of = |histogram: &HistogramVec| histogram.with_label_values(&[model.as_str()]);
+        ModelMetrics {
+            model: model.clone(),
+            requests: self.requests.clone(),
+            answered: RwLock::default(),
+            request_seconds: of(&self.request_seconds),
+            first_byte_seconds: of(&self.first_byte_seconds),
+            wait_seconds: of(&self.wait_seconds),
+            overhead_seconds: of(&self.overhead_seconds),
+        }
+    }
+
+    /// A request is over that named no registered model.
+    pub(crate) fn unrouted(&self, path: &str, status: u16, source: Source, seconds: f64) {
         let code = status.to_string();
         self.requests
-            .with_label_values(&[model, path, &code, source.label()])
+            .with_label_values(&[NO_MODEL, path, &code, source.label()])
             .inc();
         self.request_seconds
-            .with_label_values(&[model])
-            .observe(seconds);
-    }
-
-    pub(crate) fn first_byte(&self, model: &ModelId, seconds: f64) {
-        self.first_byte_seconds
-            .with_label_values(&[model.as_str()])
-            .observe(seconds);
-    }
-
-    pub(crate) fn waited(&self, model: &ModelId, seconds: f64) {
-        self.wait_seconds
-            .with_label_values(&[model.as_str()])
-            .observe(seconds);
-    }
-
-    pub(crate) fn overhead(&self, model: &ModelId, seconds: f64) {
-        self.overhead_seconds
-            .with_label_values(&[model.as_str()])
+            .with_label_values(&[NO_MODEL])
             .observe(seconds);
     }
 
@@ -181,8 +241,14 @@ impl Metrics {
         self.connect_seconds.with_label_values(&[model.as_str()])
     }
 
-    /// Drops the series of a removed model whose last request is done, so that labels do not pile up.
+    /// Drops the series of a removed model whose last request is done, so that labels do not pile up;
+    /// unless it is registered again by now.
     pub(crate) fn forget(&self, model: &ModelId) {
+        let mut models = self.models.lock();
+        match models.get(model) {
+            Some(held) if Arc::strong_count(held) > 1 => return,
+            _ => drop(models.remove(model)),
+        }
         let histograms = [
             &self.request_seconds,
             &self.first_byte_seconds,

@@ -9,14 +9,20 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+
+/// Whether new bytes are told of even if those before them were not all read: epoll and kqueue.
+const EDGE_TRIGGERED: bool = cfg!(any(target_os = "linux", target_os = "macos"));
 
 /// A socket that can be read and written by who merely holds a reference.
 pub(crate) trait Socket {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Reads what is there. A read that does not fill its buffer has emptied the socket: saying so to tokio
+    /// spares the read that would find nothing. It is said from within `try_io`, which knows whether
+    /// something came in the meantime.
+    fn read_some(&self, buf: &mut ReadBuf<'_>) -> io::Result<()>;
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn try_write_vectored(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize>;
 }
@@ -28,8 +34,18 @@ macro_rules! socket {
                 self.poll_read_ready(cx)
             }
 
-            fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-                self.try_read(buf)
+            fn read_some(&self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+                let mut read = false;
+                let tried = self.try_io(Interest::READABLE, || {
+                    let room = buf.remaining();
+                    let n = self.try_read_buf(buf)?;
+                    read = true;
+                    match EDGE_TRIGGERED && 0 < n && n < room {
+                        true => Err(ErrorKind::WouldBlock.into()),
+                        false => Ok(()),
+                    }
+                });
+                if read { Ok(()) } else { tried }
             }
 
             fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -58,13 +74,9 @@ impl<S: Socket> AsyncRead for SharedSocket<S> {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf.initialize_unfilled()) {
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
+            match self.0.read_some(buf) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                result => return Poll::Ready(result),
             }
         }
     }

@@ -125,6 +125,8 @@ impl Applier {
     /// The new value, with the pools of the old one where the model stays.
     fn build(&self, old: &Live, position: &Position, config: &Config, cap: usize) -> Live {
         let route = |model: &ResolvedModel| {
+            // Held before its pool is made: while somebody holds them they are not forgotten.
+            let metrics = self.common.metrics.model(&model.id);
             let pool = match old.models.get(&model.id) {
                 Some(route) => route.pool.clone(),
                 None => self.pool_of(model, cap),
@@ -132,6 +134,7 @@ impl Applier {
             Arc::new(Route {
                 model: model.clone(),
                 pool,
+                metrics,
             })
         };
         let routes = config.models().iter().map(route).collect();

@@ -13,10 +13,11 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::Span;
 
 use super::{
+    alarm::Alarm,
     record::{CLIENT_CLOSED, RequestRecord},
     watchdog::Loan,
 };
@@ -133,7 +134,7 @@ pub(super) struct UpstreamBody {
     loan: Loan,
     record: RequestRecord,
     limits: StreamLimits,
-    silence: Pin<Box<Sleep>>,
+    silence: Alarm,
     state: State,
     tail: Tail,
     _span: Span,
@@ -153,11 +154,10 @@ impl UpstreamBody {
         loan: Loan,
         record: RequestRecord,
         limits: StreamLimits,
+        mut silence: Alarm,
         span: Span,
     ) -> Self {
-        let silence = Box::pin(sleep_until(
-            limits.deadline.min(Instant::now() + limits.idle),
-        ));
+        silence.set(limits.deadline.min(Instant::now() + limits.idle));
         let mut this = Self {
             body: Some(body),
             loan,
@@ -229,7 +229,7 @@ impl UpstreamBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                std::task::ready!(self.silence.as_mut().poll(cx));
+                std::task::ready!(self.silence.poll_passed(cx));
                 let late = Instant::now() >= self.limits.deadline;
                 let failed = match late {
                     true => StreamFailed::TotalTime(self.limits.total),
@@ -259,8 +259,8 @@ impl UpstreamBody {
 
     fn passed_on(&mut self, frame: &Frame<Bytes>, now: Instant) {
         let silent_until = self.limits.deadline.min(now + self.limits.idle);
-        self.silence.as_mut().reset(silent_until);
-        self.loan.moved();
+        self.silence.set(silent_until);
+        self.loan.moved(now);
         match frame.data_ref() {
             Some(data) => {
                 self.tail.push(data);

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::proxy::Proxy;
+use super::{alarm::Alarms, proxy::Proxy};
 use crate::shared_socket::SharedSocket;
 
 /// Longest time to a client's first bytes.
@@ -31,6 +31,12 @@ const PING: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How often a client with bytes that nobody reads is asked whether it is still there.
 const GONE_EVERY: Duration = Duration::from_millis(25);
+/// What tells that the client closed its side, and nothing of the bytes before it: being woken for each
+/// request's arrival would cost as much as reading it.
+#[cfg(target_os = "linux")]
+const CLOSED: Interest = Interest::PRIORITY;
+#[cfg(not(target_os = "linux"))]
+const CLOSED: Interest = Interest::READABLE;
 /// How every HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -50,9 +56,10 @@ pub(super) async fn serve(
     }
     let socket = Arc::new(socket);
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    let alarms = Alarms::default();
     builder
         .http1()
-        .timer(TokioTimer::new())
+        .timer(alarms.clone())
         .header_read_timeout(HEAD_WITHIN);
     builder
         .http2()
@@ -61,8 +68,8 @@ pub(super) async fn serve(
         .keep_alive_timeout(PING_ANSWER)
         .max_concurrent_streams(MOST_STREAMS);
     let service = service_fn(move |request| {
-        let proxy = proxy.clone();
-        async move { Ok::<_, Infallible>(super::serve(&proxy, request).await) }
+        let (proxy, alarms) = (proxy.clone(), alarms.clone());
+        async move { Ok::<_, Infallible>(super::serve(&proxy, request, &alarms).await) }
     });
     let io = TokioIo::new(SharedSocket(socket.clone()));
     let connection = watcher.watch(builder.serve_connection(io, service));
@@ -95,7 +102,7 @@ async fn first_bytes(socket: &TcpStream) -> bool {
 /// that it does not read yet: then it would serve somebody who left.
 async fn gone(socket: &TcpStream) {
     loop {
-        match socket.ready(Interest::READABLE).await {
+        match socket.ready(CLOSED).await {
             Ok(ready) if !ready.is_read_closed() => sleep(GONE_EVERY).await,
             Ok(_) | Err(_) => return,
         }

@@ -1,8 +1,11 @@
 //! Which headers pass. Upstream requests are built from an allow-list, never by copying: a client
 //! must not be able to speak to the upstream's framing, its proxies or its management.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
-use uuid::Uuid;
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
+use uuid::Builder;
 
 use crate::trace_context;
 
@@ -40,12 +43,15 @@ const NOT_PASSED_DOWN: [HeaderName; 9] = [
 /// The headers of the upstream request; `host` and framing are added by who sends it.
 pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len());
-    for name in PASSED_UP.iter().chain(&trace_context::HEADERS) {
-        if let Some(value) = client.get(name) {
-            headers.insert(name, value.clone());
+    headers.insert(REQUEST_ID, request_id.clone());
+    // Most of them are not there: the client's few are gone through, not the list.
+    for (name, value) in client {
+        let passes = PASSED_UP.contains(name) || trace_context::HEADERS.contains(name);
+        // Of several with one name the first counts.
+        if passes && let Entry::Vacant(free) = headers.entry(name) {
+            free.insert(value.clone());
         }
     }
-    headers.insert(REQUEST_ID, request_id.clone());
     headers
 }
 
@@ -58,8 +64,11 @@ pub(super) fn strip_for_client(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named.iter().chain(&NOT_PASSED_DOWN) {
-        headers.remove(name);
+    named.iter().for_each(|name| drop(headers.remove(name)));
+    if headers.keys().any(|name| NOT_PASSED_DOWN.contains(name)) {
+        for name in &NOT_PASSED_DOWN {
+            headers.remove(name);
+        }
     }
 }
 
@@ -71,9 +80,17 @@ pub(super) fn request_id(client: &HeaderMap) -> HeaderValue {
     };
     match client.get(REQUEST_ID).filter(usable) {
         Some(value) => value.clone(),
-        None => HeaderValue::from_str(&Uuid::new_v4().to_string())
-            .unwrap_or(HeaderValue::from_static("unknown")),
+        None => new_request_id(),
     }
+}
+
+/// It names, and guards nothing: a random number that costs no system call will do.
+fn new_request_id() -> HeaderValue {
+    let random = fastrand::u128(..).to_ne_bytes();
+    let id = Builder::from_random_bytes(random).into_uuid();
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut text))
+        .unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]
@@ -100,6 +117,7 @@ mod tests {
             ("host", "a"),
             ("x-forwarded-for", "1.2.3.4"),
             ("cookie", "a=b"),
+            ("x-request-id", "client's"),
         ]);
         let up = for_upstream(&client, &HeaderValue::from_static("id"));
         assert_eq!(

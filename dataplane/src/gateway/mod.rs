@@ -1,10 +1,12 @@
 //! The gateway: accepts clients' connections and serves their requests, each under a span that
 //! continues the client's trace.
 
+mod alarm;
 mod body;
 mod connection;
 mod error;
 mod headers;
+mod json_scan;
 mod model_field;
 mod models;
 mod paths;
@@ -12,9 +14,9 @@ mod proxy;
 mod record;
 mod watchdog;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
@@ -24,10 +26,15 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, field};
+use tracing::field;
 
 use self::{
-    body::ResponseBody, error::GatewayError, paths::Target, proxy::Proxy, record::RequestRecord,
+    alarm::Alarms,
+    body::ResponseBody,
+    error::GatewayError,
+    paths::Target,
+    proxy::{Answer, Proxy},
+    record::RequestRecord,
     watchdog::Watchdog,
 };
 use crate::{
@@ -127,24 +134,33 @@ async fn accept(
 }
 
 /// Serves one request under a span that continues the client's trace.
-async fn serve(proxy: &Proxy, request: Request<Incoming>) -> Response<ResponseBody> {
-    let request_id = headers::request_id(request.headers());
-    let id = request_id.to_str().unwrap_or_default();
-    let target = Target::find(request.method(), request.uri().path());
+async fn serve(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    alarms: &Alarms,
+) -> Response<ResponseBody> {
+    let (parts, body) = request.into_parts();
+    let request_id = headers::request_id(&parts.headers);
+    let target = Target::find(&parts.method, parts.uri.path());
     let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
     let span = tracing::info_span!(
         "request",
-        otel.name = format!("{} {path}", request.method()),
+        otel.name = format!("{} {path}", parts.method),
         otel.kind = "server",
-        request_id = id,
+        request_id = request_id.to_str().unwrap_or_default(),
         model = field::Empty,
         status = field::Empty,
     );
-    trace_context::adopt(&span, request.headers());
-    let record = RequestRecord::new(proxy.metrics.clone(), path, id.to_owned());
-    let mut response = answer(proxy, target, request, &request_id, record)
-        .instrument(span.clone())
-        .await;
+    trace_context::adopt(&span, &parts.headers);
+    let mut record = RequestRecord::new(proxy.metrics.clone(), path, request_id.clone());
+    let answer = {
+        let answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
+        trace_context::within(&span, answer).await
+    };
+    let mut response = match answer {
+        Ok(answer) => proxy.pass_on(answer, record),
+        Err(response) => response,
+    };
     span.record("status", response.status().as_u16());
     response
         .headers_mut()
@@ -152,36 +168,34 @@ async fn serve(proxy: &Proxy, request: Request<Incoming>) -> Response<ResponseBo
     response
 }
 
+/// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
     proxy: &Proxy,
     target: Result<Target, GatewayError>,
-    request: Request<Incoming>,
-    request_id: &HeaderValue,
-    mut record: RequestRecord,
-) -> Response<ResponseBody> {
+    parts: &Parts,
+    body: Incoming,
+    alarms: &Alarms,
+    record: &mut RequestRecord,
+) -> Result<Answer, Response<ResponseBody>> {
     let result = match target {
-        Ok(Target::Inference(path)) => match proxy.serve(path, request, request_id, record).await {
-            Ok(response) => return response,
-            Err((error, unfinished)) => {
-                record = unfinished;
-                Err(error)
-            }
+        Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => Err(error),
         },
         Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
         Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
         Err(error) => {
-            let (parts, body) = request.into_parts();
-            proxy::discard(&parts, body).await;
+            proxy::discard(parts, body).await;
             Err(error)
         }
     };
     let (response, source) = match result {
         Ok(response) => (response, Source::Gateway),
         Err(error) => {
-            tracing::info!(%error, "request refused");
+            tracing::info!(request_id = record.request_id(), %error, "request refused");
             (error.to_response(), error.source())
         }
     };
     record.answered(response.status().as_u16(), source);
-    response
+    Err(response)
 }

@@ -1,4 +1,5 @@
-//! Finds the `model` of a JSON body, in one pass, without building a tree.
+//! Finds the `model` of a JSON body, in one pass, without building a tree: at a quick look, or else by a
+//! parser.
 //!
 //! Engines take the last of two `model` keys and some parsers the first: a body that has two is
 //! refused, whatever way they are escaped. The rest of the body is checked for syntax and passed on
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::error::GatewayError;
+use super::{error::GatewayError, json_scan};
 
 /// The model of a request, and where its name stands in the body.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,6 +33,16 @@ impl ModelField {
     pub(super) fn find(body: &[u8]) -> Result<Self, GatewayError> {
         let text = std::str::from_utf8(body)
             .map_err(|error| GatewayError::NotJson(format!("it is not UTF-8 ({error})")))?;
+        match json_scan::model(text).and_then(|at| Some((text.get(at.clone())?, at))) {
+            Some((quoted, at)) => Ok(Self {
+                name: quoted.trim_matches('"').to_owned(),
+                at,
+            }),
+            None => Self::parse(text),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, GatewayError> {
         // Serde would take an array for the struct.
         if !text
             .trim_start_matches([' ', '\t', '\r', '\n'])
@@ -70,6 +81,66 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const GOOD: &str = concat!(
+        r#"{"messages": [{"role":"user","content":"a\n\u00e9\"x\\"},[],{},[1,-0.5e+3,10E2]],"#,
+        r#" "model" : "a/b", "n":0, "stream":true,"stop":null,"x":[false , {"y":"z"}]} "#,
+    );
+
+    const PIECES: &[&str] = &[
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        " ",
+        "\n",
+        "\"",
+        "\\",
+        "\"model\"",
+        "\"model\":\"m\"",
+        "\"a\":",
+        "\"m\"",
+        "0",
+        "1",
+        "-",
+        ".",
+        "e",
+        "E",
+        "+",
+        "12",
+        "true",
+        "null",
+        "fals",
+        "\\u12",
+        "\\n",
+        "\u{1}",
+        "\u{7f}",
+        "é",
+        "\"mod\\u0065l\"",
+        ",\"b\":1",
+        ",\"b\":[1,2]",
+        ",\"b\":{}",
+        "01",
+        "1.",
+        "1e5",
+    ];
+
+    #[test]
+    fn a_usual_body_needs_no_parser() {
+        assert_eq!(json_scan::model(GOOD).map(|at| &GOOD[at]), Some("\"a/b\""));
+        let deep = |n| {
+            format!(
+                "{{\"a\":{}1{},\"model\":\"m\"}}",
+                "[".repeat(n),
+                "]".repeat(n)
+            )
+        };
+        assert!(json_scan::model(&deep(64)).is_some());
+        assert!(json_scan::model(&deep(65)).is_none());
+        assert_eq!(name(&deep(65)).unwrap(), "m");
+    }
 
     fn name(body: &str) -> Result<String, GatewayError> {
         ModelField::find(body.as_bytes()).map(|field| field.name)
@@ -133,6 +204,35 @@ mod tests {
         #[test]
         fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = ModelField::find(&body);
+        }
+
+        #[test]
+        fn what_the_quick_look_finds_the_parser_finds(
+            pieces in prop::collection::vec(prop::sample::select(PIECES), 0..14),
+        ) {
+            let text = pieces.concat();
+            for text in [text.clone(), format!("{{{text}}}"), format!("{{\"model\":\"m\",{text}}}")] {
+                if json_scan::model(&text).is_some() {
+                    let found = ModelField::find(text.as_bytes()).unwrap();
+                    prop_assert_eq!(found, ModelField::parse(&text).unwrap(), "{}", text);
+                }
+            }
+        }
+
+        #[test]
+        fn no_byte_of_a_good_body_can_be_changed_unseen(
+            at in 0..GOOD.len(), byte in any::<u8>(), cut in any::<bool>(),
+        ) {
+            let mut body = GOOD.as_bytes().to_vec();
+            body[at] = byte;
+            if cut {
+                body.truncate(at + 1);
+            }
+            let Ok(text) = String::from_utf8(body) else { return Ok(()) };
+            if json_scan::model(&text).is_some() {
+                let found = ModelField::find(text.as_bytes()).unwrap();
+                prop_assert_eq!(found, ModelField::parse(&text).unwrap(), "{}", text);
+            }
         }
 
         #[test]

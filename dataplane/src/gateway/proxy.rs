@@ -4,7 +4,7 @@
 //! the client goes away the future is dropped, wherever it stands, and with it the place in line or
 //! the connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -12,10 +12,11 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument as _, Span, field};
+use tokio::time::{Instant, timeout};
+use tracing::{Span, field};
 
 use super::{
+    alarm::{Alarm, Alarms},
     body::{ResponseBody, StreamLimits, UpstreamBody},
     error::GatewayError,
     headers,
@@ -27,7 +28,7 @@ use crate::{
     live::{Live, LiveCell, Route},
     metrics::Metrics,
     pool::{AcquireError, CloseReason, Kind, Lease, Progress},
-    trace_context,
+    trace_context::{self, within},
 };
 
 /// Longest time for a client to send its body.
@@ -64,41 +65,47 @@ struct Outgoing<'a> {
     queued: Duration,
     /// From the request's leaving to the head of the answer.
     first_byte: Duration,
+    /// For its deadlines, one after the other.
+    alarm: Alarm,
+}
+
+/// An answer whose body is still to come, and what it takes to pass that on.
+pub(super) struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    limits: StreamLimits,
+    alarm: Alarm,
+    span: Span,
 }
 
 impl Proxy {
+    /// Passes an answer on.
+    pub(super) fn pass_on(
+        &self,
+        answer: Answer,
+        mut record: RequestRecord,
+    ) -> Response<ResponseBody> {
+        let limits = answer.limits;
+        let (parts, body) = answer.response.into_parts();
+        record.passing_on(parts.status.as_u16());
+        let loan = self
+            .watchdog
+            .lend(answer.lease, limits.idle, limits.deadline);
+        let body = UpstreamBody::new(body, loan, record, limits, answer.alarm, answer.span);
+        Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
+    }
+
     /// Serves one request for inference.
     pub(super) async fn serve(
         &self,
         path: &'static str,
-        request: Request<Incoming>,
-        request_id: &HeaderValue,
-        mut record: RequestRecord,
-    ) -> Result<Response<ResponseBody>, (GatewayError, RequestRecord)> {
-        match self.try_serve(path, request, request_id, &mut record).await {
-            Ok((response, lease, limits, span)) => {
-                let (parts, body) = response.into_parts();
-                record.passing_on(parts.status.as_u16());
-                let loan = self.watchdog.lend(lease, limits.idle, limits.deadline);
-                let body = UpstreamBody::new(body, loan, record, limits, span);
-                Ok(Response::from_parts(
-                    parts,
-                    ResponseBody::Stream(Box::new(body)),
-                ))
-            }
-            Err(error) => Err((error, record)),
-        }
-    }
-
-    async fn try_serve(
-        &self,
-        path: &'static str,
-        request: Request<Incoming>,
-        request_id: &HeaderValue,
+        parts: &Parts,
+        body: Incoming,
+        alarms: &Alarms,
         record: &mut RequestRecord,
-    ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
-        let (parts, body) = request.into_parts();
-        let body = self.read_body(&parts, body).await?;
+    ) -> Result<Answer, GatewayError> {
+        let mut alarm = alarms.set(record.began() + BODY_WITHIN);
+        let body = self.read_body(parts, body, &mut alarm).await?;
         let reading = record.began().elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
@@ -107,7 +114,7 @@ impl Proxy {
         Span::current().record("model", route.model.id.as_str());
         let mut outgoing = Outgoing {
             path,
-            headers: headers::for_upstream(&parts.headers, request_id),
+            headers: headers::for_upstream(&parts.headers, record.request_id_header()),
             body: field.body_for(route.model.id.as_str(), &body),
             route,
             deadline: record.began() + route.model.timeouts.total,
@@ -118,20 +125,36 @@ impl Proxy {
             waited: reading,
             queued: Duration::ZERO,
             first_byte: Duration::ZERO,
+            alarm,
         };
-        self.send(&mut outgoing, &live, record.began()).await
+        let (response, lease, limits, span) =
+            self.send(&mut outgoing, &live, record.began()).await?;
+        let alarm = outgoing.alarm;
+        Ok(Answer {
+            response,
+            lease,
+            limits,
+            alarm,
+            span,
+        })
     }
 
-    async fn read_body(&self, parts: &Parts, mut body: Incoming) -> Result<Bytes, GatewayError> {
-        let limit = self.max_body_bytes;
+    async fn read_body(
+        &self,
+        parts: &Parts,
+        mut body: Incoming,
+        alarm: &mut Alarm,
+    ) -> Result<Bytes, GatewayError> {
+        let (limit, deadline) = (self.max_body_bytes, alarm.at());
         let announced = parts.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > limit) {
             discard(parts, body).await;
             return Err(GatewayError::BodyTooLarge { limit });
         }
-        let collected = timeout(BODY_WITHIN, Limited::new(&mut body, limit).collect()).await;
-        match collected.map_err(|_| GatewayError::BodyTimeout(BODY_WITHIN))? {
+        let collecting = pin!(Limited::new(&mut body, limit).collect());
+        let collected = alarm.within(deadline, collecting).await;
+        match collected.ok_or(GatewayError::BodyTimeout(BODY_WITHIN))? {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
                 discard(parts, body).await;
@@ -156,10 +179,9 @@ impl Proxy {
                 (false, 0) => Want::First,
                 (false, _) => Want::Again,
             };
-            let lease = self.acquire(outgoing, want).await?;
-            let overhead = began.elapsed().saturating_sub(outgoing.waited);
-            self.metrics
-                .overhead(&outgoing.route.model.id, overhead.as_secs_f64());
+            let (lease, sending) = self.acquire(outgoing, want).await?;
+            let overhead = (sending - began).saturating_sub(outgoing.waited);
+            outgoing.route.metrics.overhead(overhead.as_secs_f64());
             let span = tracing::info_span!(
                 "upstream",
                 endpoint = %lease.endpoint(),
@@ -167,15 +189,13 @@ impl Proxy {
                 status = field::Empty,
             );
             let kind = lease.kind();
-            let sending = Instant::now();
-            let sent = self
-                .send_once(outgoing, lease, &span)
-                .instrument(span.clone())
-                .await;
+            let sent = {
+                let sent = pin!(self.send_once(outgoing, lease, sending, &span));
+                within(&span, sent).await
+            };
             match sent {
                 Ok((mut response, lease)) => {
                     span.record("status", response.status().as_u16());
-                    outgoing.first_byte = sending.elapsed();
                     finish_head(&mut response, outgoing, live, &lease);
                     let limits = stream_limits(outgoing, &response);
                     return Ok((response, lease, limits, span));
@@ -202,11 +222,12 @@ impl Proxy {
         }
     }
 
+    /// Gives a connection, and when it was given.
     async fn acquire(
         &self,
         outgoing: &mut Outgoing<'_>,
         want: Want,
-    ) -> Result<Lease, GatewayError> {
+    ) -> Result<(Lease, Instant), GatewayError> {
         let model = &outgoing.route.model;
         let began = Instant::now();
         // What it waited before counts: one limit for all attempts.
@@ -215,36 +236,44 @@ impl Proxy {
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
         let lease = match want {
-            Want::First => pool.acquire(deadline).instrument(span).await,
-            Want::Again => pool.acquire_again(deadline).instrument(span).await,
-            Want::Fresh => pool.acquire_fresh(deadline).instrument(span).await,
+            Want::First => within(&span, pin!(pool.acquire(deadline))).await,
+            Want::Again => within(&span, pin!(pool.acquire_again(deadline))).await,
+            Want::Fresh => within(&span, pin!(pool.acquire_fresh(deadline))).await,
         };
-        let queued = began.elapsed();
+        let now = Instant::now();
+        let queued = now - began;
         outgoing.waited += queued;
         outgoing.queued += queued;
-        self.metrics.waited(&model.id, queued.as_secs_f64());
-        lease.map_err(|error: AcquireError| {
-            tracing::warn!(model = %model.id, %error, "no connection");
-            error.into()
-        })
+        outgoing.route.metrics.waited(queued.as_secs_f64());
+        lease
+            .map(|lease| (lease, now))
+            .map_err(|error: AcquireError| {
+                let request_id = outgoing.request_id();
+                tracing::warn!(model = %model.id, request_id, %error, "no connection");
+                error.into()
+            })
     }
 
     async fn send_once(
         &self,
-        outgoing: &Outgoing<'_>,
+        outgoing: &mut Outgoing<'_>,
         mut lease: Lease,
+        began: Instant,
         span: &Span,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
         let model = &outgoing.route.model;
         let request = outgoing.request(&lease, span);
-        let began = Instant::now();
         let within = model.timeouts.first_byte;
         let deadline = outgoing.deadline.min(began + within);
-        let answer = timeout_at(deadline, lease.send(request)).await;
-        let (name, endpoint) = (model.id.to_string(), lease.endpoint().to_string());
+        let answer = {
+            let sending = pin!(lease.send(request));
+            outgoing.alarm.within(deadline, sending).await
+        };
+        let names = |lease: &Lease| (model.id.to_string(), lease.endpoint().to_string());
         match answer {
-            Ok(Ok(response)) => match broken_rule(&response) {
+            Some(Ok(response)) => match broken_rule(&response) {
                 Some(rule) => {
+                    let (name, endpoint) = names(&lease);
                     lease.discard(CloseReason::Error);
                     Err(Failed::Told(GatewayError::UpstreamProtocol {
                         model: name,
@@ -253,12 +282,14 @@ impl Proxy {
                     }))
                 }
                 None => {
-                    self.metrics
-                        .first_byte(&model.id, began.elapsed().as_secs_f64());
+                    outgoing.first_byte = began.elapsed();
+                    let seconds = outgoing.first_byte.as_secs_f64();
+                    outgoing.route.metrics.first_byte(seconds);
                     Ok((response, lease))
                 }
             },
-            Ok(Err(failed)) => {
+            Some(Err(failed)) => {
+                let (name, endpoint) = names(&lease);
                 let unsent = failed.progress == Progress::NothingSent;
                 let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
                 if unsent && lease.kind() == Kind::Reused {
@@ -281,7 +312,8 @@ impl Proxy {
                     (false, false) => Failed::Told(error),
                 })
             }
-            Err(_) => {
+            None => {
+                let (name, endpoint) = names(&lease);
                 lease.discard(CloseReason::Error);
                 let within = match began.elapsed() < within {
                     true => model.timeouts.total,
@@ -319,6 +351,12 @@ enum Failed {
 }
 
 impl Outgoing<'_> {
+    /// What names it in logs.
+    fn request_id(&self) -> &str {
+        let id = self.headers.get(headers::REQUEST_ID);
+        id.and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
+
     fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = http::Method::POST;

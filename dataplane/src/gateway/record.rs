@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use forebay_proto::ModelId;
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::body::StreamFailed;
@@ -21,7 +22,7 @@ pub(super) struct RequestRecord {
     metrics: Arc<Metrics>,
     began: Instant,
     path: &'static str,
-    request_id: String,
+    request_id: HeaderValue,
     /// Kept to the end: a model's metrics are dropped when nobody holds its pool any more.
     route: Option<Arc<Route>>,
     /// The upstream's status, counted only once its body is complete.
@@ -31,7 +32,7 @@ pub(super) struct RequestRecord {
 
 impl RequestRecord {
     /// A request began. Unless an outcome is noted, its client went away.
-    pub(super) fn new(metrics: Arc<Metrics>, path: &'static str, request_id: String) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, path: &'static str, request_id: HeaderValue) -> Self {
         let began = Instant::now();
         Self {
             metrics,
@@ -58,6 +59,16 @@ impl RequestRecord {
         self.route.as_ref().map(|route| &route.model.id)
     }
 
+    /// What names it.
+    pub(super) fn request_id_header(&self) -> &HeaderValue {
+        &self.request_id
+    }
+
+    /// What names it in logs.
+    pub(super) fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
     /// The gateway's own answer is ready.
     pub(super) fn answered(&mut self, status: u16, source: Source) {
         self.outcome = Some((status, source));
@@ -77,7 +88,7 @@ impl RequestRecord {
     pub(super) fn failed(&mut self, failed: &StreamFailed) {
         self.outcome = Some((failed.status(), failed.source()));
         let model = self.model().map(ModelId::as_str);
-        tracing::warn!(model, request_id = self.request_id, error = %failed, "answer cut short");
+        tracing::warn!(model, request_id = self.request_id(), error = %failed, "answer cut short");
     }
 }
 
@@ -85,14 +96,16 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
-        self.metrics
-            .request(self.model(), self.path, status, source, seconds);
+        match &self.route {
+            Some(route) => route.metrics.request(self.path, status, source, seconds),
+            None => self.metrics.unrouted(self.path, status, source, seconds),
+        }
         tracing::debug!(
             model = self.model().map(ModelId::as_str),
             path = self.path,
             status,
             source = source.label(),
-            request_id = self.request_id,
+            request_id = self.request_id(),
             seconds,
             "request"
         );

@@ -6,13 +6,14 @@
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use slab::Slab;
 use tokio::time::Instant;
 
 use crate::pool::{CloseReason, Lease};
@@ -24,11 +25,17 @@ const MARGIN: Duration = Duration::from_secs(1);
 
 /// All leases that answers hold.
 #[derive(Debug, Default)]
-pub(super) struct Watchdog(Mutex<Vec<Weak<Shared>>>);
+pub(super) struct Watchdog(Arc<Watched>);
 
-/// A lease that an answer holds.
+type Watched = Mutex<Slab<Arc<Shared>>>;
+
+/// A lease that an answer holds, watched over until it is dropped.
 #[derive(Debug)]
-pub(super) struct Loan(Arc<Shared>);
+pub(super) struct Loan {
+    shared: Arc<Shared>,
+    watched: Arc<Watched>,
+    key: usize,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -52,16 +59,16 @@ impl Watchdog {
             deadline,
             cut: AtomicBool::new(false),
         });
-        self.0.lock().push(Arc::downgrade(&shared));
-        Loan(shared)
+        Loan {
+            key: self.0.lock().insert(shared.clone()),
+            shared,
+            watched: self.0.clone(),
+        }
     }
 
     /// Cuts what is over time.
     pub(super) fn sweep(&self) {
-        let mut loans = self.0.lock();
-        loans.retain(|loan| loan.strong_count() > 0);
-        let watched: Vec<_> = loans.iter().filter_map(Weak::upgrade).collect();
-        drop(loans);
+        let watched: Vec<_> = self.0.lock().iter().map(|(_, loan)| loan.clone()).collect();
         let now = Instant::now();
         watched
             .iter()
@@ -72,20 +79,27 @@ impl Watchdog {
 
 impl Loan {
     /// The answer moved on.
-    pub(super) fn moved(&self) {
-        let millis = self.0.began.elapsed().as_millis();
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-        self.0.moved.store(millis, Ordering::Relaxed);
+    pub(super) fn moved(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.shared.began);
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        self.shared.moved.store(millis, Ordering::Relaxed);
     }
 
     /// The lease, if nobody took it before.
     pub(super) fn take(&self) -> Option<Lease> {
-        self.0.lease.lock().take()
+        self.shared.lease.lock().take()
     }
 
     /// True if the watchdog took it.
     pub(super) fn was_cut(&self) -> bool {
-        self.0.cut.load(Ordering::Acquire)
+        self.shared.cut.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // What it holds is dropped after the lock.
+        let _shared = self.watched.lock().try_remove(self.key);
     }
 }
 

@@ -301,10 +301,10 @@ impl Socket for UpstreamSocket {
         }
     }
 
-    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    fn read_some(&self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
         match self {
-            Self::Tcp(socket) => socket.try_read(buf),
-            Self::Unix(socket) => socket.try_read(buf),
+            Self::Tcp(socket) => socket.read_some(buf),
+            Self::Unix(socket) => socket.read_some(buf),
         }
     }
 
