@@ -125,6 +125,7 @@ impl<C: Upstream> Desk<C> {
                 (Outcome::Reusable, true) => Outcome::Finished,
                 (Outcome::Unused, true) => Outcome::Broken(CloseReason::Upstream),
                 (Outcome::Broken(_), false) if goes_on => Outcome::Aborted,
+                (Outcome::Declined, _) if !goes_on => Outcome::Broken(CloseReason::Upstream),
                 (outcome, _) => outcome,
             };
             inner.core.release(now, held, outcome)

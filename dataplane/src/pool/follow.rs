@@ -44,7 +44,7 @@ pub(super) async fn follow(
                 };
                 match found {
                     Ok(found) => {
-                        pool.resolved(endpoint, name, found.addresses);
+                        pool.resolved(endpoint, name, &found.addresses);
                         found.hold
                     }
                     Err(error) => {
@@ -57,6 +57,8 @@ pub(super) async fn follow(
         let asked = async { join_all(asked).await.into_iter().min() };
         let hold = tokio::select! {
             hold = asked => hold.unwrap_or(NEVER),
+            // A new name does not wait for the answer to an old one.
+            () = changed.notified() => continue,
             () = stop.cancelled() => return,
         };
         tokio::select! {
@@ -80,7 +82,7 @@ impl Pool {
         named.collect()
     }
 
-    fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: Vec<IpAddr>) {
+    fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: &[IpAddr]) {
         let mut changed = false;
         self.desk.change(|inner, now| {
             // The configuration may have changed while it was asked.
@@ -89,8 +91,10 @@ impl Pool {
             if !configured.any(|endpoint| asked(endpoint.url.address())) {
                 return Vec::new();
             }
-            changed = inner.addresses_of(endpoint) != addresses;
-            inner.resolved(now, endpoint, addresses)
+            let before = inner.addresses_of(endpoint);
+            let effects = inner.resolved(now, endpoint, addresses);
+            changed = inner.addresses_of(endpoint) != before;
+            effects
         });
         if changed {
             tracing::info!(model = %self.model, %endpoint, name, "the addresses of an endpoint changed");

@@ -1,7 +1,7 @@
 //! What is behind the pool's lock. Nothing here waits, wakes or closes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -17,6 +17,8 @@ use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
 const PARTS: u32 = 5_040;
+/// An address that is in no answer for this long is gone.
+const KEPT: Duration = Duration::from_secs(30);
 
 /// A pool's state: the core, and what the shell must know of endpoints to dial.
 #[derive(Debug)]
@@ -26,8 +28,8 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) connect_timeout: Duration,
     /// As configured.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
-    /// What their names were last resolved to.
-    addresses: BTreeMap<EndpointId, Vec<IpAddr>>,
+    /// What their names were resolved to, and when each address was last in an answer.
+    addresses: BTreeMap<EndpointId, BTreeMap<IpAddr, Duration>>,
     /// Where each origin is that the core knows, those that were removed included.
     pub(super) targets: HashMap<OriginId, Target>,
     pub(super) next_origin: u64,
@@ -69,22 +71,30 @@ impl<C: Upstream> Inner<C> {
     }
 
     /// What an endpoint's name was last resolved to.
-    pub(super) fn addresses_of(&self, endpoint: &EndpointId) -> &[IpAddr] {
-        self.addresses.get(endpoint).map_or(&[], Vec::as_slice)
+    pub(super) fn addresses_of(&self, endpoint: &EndpointId) -> Vec<IpAddr> {
+        let known = self.addresses.get(endpoint);
+        known.map_or_else(Vec::new, |known| known.keys().copied().collect())
     }
 
-    /// The addresses of an endpoint's name, as they are now.
+    /// The addresses of an endpoint's name, as they are now. An answer that has nothing of what was known
+    /// replaces it; otherwise what it lacks is kept for a while, as some servers give a part each time.
     pub(super) fn resolved(
         &mut self,
         now: Duration,
         endpoint: &EndpointId,
-        addresses: Vec<IpAddr>,
+        answer: &[IpAddr],
     ) -> Effects<C> {
-        if self.addresses_of(endpoint) == addresses {
-            return Vec::new();
+        let before = self.addresses_of(endpoint);
+        let known = self.addresses.entry(endpoint.clone()).or_default();
+        if !answer.iter().any(|address| known.contains_key(address)) {
+            known.clear();
         }
-        self.addresses.insert(endpoint.clone(), addresses);
-        self.put_in_force(now)
+        known.retain(|_, seen| now.saturating_sub(*seen) < KEPT);
+        known.extend(answer.iter().map(|address| (*address, now)));
+        match self.addresses_of(endpoint) == before {
+            true => Vec::new(),
+            false => self.put_in_force(now),
+        }
     }
 
     /// The name of an endpoint cannot be resolved. What it was resolved to before still counts.
@@ -106,27 +116,39 @@ impl<C: Upstream> Inner<C> {
 
     /// Tells the core which origins there are now.
     fn put_in_force(&mut self, now: Duration) -> Effects<C> {
+        let mut known: HashMap<(EndpointId, Place), OriginId> = HashMap::new();
+        for (id, target) in self.targets.iter().filter(|(id, _)| self.core.knows(**id)) {
+            known.insert((target.endpoint.id.clone(), target.place.clone()), *id);
+        }
         let mut wanted = Vec::new();
         for endpoint in self.endpoints.clone() {
-            let known = self.addresses_of(&endpoint.id);
-            let targets = Target::all(&endpoint, self.tls_of(&endpoint), known);
-            let addresses = u32::try_from(targets.len()).unwrap_or(u32::MAX);
-            let weight = (endpoint.weight.get() * PARTS / addresses).max(1);
+            let addresses = self.addresses_of(&endpoint.id);
+            let targets = Target::all(&endpoint, self.tls_of(&endpoint), &addresses);
+            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+            let weight = (endpoint.weight.get() * PARTS / parts).max(1);
             for target in targets {
-                wanted.push((self.origin_of(&target), target, weight));
+                wanted.push((self.origin_of(&known, &target), target, weight));
             }
         }
-        let current: BTreeSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
-        let specs: Vec<OriginSpec> = wanted
-            .iter()
-            .map(|(id, target, weight)| OriginSpec {
-                id: *id,
-                weight: *weight,
-                streams: target.streams(),
-                standing: self.standing(target, &current),
-            })
+        let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
+        let gone: Vec<(OriginId, Arc<Endpoint>)> = known
+            .into_values()
+            .filter(|id| !current.contains(id))
+            .filter_map(|id| Some((id, self.targets.get(&id)?.endpoint.clone())))
             .collect();
-        let changed = self.changed(&wanted, &current);
+        let moved: HashSet<EndpointId> = gone.iter().map(|(_, e)| e.id.clone()).collect();
+        let spec = |(id, target, weight): &(OriginId, Target, u32)| OriginSpec {
+            id: *id,
+            weight: *weight,
+            streams: target.streams(),
+            standing: match &target.place {
+                Place::Name(_) => Standing::Unresolved,
+                _ if moved.contains(&target.endpoint.id) => Standing::Heir,
+                _ => Standing::Plain,
+            },
+        };
+        let specs: Vec<OriginSpec> = wanted.iter().map(spec).collect();
+        let changed = self.changed(gone);
         let shape = shape(&self.params);
         let effects = self.core.reshape(now, shape, &specs, &changed);
         let wanted = wanted.into_iter().map(|(id, target, _)| (id, target));
@@ -147,46 +169,39 @@ impl<C: Upstream> Inner<C> {
     }
 
     /// The same endpoint at the same place keeps its origin, and with it its connections.
-    fn origin_of(&mut self, target: &Target) -> OriginId {
-        let mut known = self.targets.iter();
-        let same = known.find(|(id, known)| {
-            known.place == target.place
-                && known.endpoint.same_connections(&target.endpoint)
-                && self.core.knows(**id)
-        });
-        if let Some((id, _)) = same {
+    fn origin_of(
+        &mut self,
+        known: &HashMap<(EndpointId, Place), OriginId>,
+        target: &Target,
+    ) -> OriginId {
+        let same = |id: &&OriginId| {
+            let known = self.targets.get(id);
+            known.is_some_and(|known| known.endpoint.same_connections(&target.endpoint))
+        };
+        let place = (target.endpoint.id.clone(), target.place.clone());
+        if let Some(id) = known.get(&place).filter(same) {
             return *id;
         }
         self.next_origin += 1;
         OriginId(self.next_origin)
     }
 
-    fn standing(&self, target: &Target, current: &BTreeSet<OriginId>) -> Standing {
-        if let Place::Name(_) = target.place {
-            return Standing::Unresolved;
-        }
-        let mut gone = self.targets.iter().filter(|(id, _)| !current.contains(id));
-        match gone.any(|(_, gone)| gone.endpoint.id == target.endpoint.id) {
-            true => Standing::Heir,
-            false => Standing::Plain,
-        }
-    }
-
-    /// Those that are no more, but whose endpoint is: it moved. Where trust changed, nothing of what was
-    /// trusted before is used any longer.
-    fn changed(
-        &self,
-        wanted: &[(OriginId, Target, u32)],
-        current: &BTreeSet<OriginId>,
-    ) -> Vec<OriginId> {
-        let gone = self.targets.iter().filter(|(id, _)| !current.contains(id));
-        let moved = gone.filter(|(_, gone)| {
-            let mut heirs = wanted.iter().map(|(_, target, _)| &target.endpoint);
-            heirs.any(|heir| {
-                heir.id == gone.endpoint.id && heir.tls.roots == gone.endpoint.tls.roots
-            })
+    /// Of those that are no more, the ones whose endpoint is: it moved. Where trust changed, nothing of what
+    /// was trusted before is used any longer.
+    fn changed(&self, gone: Vec<(OriginId, Arc<Endpoint>)>) -> Vec<OriginId> {
+        let trust = |endpoint: &Endpoint| {
+            let tls = &endpoint.tls;
+            (
+                endpoint.url.is_tls(),
+                tls.roots.clone(),
+                tls.server_name.clone(),
+            )
+        };
+        let moved = gone.into_iter().filter(|(_, gone)| {
+            let mut heirs = self.endpoints.iter().filter(|heir| heir.id == gone.id);
+            heirs.any(|heir| trust(heir) == trust(gone))
         });
-        moved.map(|(id, _)| *id).collect()
+        moved.map(|(id, _)| id).collect()
     }
 
     pub(super) fn note_use(&mut self, used: Duration) {

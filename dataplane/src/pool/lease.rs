@@ -129,6 +129,8 @@ pub struct Lease {
     kind: Kind,
     written: u64,
     read: u64,
+    /// The server declined the request, and only that.
+    declined: bool,
 }
 
 impl Lease {
@@ -143,6 +145,7 @@ impl Lease {
             },
             written: held.conn.watch.written(),
             read: held.conn.watch.read(),
+            declined: false,
             loan,
             tasks,
         })
@@ -184,7 +187,10 @@ impl Lease {
             });
         };
         let (result, origin) = (held.conn.send(request).await, held.origin);
-        let response = result.map_err(|error| self.failed(error))?;
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => return Err(self.failed(error)),
+        };
         if let Some(timeout) = announced(response.headers()) {
             let desk = self.loan.desk();
             desk.with(|inner, _| inner.core.announce(origin, timeout));
@@ -192,12 +198,13 @@ impl Lease {
         Ok(response)
     }
 
-    fn failed(&self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
+    fn failed(&mut self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
         let returned = error.take_message().is_some();
         let error = error.into_error();
+        self.declined = is_refused(&error);
         let progress = match self.loan.held() {
             // What its socket carries is not this request's alone.
-            Some(held) if held.shared => match returned || is_refused(&error) {
+            Some(held) if held.shared => match returned || self.declined {
                 true => Progress::NothingSent,
                 false => Progress::Sent,
             },
@@ -228,7 +235,10 @@ impl Lease {
 
     /// The connection cannot be used again.
     pub fn discard(self, reason: CloseReason) {
-        self.loan.give_back(Outcome::Broken(reason));
+        self.loan.give_back(match self.declined {
+            true => Outcome::Declined,
+            false => Outcome::Broken(reason),
+        });
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Target {
 }
 
 /// What is dialled.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Place {
     Tcp(SocketAddr),
     Unix(Arc<Path>),

@@ -39,12 +39,16 @@ impl Scorer for LeastLoaded {
 
 impl<C: Connection, W> Core<C, W> {
     /// Where the next request goes among what is open: the endpoint, and the place there.
-    pub(super) fn choose(&mut self, now: Duration, fresh: bool) -> Option<(usize, Spot)> {
+    pub(super) fn choose(
+        &mut self,
+        now: Duration,
+        fresh_since: Option<Duration>,
+    ) -> Option<(usize, Spot)> {
         if let [only] = self.origins.as_slice() {
-            return only.spot(fresh).map(|spot| (0, spot));
+            return only.spot(fresh_since).map(|spot| (0, spot));
         }
         let current = |origin: &Origin<C>| origin.is_current();
-        let able = |origin: &Origin<C>| origin.spot(fresh).is_some();
+        let able = |origin: &Origin<C>| origin.spot(fresh_since).is_some();
         let wished = self.draw(|origin| current(origin) && origin.is_reachable(now));
         let chosen = match wished {
             Some(at) if self.origins.get(at).is_some_and(able) => Some(at),
@@ -56,7 +60,7 @@ impl<C: Connection, W> Core<C, W> {
                     .or_else(|| self.draw(able))
             }
         }?;
-        let spot = self.origins.get(chosen)?.spot(fresh)?;
+        let spot = self.origins.get(chosen)?.spot(fresh_since)?;
         Some((chosen, spot))
     }
 
@@ -89,7 +93,7 @@ impl<C: Connection, W> Core<C, W> {
         }
         let current = || self.origins.iter().filter(|origin| origin.is_current());
         let poor = current()
-            .filter(|o| o.spot(false).is_none() && self.connecting_to(o.id) == 0)
+            .filter(|o| o.spot(None).is_none() && self.connecting_to(o.id) == 0)
             .filter(|o| o.may_connect(now, 0))
             .min_by(|a, b| lighter(a.in_flight(), a.weight, b.in_flight(), b.weight));
         let rich =
@@ -105,27 +109,35 @@ impl<C: Connection, W> Core<C, W> {
         );
         if after == Ordering::Less {
             let poor = poor.id;
-            self.open_for(poor, effects);
+            self.open_for(now, poor, effects);
         }
     }
 
-    /// An endpoint without any connection gets its first when a request would have gone there.
+    /// An endpoint without any connection gets its first when a request would have gone there; one endpoint
+    /// at a time, until that connection was used or let go.
     pub(super) fn open_wished(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         let Some(wished) = self.wished.take().filter(|_| !self.retired) else {
             return;
         };
+        let untried = |o: &Origin<C>| o.in_flight() == 0 && o.open() > 0 && o.never_used();
+        if self.origins.iter().any(untried) {
+            return;
+        }
         let first = self.origins.iter().find(|origin| origin.id == wished);
         let first = first.filter(|o| o.open() == 0 && self.connecting_to(o.id) == 0);
         if first.is_some_and(|origin| origin.may_connect(now, 0)) {
-            self.open_for(wished, effects);
+            self.open_for(now, wished, effects);
         }
     }
 
-    fn open_for(&mut self, poor: OriginId, effects: &mut Vec<Effect<C, W>>) {
-        if self.open() >= self.limit() && !self.take_from_richest(poor, effects) {
-            return;
+    /// In a full pool another gives way, but not for an endpoint that fails.
+    fn open_for(&mut self, now: Duration, poor: OriginId, effects: &mut Vec<Effect<C, W>>) {
+        let (open, limit) = (self.open(), self.limit());
+        let sound = self.origin_mut(poor).is_some_and(|o| o.trouble.is_none());
+        let gives_way = |core: &mut Self, effects: &mut _| core.take_from_richest(poor, effects);
+        if open < limit || (open == limit && sound && gives_way(self, effects)) {
+            self.connect_to(now, poor, OpenReason::Demand, effects);
         }
-        self.connect_to(poor, OpenReason::Demand, effects);
     }
 
     /// Closes the coldest idle connection of the endpoint that has most for its weight, if it still has no

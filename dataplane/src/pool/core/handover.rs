@@ -27,18 +27,24 @@ impl<C: Connection, W> Core<C, W> {
 
     /// Makes what is owed, and closes in turn what it replaces.
     pub(super) fn hand_over(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
-        let over =
-            |origin: &Origin<C>| matches!(origin.phase, Phase::Leaving(until) if until <= now);
-        let none_left = self.leaving() == 0;
-        if none_left || self.owed == 0 || self.retired || self.origins.iter().any(over) {
+        for origin in &mut self.origins {
+            if matches!(origin.phase, Phase::Leaving(until) if until <= now) {
+                origin.phase = Phase::Retired;
+            }
+        }
+        self.owed = self.owed.min(self.leaving() + self.replacing());
+        if self.leaving() == 0 || self.owed == 0 || self.retired {
             self.end_handover();
             return;
         }
         while self.leaving() > self.owed && self.close_leaving(effects) {}
-        while self.replacing() < self.owed.min(AT_ONCE) {
+        // In a full pool each dial costs one that serves: the first has to show that there is somebody.
+        let reached = self.origins.iter().any(|o| is_heir(o) && o.open() > 0);
+        let at_once = if reached { AT_ONCE } else { 1 };
+        while self.replacing() < self.owed.min(at_once) {
             let heirs = self.origins.iter().filter(|origin| {
                 let connecting = self.connecting_to(origin.id);
-                origin.standing == Standing::Heir && origin.may_connect(now, connecting)
+                is_heir(origin) && origin.may_connect(now, connecting)
             });
             let heir = heirs.min_by(|a, b| {
                 let open = |origin: &Origin<C>| origin.open() + self.connecting_to(origin.id);
@@ -47,10 +53,12 @@ impl<C: Connection, W> Core<C, W> {
             let Some(heir) = heir.map(|origin| origin.id) else {
                 return;
             };
-            if self.open() >= self.limit() && !self.close_leaving(effects) {
-                return;
+            while self.open() >= self.limit() {
+                if !self.close_leaving(effects) {
+                    return;
+                }
             }
-            self.connect_to(heir, OpenReason::Replace, effects);
+            self.connect_to(now, heir, OpenReason::Replace, effects);
         }
     }
 
@@ -85,6 +93,10 @@ impl<C: Connection, W> Core<C, W> {
         effects.push(Effect::Close { conn });
         true
     }
+}
+
+fn is_heir<C>(origin: &Origin<C>) -> bool {
+    origin.is_current() && origin.standing == Standing::Heir
 }
 
 fn leaves<C>(origin: &Origin<C>) -> bool {

@@ -36,7 +36,11 @@ mod shared;
 mod types;
 mod warmth;
 
-use std::{cell::Cell, collections::VecDeque, time::Duration};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use self::{
     balance::{LeastLoaded, Scorer},
@@ -59,7 +63,8 @@ const AT_ONCE: Duration = Duration::from_millis(250);
 struct Waiter<W> {
     id: WaiterId,
     arrived: Duration,
-    fresh: bool,
+    /// He needs a connection that is newer than his request's last failure.
+    fresh_since: Option<Duration>,
     waiter: W,
 }
 
@@ -68,6 +73,7 @@ struct Connecting {
     ticket: Ticket,
     origin: OriginId,
     reason: OpenReason,
+    began: Duration,
 }
 
 #[derive(Debug)]
@@ -124,7 +130,7 @@ impl<C: Connection, W> Core<C, W> {
         let waiter = Waiter {
             id,
             arrived: now,
-            fresh: place == Place::FrontForFresh,
+            fresh_since: (place == Place::FrontForFresh).then_some(now),
             waiter,
         };
         match place {
@@ -136,6 +142,7 @@ impl<C: Connection, W> Core<C, W> {
         let room = self.shape.size.saturating_sub(self.in_flight());
         if self.waiters.len().saturating_sub(room) > self.shape.max_waiting
             && place == Place::Back
+            && self.waiters.back().is_some_and(|last| last.id == id)
             && let Some(last) = self.waiters.pop_back()
         {
             effects.push(Effect::Refuse {
@@ -237,8 +244,9 @@ impl<C: Connection, W> Core<C, W> {
             self.filled = false;
         }
         self.shape = shape;
+        let wanted: HashMap<OriginId, &OriginSpec> = origins.iter().map(|o| (o.id, o)).collect();
         for origin in &mut self.origins {
-            match origins.iter().find(|spec| spec.id == origin.id) {
+            match wanted.get(&origin.id) {
                 // Also one that was removed and is back before it was forgotten.
                 Some(spec) => {
                     (origin.weight, origin.standing) = (spec.weight, spec.standing);
@@ -249,12 +257,11 @@ impl<C: Connection, W> Core<C, W> {
         }
         // What is being dialled there would serve nobody, and takes the place of what would.
         self.connecting
-            .retain(|connect| origins.iter().any(|spec| spec.id == connect.origin));
-        for spec in origins {
-            if self.origin_mut(spec.id).is_none() {
-                self.origins.push(Origin::new(spec));
-                self.filled = false;
-            }
+            .retain(|connect| wanted.contains_key(&connect.origin));
+        let known: HashSet<OriginId> = self.origins.iter().map(|origin| origin.id).collect();
+        for spec in origins.iter().filter(|spec| !known.contains(&spec.id)) {
+            self.origins.push(Origin::new(spec));
+            self.filled = false;
         }
         self.begin_handover();
         self.pump(now)

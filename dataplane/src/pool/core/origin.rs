@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(1);
 const HOLDS: Duration = Duration::from_millis(100);
 /// After this long without a failure the next one begins a new run.
 const FORGOTTEN: Duration = Duration::from_secs(30);
+/// A server that leaves an unused connection open for this long leaves it open.
+const UNUSED_FOREVER: Duration = Duration::from_secs(60);
 
 /// Where an origin stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +50,8 @@ pub(super) struct Origin<C> {
     pub(super) streams: Option<usize>,
     pub(super) trouble: Option<Trouble>,
     pub(super) idle_limit: IdleLimit,
-    /// It closes connections that never carried a request: none are kept for it ahead of need unasked.
-    pub(super) closes_unused: bool,
+    /// After how long it closes connections that never carried a request.
+    unused_limit: IdleLimit,
 }
 
 /// An endpoint that fails. It is over with the first request that is answered; a connection alone says
@@ -86,7 +88,7 @@ impl<C> Origin<C> {
             streams: spec.streams,
             trouble: None,
             idle_limit: IdleLimit::default(),
-            closes_unused: false,
+            unused_limit: IdleLimit::default(),
         }
     }
 
@@ -122,6 +124,12 @@ impl<C> Origin<C> {
         self.idle.len() + self.active + streams.sum::<usize>()
     }
 
+    /// True if none of its connections carried a request.
+    pub(super) fn never_used(&self) -> bool {
+        let idle = self.idle.iter().all(|held| held.uses == 0);
+        idle && self.shared.iter().all(|shared| shared.uses == 0)
+    }
+
     /// How long the connection has rested that has done so longest.
     pub(super) fn coldest(&self) -> Option<Duration> {
         let idle = self.idle.front().map(|held| held.idle_since);
@@ -142,18 +150,28 @@ impl<C> Origin<C> {
         stands && known && self.trouble.as_ref().is_none_or(ready)
     }
 
-    /// Where its next request can go: the newest idle connection, or the fullest that has room. A fresh
-    /// one must not have carried a request.
-    pub(super) fn spot(&self, fresh: bool) -> Option<Spot> {
+    /// True if it is known to close connections that never carried a request: none are kept for it ahead of
+    /// need unasked.
+    pub(super) fn closes_unused(&self, now: Duration) -> bool {
+        let limit = self.unused_limit.learned(now);
+        limit.is_some_and(|limit| limit < UNUSED_FOREVER)
+    }
+
+    /// Where its next request can go: the newest idle connection, or the fullest that has room. One who needs
+    /// a fresh one since then gets one that carried nothing, or that is shared and newer than that.
+    pub(super) fn spot(&self, fresh_since: Option<Duration>) -> Option<Spot> {
         if self.phase == Phase::Retired {
             return None;
         }
         let shared = self.shared.iter().enumerate();
-        let shared = shared.filter(|(_, shared)| shared.has_room() && (!fresh || shared.uses == 0));
+        let shared = shared.filter(|(_, shared)| {
+            let fresh = |since| shared.uses == 0 || shared.born >= since;
+            shared.has_room() && fresh_since.is_none_or(fresh)
+        });
         let fullest = shared.max_by_key(|(_, shared)| shared.streams);
-        let idle = match fresh {
-            true => self.idle.iter().rposition(|held| held.uses == 0),
-            false => self.idle.len().checked_sub(1),
+        let idle = match fresh_since {
+            Some(_) => self.idle.iter().rposition(|held| held.uses == 0),
+            None => self.idle.len().checked_sub(1),
         };
         fullest
             .map(|(at, _)| Spot::Shared(at))
@@ -193,27 +211,32 @@ impl<C> Origin<C> {
                 let rested = held.granted.saturating_sub(held.idle_since);
                 self.idle_limit.closed(now, rested);
             }
-            Outcome::Unused | Outcome::Aborted | Outcome::Broken(_) => {}
+            Outcome::Unused | Outcome::Aborted | Outcome::Declined | Outcome::Broken(_) => {}
         }
     }
 
-    /// Takes out the connection of this name if its end is news.
+    /// Takes out the connection of this name if it was at rest. One with requests on it takes no more, and
+    /// is closed after the last: a server that goes in good order still answers them.
     pub(super) fn ended(&mut self, now: Duration, id: ConnId) -> Option<C> {
-        let (conn, uses, born, rested) =
+        let (conn, uses, born, rested_since) =
             if let Some(at) = self.idle.iter().position(|held| held.id == id) {
                 let held = self.idle.remove(at)?;
-                (held.conn, held.uses, held.born, Some(held.idle_since))
+                (held.conn, held.uses, held.born, held.idle_since)
             } else {
                 let at = self.shared.iter().position(|shared| shared.id == id)?;
+                let shared = self.shared.get_mut(at)?;
+                if !shared.rests() {
+                    shared.doomed.get_or_insert(CloseReason::Upstream);
+                    return None;
+                }
                 let shared = self.shared.remove(at);
-                let rested = shared.rests().then_some(shared.idle_since);
-                (shared.conn, shared.uses, shared.born, rested)
+                (shared.conn, shared.uses, shared.born, shared.idle_since)
             };
-        match (uses, rested) {
-            (0, _) => self.closed_unused(now, born),
-            (_, Some(since)) => self.idle_limit.closed(now, now.saturating_sub(since)),
-            // Those whose requests were on it tell what became of them.
-            (_, None) => {}
+        match uses {
+            0 => self.closed_unused(now, born),
+            _ => self
+                .idle_limit
+                .closed(now, now.saturating_sub(rested_since)),
         }
         Some(conn)
     }
@@ -279,7 +302,7 @@ impl<C> Origin<C> {
     pub(super) fn closed_unused(&mut self, now: Duration, born: Duration) {
         match now.saturating_sub(born) < SOON {
             true => self.failed(now, "it closes connections as soon as they are made"),
-            false => self.closes_unused = true,
+            false => self.unused_limit.closed(now, now.saturating_sub(born)),
         }
     }
 

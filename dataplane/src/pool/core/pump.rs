@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Connecting, Connection, Core, Effect, Held, OriginId, Refused, Ticket,
+    Connecting, Connection, Core, Effect, Held, OriginId, Refused, Ticket, Waiter,
     origin::{Origin, Phase, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -15,6 +15,8 @@ const WARM_AT_ONCE: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// After this long without a single successful connect, requests are refused at once.
 const FAIL_FAST: Duration = Duration::from_secs(3);
+/// A connect that takes this long is not waited for alone where there is another endpoint.
+const SLOW: Duration = Duration::from_millis(250);
 
 impl<C: Connection, W> Core<C, W> {
     pub(super) fn pump_with(&mut self, now: Duration, first: Effect<C, W>) -> Vec<Effect<C, W>> {
@@ -88,12 +90,15 @@ impl<C: Connection, W> Core<C, W> {
 
     /// The first who waits and can be served, and his connection.
     fn next_grant(&mut self, now: Duration) -> Option<(usize, Held<C>)> {
-        let can = |fresh: bool| self.origins.iter().any(|o| o.spot(fresh).is_some());
-        let (any, unused) = (can(false), can(true));
-        let mut waiters = self.waiters.iter();
-        let at = waiters.position(|waiter| if waiter.fresh { unused } else { any })?;
-        let fresh = self.waiters.get(at)?.fresh;
-        let (origin, spot) = self.choose(now, fresh)?;
+        let can = |since: Option<Duration>| self.origins.iter().any(|o| o.spot(since).is_some());
+        let any = can(None);
+        let served = |waiter: &Waiter<W>| match waiter.fresh_since {
+            None => any,
+            since => any && can(since),
+        };
+        let at = self.waiters.iter().position(served)?;
+        let fresh_since = self.waiters.get(at)?.fresh_since;
+        let (origin, spot) = self.choose(now, fresh_since)?;
         let held = self.origins.get_mut(origin)?.take(spot, now)?;
         Some((at, held))
     }
@@ -121,26 +126,36 @@ impl<C: Connection, W> Core<C, W> {
         self.make_room_for_fresh(effects);
         let room = self.shape.size.saturating_sub(self.in_flight());
         let wanted = self.waiters.len().min(room);
-        while self.expected() < wanted && self.open() < self.limit() {
+        while self.expected(now) < wanted && self.open() < self.limit() {
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;
             }
         }
     }
 
-    /// Requests that the connects under way will be able to carry.
-    pub(super) fn expected(&self) -> usize {
+    /// Requests that the connects under way will be able to carry. Those to an endpoint that fails, or that
+    /// take long, are not counted on while another endpoint may do better.
+    pub(super) fn expected(&self, now: Duration) -> usize {
+        let sound = |origin: &Origin<C>| origin.is_current() && origin.trouble.is_none();
         let streams = |connect: &Connecting| {
             let mut origins = self.origins.iter();
             let origin = origins.find(|origin| origin.id == connect.origin);
-            origin.and_then(|origin| origin.streams).unwrap_or(1)
+            let slow = now.saturating_sub(connect.began) >= SLOW;
+            let mut others = self.origins.iter().filter(|o| o.id != connect.origin);
+            match slow || !origin.is_some_and(sound) {
+                true if others.any(sound) => 0,
+                _ => origin.and_then(|origin| origin.streams).unwrap_or(1),
+            }
         };
         self.connecting.iter().map(streams).sum()
     }
 
     /// One who needs a fresh connection must not wait for the idle ones to go.
     fn make_room_for_fresh(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        let wanted = self.waiters.iter().filter(|waiter| waiter.fresh).count();
+        let waiters = self.waiters.iter();
+        let wanted = waiters
+            .filter(|waiter| waiter.fresh_since.is_some())
+            .count();
         let missing = wanted.saturating_sub(self.connecting.len());
         for _ in 0..missing {
             if self.open() < self.limit() {
@@ -153,17 +168,16 @@ impl<C: Connection, W> Core<C, W> {
     /// Connections that are kept open ahead of need now.
     pub(super) fn floor(&self, now: Duration) -> usize {
         let mut current = self.origins.iter().filter(|origin| origin.is_current());
-        let unasked = match current.any(|origin| origin.closes_unused) {
+        let unasked = match current.any(|origin| origin.closes_unused(now)) {
             true => 0,
             false => self.peak.get(now),
         };
         self.shape.warm.max(unasked).min(self.limit())
     }
 
-    /// Requests that could be carried at a time by what is open and on its way.
+    /// Requests that could be carried at a time by what is open.
     fn slots(&self) -> usize {
-        let slots = self.origins.iter().map(Origin::slots);
-        slots.sum::<usize>() + self.expected()
+        self.origins.iter().map(Origin::slots).sum()
     }
 
     fn connect_for_warmth(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
@@ -177,13 +191,15 @@ impl<C: Connection, W> Core<C, W> {
             OpenReason::Warm
         };
         let at_once = WARM_AT_ONCE.max(floor / 8);
-        while self.slots() < floor && self.open() < self.limit() && self.connecting.len() < at_once
+        while self.slots() + self.expected(now) < floor
+            && self.open() < self.limit()
+            && self.connecting.len() < at_once
         {
             if !self.connect(now, reason, effects) {
                 return;
             }
         }
-        self.filled |= self.slots() - self.expected() >= floor;
+        self.filled |= self.slots() >= floor;
     }
 
     /// Starts one connect, to the endpoint that can carry least for its weight.
@@ -202,17 +218,27 @@ impl<C: Connection, W> Core<C, W> {
                     let each = origin.streams.unwrap_or(1);
                     origin.slots() + self.connecting_to(origin.id) * each
                 };
-                lighter(slots(a), a.weight, slots(b), b.weight)
+                // Where connects hang already another one helps least.
+                let hangs = |origin: &Origin<C>| self.hangs(now, origin.id);
+                let lighter = lighter(slots(a), a.weight, slots(b), b.weight);
+                hangs(a).cmp(&hangs(b)).then(lighter)
             });
         let Some(origin) = best.map(|origin| origin.id) else {
             return false;
         };
-        self.connect_to(origin, reason, effects);
+        self.connect_to(now, origin, reason, effects);
         true
+    }
+
+    /// True if a connect there takes longer than is waited for.
+    fn hangs(&self, now: Duration, origin: OriginId) -> bool {
+        let mut there = self.connecting.iter().filter(|c| c.origin == origin);
+        there.any(|connect| now.saturating_sub(connect.began) >= SLOW)
     }
 
     pub(super) fn connect_to(
         &mut self,
+        now: Duration,
         origin: OriginId,
         reason: OpenReason,
         effects: &mut Vec<Effect<C, W>>,
@@ -222,14 +248,18 @@ impl<C: Connection, W> Core<C, W> {
             ticket,
             origin,
             reason,
+            began: now,
         });
         effects.push(Effect::Connect { ticket, origin });
     }
 
     /// Sends waiters away when nothing can come for them: every endpoint fails, nothing is open.
     fn refuse_hopeless(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
+        // What only drains will serve nobody.
+        let serving = self.origins.iter().filter(|o| o.phase != Phase::Retired);
+        let open = serving.map(Origin::open).sum::<usize>() + self.connecting.len();
         // Without a cap no connect was tried: it is the budget that is waited for.
-        if self.waiters.is_empty() || self.open() > 0 || self.limit() == 0 {
+        if self.waiters.is_empty() || open > 0 || self.limit() == 0 {
             return;
         }
         let current = self.origins.iter().filter(|origin| origin.is_current());

@@ -39,7 +39,7 @@ impl<C: Connection, W> Core<C, W> {
         origin.active = origin.active.saturating_sub(1);
         let close = match outcome {
             Outcome::Broken(reason) => Some(reason),
-            Outcome::Aborted => Some(CloseReason::Cancelled),
+            Outcome::Aborted | Outcome::Declined => Some(CloseReason::Cancelled),
             Outcome::Finished => Some(CloseReason::Upstream),
             _ if !origin.is_current() || idle_pool => Some(CloseReason::Removed),
             _ if !fits => Some(no_room),
@@ -84,8 +84,11 @@ impl<C: Connection, W> Core<C, W> {
                 Outcome::Finished => Some(CloseReason::Upstream),
                 _ if !fits => Some(no_room),
                 _ if too_old => Some(CloseReason::Age),
-                Outcome::Reusable | Outcome::Unused | Outcome::Aborted => None,
+                Outcome::Reusable | Outcome::Unused | Outcome::Aborted | Outcome::Declined => None,
             };
+            if outcome == Outcome::Declined {
+                shared.declined();
+            }
             shared.doomed = shared.doomed.or(doom);
         }
         self.pump_with(now, Effect::LetGo { conn: held.conn })

@@ -42,9 +42,10 @@ impl<C: Connection> Shared<C> {
     /// One request's place on it.
     pub(super) fn grant(&mut self, origin: OriginId, now: Duration) -> Option<Held<C>> {
         let conn = self.conn.another()?;
-        let (idle_since, uses) = (self.idle_since, self.uses);
+        let idle_since = self.idle_since;
         self.streams += 1;
         self.uses += 1;
+        let uses = self.uses;
         Some(Held {
             conn,
             id: self.id,
@@ -67,6 +68,11 @@ impl<C> Shared<C> {
     /// True if it carries none.
     pub(super) fn rests(&self) -> bool {
         self.streams == 0
+    }
+
+    /// The server took one less than it had said, and may know why: no more than these from now on.
+    pub(super) fn declined(&mut self) {
+        self.most = self.most.min(self.streams.max(1));
     }
 
     /// The server allows another number from now on.

@@ -92,6 +92,8 @@ pub(in crate::pool) enum Outcome {
     Finished,
     /// The request ended without its answer's end, and the connection goes on (HTTP/2).
     Aborted,
+    /// The server declined the request without a look at it, and the connection goes on (HTTP/2).
+    Declined,
     /// It cannot be used again.
     Broken(CloseReason),
 }

@@ -36,6 +36,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         1 => Just(Outcome::Unused),
         1 => Just(Outcome::Finished),
         1 => Just(Outcome::Aborted),
+        1 => Just(Outcome::Declined),
         1 => Just(Outcome::Broken(CloseReason::Error)),
         1 => Just(Outcome::Broken(CloseReason::Upstream)),
     ]
@@ -74,11 +75,12 @@ fn any_event(dice: &mut fastrand::Rng) -> Event {
         20 => Event::Refuse(at),
         21..29 => Event::Release(
             at,
-            match dice.u8(0..13) {
+            match dice.u8(0..14) {
                 0..8 => Outcome::Reusable,
                 8 => Outcome::Unused,
                 9 => Outcome::Finished,
                 10 => Outcome::Aborted,
+                13 => Outcome::Declined,
                 11 => Outcome::Broken(CloseReason::Error),
                 _ => Outcome::Broken(CloseReason::Upstream),
             },
@@ -108,16 +110,15 @@ struct Model {
 }
 
 impl Model {
-    /// Takes note of what was granted since the last time: in order, but past those who need a fresh
+    /// Takes note of what was granted since the last time: in order, but past those who need a fresher
     /// connection, and never to somebody who does not wait.
     fn follow(&mut self, shell: &Shell) {
         for waiter in &shell.granted[self.granted..] {
             let at = self.line.iter().position(|(known, _)| known == waiter);
             let at = at.unwrap_or_else(|| panic!("{waiter} does not wait"));
-            let fresh = self.line[at].1;
             let passed = self.line.range(..at);
             assert!(
-                passed.clone().all(|(_, ahead)| *ahead && !fresh) || at == 0,
+                passed.clone().all(|(_, fresh)| *fresh),
                 "3: {waiter} was served before {passed:?}"
             );
             self.line.remove(at);

@@ -47,16 +47,15 @@ impl<C: Connection, W> Core<C, W> {
             .iter()
             .all(|origin| !origin.may_connect(now, self.connecting_to(origin.id)));
         if !self.waiters.is_empty() && room {
-            let can = |fresh| self.origins.iter().any(|o| o.spot(fresh).is_some());
-            let (any, unused) = (can(false), can(true));
-            let served = |waiter: &Waiter<W>| if waiter.fresh { unused } else { any };
+            let can = |since| self.origins.iter().any(|o| o.spot(since).is_some());
+            let served = |waiter: &Waiter<W>| can(waiter.fresh_since);
             assert!(
                 !self.waiters.iter().any(served),
                 "4: a waiter beside an idle connection for him"
             );
             let wanted = self.waiters.len().min(self.shape.size - in_flight);
             assert!(
-                self.expected() >= wanted || open >= most || backing_off,
+                self.expected(now) >= wanted || open >= most || backing_off,
                 "4: too few connects"
             );
         }

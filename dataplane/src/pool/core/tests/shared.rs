@@ -53,9 +53,66 @@ fn a_connection_that_ends_takes_its_places_with_it_and_is_counted_once() {
         shell.release(waiter, Outcome::Broken(CloseReason::Upstream));
     }
     assert_eq!((shell.closed, shell.core.counters.open()), (1, 0));
+    // None of them was answered: as good as no connection.
     let next = shell.acquire();
+    shell.sweep(60);
     shell.connect();
     assert_eq!(shell.granted.last(), Some(&next));
+}
+
+/// The server goes in good order, and answers what it has.
+#[test]
+fn one_whose_end_is_told_early_is_closed_after_its_last_request() {
+    let mut shell = shell(10, 4);
+    let (first, second) = (shell.acquire(), shell.acquire());
+    shell.connect();
+    let id = shell.leases[&first].id;
+    let effects = shell.core.ended(shell.now, id);
+    shell.run(effects);
+    assert_eq!((shell.closed, shell.census().in_flight), (0, 2));
+    let third = shell.acquire();
+    assert!(!shell.granted.contains(&third), "it takes no more");
+    shell.release(first, Outcome::Reusable);
+    assert_eq!(shell.closed, 0);
+    shell.release(second, Outcome::Reusable);
+    assert_eq!(shell.closed, 1);
+}
+
+#[test]
+fn one_who_needs_a_fresh_one_shares_a_newer_one_with_others() {
+    let mut shell = shell(10, 4);
+    let waiters: Vec<_> = (0..3).map(|_| shell.acquire()).collect();
+    shell.connect();
+    // All three fail together, and the connection with them.
+    shell.now += at(10);
+    let id = shell.leases[&waiters[0]].id;
+    let effects = shell.core.ended(shell.now, id);
+    shell.run(effects);
+    for waiter in &waiters {
+        shell.release(*waiter, Outcome::Broken(CloseReason::Error));
+    }
+    let again: Vec<_> = (0..3)
+        .map(|_| shell.acquire_at(Place::FrontForFresh))
+        .collect();
+    assert_eq!(shell.connects.len(), 1);
+    shell.now += at(10);
+    shell.connect();
+    for waiter in again {
+        assert!(shell.granted.contains(&waiter));
+    }
+}
+
+#[test]
+fn one_that_declined_gets_no_more_than_it_took() {
+    let mut shell = shell(10, 4);
+    let waiters: Vec<_> = (0..3).map(|_| shell.acquire()).collect();
+    shell.connect();
+    shell.release(waiters[2], Outcome::Declined);
+    let again = shell.acquire_at(Place::Front);
+    assert!(!shell.granted.contains(&again), "not to the same one");
+    shell.connect();
+    assert!(shell.granted.contains(&again));
+    assert_eq!(shell.closed, 0);
 }
 
 #[test]
