@@ -12,7 +12,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// The headers that carry it.
-pub(crate) const HEADERS: [HeaderName; 2] = [
+pub(crate) static HEADERS: [HeaderName; 2] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
 ];
@@ -37,11 +37,11 @@ pub(crate) async fn within<F: Future>(span: &Span, mut future: Pin<&mut F>) -> F
 
 /// Makes the span a child of what a push names.
 pub(crate) fn adopt_text(span: &Span, traceparent: &str) {
-    let [name, _] = HEADERS;
+    let [name, _] = &HEADERS;
     let Ok(value) = HeaderValue::from_str(traceparent) else {
         return;
     };
-    adopt(span, &HeaderMap::from_iter([(name, value)]));
+    adopt(span, &HeaderMap::from_iter([(name.clone(), value)]));
 }
 
 /// Writes the span's context over what the headers have. Without an exporter they keep the client's.

@@ -12,7 +12,6 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::Span;
 
@@ -129,8 +128,6 @@ type Polled = Result<Frame<Bytes>, StreamFailed>;
 /// An upstream's body on its way to the client.
 #[derive(Debug)]
 pub(super) struct UpstreamBody {
-    /// Gone once it failed, and with it its connection.
-    body: Option<Incoming>,
     loan: Loan,
     record: RequestRecord,
     limits: StreamLimits,
@@ -150,7 +147,6 @@ enum State {
 
 impl UpstreamBody {
     pub(super) fn new(
-        body: Incoming,
         loan: Loan,
         record: RequestRecord,
         limits: StreamLimits,
@@ -159,7 +155,6 @@ impl UpstreamBody {
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
         let mut this = Self {
-            body: Some(body),
             loan,
             record,
             limits,
@@ -174,7 +169,7 @@ impl UpstreamBody {
     }
 
     fn finish_if_complete(&mut self) {
-        if self.body.as_ref().is_none_or(Incoming::is_end_stream) {
+        if self.loan.is_at_end() {
             self.finish();
         }
     }
@@ -193,7 +188,6 @@ impl UpstreamBody {
             true => StreamFailed::NotRead(self.limits.idle),
             false => failed,
         };
-        self.body = None;
         if let Some(lease) = self.loan.take() {
             lease.discard(CloseReason::Error);
         }
@@ -205,14 +199,15 @@ impl UpstreamBody {
     }
 
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
-        };
         let now = Instant::now();
         if now >= self.limits.deadline {
             return self.fail_now(cx, StreamFailed::TotalTime(self.limits.total));
         }
-        match Pin::new(body).poll_frame(cx) {
+        let Some(polled) = self.loan.poll_frame(cx) else {
+            // It was cut: the client may begin to read again.
+            return self.fail_now(cx, StreamFailed::NotRead(self.limits.idle));
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.passed_on(&frame, now);
                 Poll::Ready(Some(Ok(frame)))
@@ -302,10 +297,7 @@ impl Body for ResponseBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Stream(stream) => stream
-                .body
-                .as_ref()
-                .map_or_else(SizeHint::default, Body::size_hint),
+            Self::Stream(stream) => stream.loan.size_hint(),
         }
     }
 }

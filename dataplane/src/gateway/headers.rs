@@ -14,7 +14,7 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The header with which a client asks how its request was served.
 pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
-const PASSED_UP: [HeaderName; 10] = [
+static PASSED_UP: [HeaderName; 10] = [
     header::ACCEPT,
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
@@ -28,7 +28,7 @@ const PASSED_UP: [HeaderName; 10] = [
 ];
 
 /// Of one connection only (RFC 9110 §7.6.1), or ours to say.
-const NOT_PASSED_DOWN: [HeaderName; 9] = [
+static NOT_PASSED_DOWN: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

@@ -88,10 +88,9 @@ impl Proxy {
         let limits = answer.limits;
         let (parts, body) = answer.response.into_parts();
         record.passing_on(parts.status.as_u16());
-        let loan = self
-            .watchdog
-            .lend(answer.lease, limits.idle, limits.deadline);
-        let body = UpstreamBody::new(body, loan, record, limits, answer.alarm, answer.span);
+        let (idle, deadline) = (limits.idle, limits.deadline);
+        let loan = self.watchdog.lend(body, answer.lease, idle, deadline);
+        let body = UpstreamBody::new(loan, record, limits, answer.alarm, answer.span);
         Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
     }
 

@@ -1,17 +1,22 @@
 //! Takes connections back from answers that nobody reads.
 //!
 //! A body's own limits are looked at when it is polled, and a client that does not read keeps it from
-//! being polled. The watchdog looks at all of them every second, and closes the upstream connection of
-//! those that are over time. It knows nothing of HTTP.
+//! being polled. The watchdog looks at all of them every second, and cuts those that are over time: over
+//! HTTP/1.1 that closes their connection, over HTTP/2 it cancels their stream. For that it holds the bodies.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
@@ -27,9 +32,12 @@ const MARGIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Watchdog(Arc<Watched>);
 
+/// A piece of an answer.
+type Came = Result<Frame<Bytes>, hyper::Error>;
+
 type Watched = Mutex<Slab<Arc<Shared>>>;
 
-/// A lease that an answer holds, watched over until it is dropped.
+/// An answer and the lease that it comes over, watched over until it is dropped.
 #[derive(Debug)]
 pub(super) struct Loan {
     shared: Arc<Shared>,
@@ -39,7 +47,7 @@ pub(super) struct Loan {
 
 #[derive(Debug)]
 struct Shared {
-    lease: Mutex<Option<Lease>>,
+    held: Mutex<Option<(Incoming, Lease)>>,
     began: Instant,
     /// When the answer last moved on, in milliseconds since it began.
     moved: AtomicU64,
@@ -49,10 +57,16 @@ struct Shared {
 }
 
 impl Watchdog {
-    /// Watches over a lease.
-    pub(super) fn lend(&self, lease: Lease, idle: Duration, deadline: Instant) -> Loan {
+    /// Watches over an answer.
+    pub(super) fn lend(
+        &self,
+        body: Incoming,
+        lease: Lease,
+        idle: Duration,
+        deadline: Instant,
+    ) -> Loan {
         let shared = Arc::new(Shared {
-            lease: Mutex::new(Some(lease)),
+            held: Mutex::new(Some((body, lease))),
             began: Instant::now(),
             moved: AtomicU64::new(0),
             idle,
@@ -85,9 +99,30 @@ impl Loan {
         self.shared.moved.store(millis, Ordering::Relaxed);
     }
 
-    /// The lease, if nobody took it before.
+    /// What comes next; `None` if it was taken.
+    pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Option<Poll<Option<Came>>> {
+        let mut held = self.shared.held.lock();
+        let (body, _) = held.as_mut()?;
+        Some(Pin::new(body).poll_frame(cx))
+    }
+
+    /// True if nothing comes any more.
+    pub(super) fn is_at_end(&self) -> bool {
+        let held = self.shared.held.lock();
+        held.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+    }
+
+    /// How much comes.
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let held = self.shared.held.lock();
+        held.as_ref()
+            .map_or_else(SizeHint::default, |(body, _)| body.size_hint())
+    }
+
+    /// The lease, if nobody took it before. The body is dropped: what had not come of it is not wanted.
     pub(super) fn take(&self) -> Option<Lease> {
-        self.shared.lease.lock().take()
+        let held = self.shared.held.lock().take();
+        held.map(|(_, lease)| lease)
     }
 
     /// True if the watchdog took it.
@@ -111,10 +146,14 @@ impl Shared {
     }
 
     fn cut(&self) {
-        let Some(lease) = self.lease.lock().take() else {
-            return;
+        let held = {
+            let mut held = self.held.lock();
+            self.cut.fetch_or(held.is_some(), Ordering::AcqRel);
+            held.take()
         };
-        self.cut.store(true, Ordering::Release);
+        let Some((body, lease)) = held else { return };
+        // First the body: over HTTP/2 that is what cancels.
+        drop(body);
         tracing::warn!(endpoint = %lease.endpoint(), "an answer that its client does not read is cut");
         lease.discard(CloseReason::Cancelled);
     }

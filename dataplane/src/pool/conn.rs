@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use forebay_proto::EndpointId;
-use http::{HeaderValue, Request, Response, Uri, header, uri::PathAndQuery, uri::Scheme};
+use http::{
+    HeaderValue, Request, Response, Uri, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
 use http_body_util::Full;
 use hyper::{
     body::Incoming,
@@ -33,8 +36,11 @@ use super::{
     target::{DialError, Target},
 };
 
-/// Most bytes of a response head, and of what hyper buffers of a response.
-const BUFFER: usize = 64 * 1024;
+/// Most bytes of a response head, and what hyper keeps to read into. A buffer that grows with what comes, as
+/// hyper's does unless told otherwise, stays large while its connection rests.
+const BUFFER: usize = 16 * 1024;
+/// Most bytes of a response's headers over HTTP/2.
+const HEADER_LIST: u32 = 64 * 1024;
 /// What one HTTP/2 stream may send before it is read. The connection's window holds that of all streams
 /// at once, so that an answer that nobody reads holds up no other.
 const STREAM_WINDOW: u32 = 128 * 1024;
@@ -71,7 +77,7 @@ pub(super) struct Conn {
     pub(super) watch: SocketWatch,
     pub(super) endpoint: EndpointId,
     /// `host:port`, as it stands in the configuration.
-    authority: Arc<str>,
+    host: HeaderValue,
     scheme: Scheme,
     /// Ends the driver, and with it the socket; set once the driver runs.
     pub(super) driver: Option<AbortHandle>,
@@ -109,7 +115,7 @@ pub(super) async fn connect(
             sender,
             watch: dialled.watch,
             endpoint: target.endpoint.id.clone(),
-            authority: target.authority.clone(),
+            host: target.host.clone(),
             scheme: match target.is_tls() {
                 true => Scheme::HTTPS,
                 false => Scheme::HTTP,
@@ -125,7 +131,7 @@ pub(super) async fn connect(
 
 async fn http1(transport: Transport) -> Result<(Sender, Driver), hyper::Error> {
     let (sender, driver) = http1::Builder::new()
-        .max_buf_size(BUFFER)
+        .read_buf_exact_size(Some(BUFFER))
         .handshake(TokioIo::new(transport))
         .await?;
     Ok((Sender::Http1(sender), Driver::Http1(Box::new(driver))))
@@ -139,7 +145,7 @@ async fn http2(
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(BUFFER as u32)
+        .max_header_list_size(HEADER_LIST)
         // Nothing is sent before it is known how much the server takes.
         .initial_max_send_streams(0)
         .keep_alive_interval(PING)
@@ -216,7 +222,7 @@ impl Connection for Conn {
             sender: Sender::Http2(sender.clone(), allowed.clone()),
             watch: self.watch.clone(),
             endpoint: self.endpoint.clone(),
-            authority: self.authority.clone(),
+            host: self.host.clone(),
             scheme: self.scheme.clone(),
             driver: self.driver.clone(),
         })
@@ -269,14 +275,13 @@ impl Conn {
         match &self.sender {
             Sender::Http1(_) => {
                 *request.uri_mut() = Uri::from_static(path);
-                if let Ok(host) = HeaderValue::from_str(&self.authority) {
-                    request.headers_mut().insert(header::HOST, host);
-                }
+                let host = self.host.clone();
+                request.headers_mut().insert(header::HOST, host);
             }
             Sender::Http2(..) => {
                 let mut parts = http::uri::Parts::default();
                 parts.scheme = Some(self.scheme.clone());
-                parts.authority = self.authority.parse().ok();
+                parts.authority = Authority::try_from(self.host.as_bytes()).ok();
                 parts.path_and_query = Some(PathAndQuery::from_static(path));
                 *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
             }

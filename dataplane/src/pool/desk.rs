@@ -25,7 +25,7 @@ use crate::budget::Budget;
 
 pub(super) type Granted<C> = Result<Loan<C>, Refused>;
 pub(super) type Waiter<C> = oneshot::Sender<Granted<C>>;
-pub(super) type Effects<C> = Vec<Effect<C, Waiter<C>>>;
+pub(super) type Effects<C> = super::core::Effects<C, Waiter<C>>;
 
 /// What the desk must know of a connection.
 pub(super) trait Upstream: Connection + Send + 'static {
@@ -80,6 +80,15 @@ impl<C: Upstream> Desk<C> {
     ) {
         let effects = self.with(change);
         self.carry_out(effects);
+    }
+
+    /// A connection at once, for one who comes when nobody waits and one is free.
+    pub(super) fn take(self: &Arc<Self>) -> Option<Loan<C>> {
+        let (held, effects) = self.with(|inner, now| inner.core.take_at_once(now))?;
+        let loan = Loan::new(self, held);
+        self.carry_out(effects);
+        self.budget.note_change();
+        Some(loan)
     }
 
     /// Lines up. Dropping what it returns gives the place up, or the connection back.

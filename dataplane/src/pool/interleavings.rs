@@ -128,8 +128,11 @@ impl Run {
     fn client(&self, outcome: Outcome) -> thread::JoinHandle<()> {
         let (ledger, desk) = (self.ledger.clone(), self.desk.clone());
         thread::spawn(move || {
-            let loan = block_on(desk.line_up(Place::Back));
-            use_and_return(&ledger, loan.unwrap().unwrap(), outcome);
+            let loan = match desk.take() {
+                Some(loan) => loan,
+                None => block_on(desk.line_up(Place::Back)).unwrap().unwrap(),
+            };
+            use_and_return(&ledger, loan, outcome);
         })
     }
 
@@ -247,7 +250,7 @@ fn a_shrink_that_crosses_loans() {
         let run = Run::new(2);
         let clients = [
             run.client(Outcome::Reusable),
-            run.client(Outcome::Reusable),
+            run.client(Outcome::Unused),
             run.client(Outcome::Broken(CloseReason::Error)),
         ];
         let desk = run.desk.clone();
@@ -271,7 +274,7 @@ fn clients_quitters_and_closes_all_at_once() {
             run.quitter(),
             run.client(Outcome::Broken(CloseReason::Cancelled)),
             run.quitter(),
-            run.client(Outcome::Unused),
+            run.client(Outcome::Reusable),
             run.upstream(3),
         ]);
         run.settle(2);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use forebay_proto::{Endpoint, Protocol, endpoint::Address};
+use http::HeaderValue;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -31,7 +32,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 pub(super) struct Target {
     pub(super) endpoint: Arc<Endpoint>,
     /// `host:port`, as it stands in the configuration.
-    pub(super) authority: Arc<str>,
+    pub(super) host: HeaderValue,
     pub(super) place: Place,
     tls: Option<Arc<Tls>>,
 }
@@ -86,10 +87,12 @@ impl Target {
                 }
             },
         };
-        let authority: Arc<str> = endpoint.url.authority().into();
+        let host = HeaderValue::try_from(endpoint.url.authority());
+        // A url's host is ASCII without blanks.
+        let host = host.unwrap_or(HeaderValue::from_static("upstream"));
         let target = |place| Self {
             endpoint: endpoint.clone(),
-            authority: authority.clone(),
+            host: host.clone(),
             place,
             tls: tls.clone(),
         };

@@ -152,6 +152,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
 
 async fn speak(shared: Arc<Shared>, fate: Arc<Fate>, io: Box<dyn Io>) -> Result<(), AnyError> {
     let (speaks, max_streams) = (shared.config.speaks, shared.config.max_streams);
+    let told = shared.clone();
     let service =
         service_fn(move |request| crate::serve::answer(shared.clone(), fate.clone(), request));
     let io = TokioIo::new(io);
@@ -163,7 +164,11 @@ async fn speak(shared: Arc<Shared>, fate: Arc<Fate>, io: Box<dyn Io>) -> Result<
         Speaks::Http2 => {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             let connection = builder.max_concurrent_streams(max_streams);
-            let connection = connection.serve_connection(io, service);
+            let mut connection = std::pin::pin!(connection.serve_connection(io, service));
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(Into::into),
+                () = told.going.notified() => connection.as_mut().graceful_shutdown(),
+            }
             connection.await.map_err(Into::into)
         }
         Speaks::Both => {

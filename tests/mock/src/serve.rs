@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, UnixListener},
+    sync::Notify,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) faults: Mutex<Faults>,
+    /// HTTP/2 connections are told to go.
+    pub(crate) going: Notify,
 }
 
 /// A running mock. Dropping it stops it at once.
@@ -64,6 +67,7 @@ impl MockServer {
             tls,
             counts: Arc::default(),
             faults: Mutex::default(),
+            going: Notify::new(),
         });
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -107,6 +111,11 @@ impl MockServer {
     /// Changes what goes wrong, from now on.
     pub fn set_faults(&self, faults: Faults) {
         *self.shared.faults.lock() = faults;
+    }
+
+    /// Tells every HTTP/2 connection that it takes no more requests (GOAWAY), and answers those that it has.
+    pub fn go_away(&self) {
+        self.shared.going.notify_waiters();
     }
 
     /// Closes every connection at once and waits until nothing is left.

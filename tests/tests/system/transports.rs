@@ -273,6 +273,76 @@ async fn over_http2_a_client_that_does_not_read_holds_up_nobody() {
     drop(unread);
 }
 
+/// A server that is being replaced sends GOAWAY, answers what it has and takes no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2_a_server_that_goes_in_good_order_loses_nothing() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let mock = MockServer::start(MockConfig {
+        speaks: Speaks::Http2,
+        ..MockConfig::serving("m")
+    })
+    .await
+    .unwrap();
+    let http2 = EndpointProtocol::Http2;
+    cluster
+        .create_and_wait(model(&mock.url(), http2, None))
+        .await;
+    for _ in 0..5 {
+        let client = worker.client();
+        let streams = (0..20).map(|_| client.finish("m", Chat::Stream, 100));
+        let going = async {
+            eventually("all are upstream", async || {
+                (mock.stats().in_flight == 20).then_some(())
+            })
+            .await;
+            mock.go_away();
+            // New ones meanwhile, which must go elsewhere.
+            let more = (0..20).map(|_| client.finish("m", Chat::Whole, 1));
+            join_all(more).await
+        };
+        let (streams, more) = tokio::join!(join_all(streams), going);
+        for ended in streams.iter().chain(&more) {
+            assert_eq!(*ended, Ended::Well);
+        }
+    }
+    let stats = mock.stats();
+    assert_eq!((stats.completed, stats.cancelled), (200, 0), "{stats:?}");
+}
+
+/// Cut because nobody reads it, a stream is cancelled upstream, and its connection stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2_an_answer_that_nobody_reads_is_cancelled() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let mock = MockServer::start(MockConfig {
+        speaks: Speaks::Http2,
+        interval: Duration::ZERO,
+        ..MockConfig::serving("m")
+    })
+    .await
+    .unwrap();
+    let impatient = wire::Model {
+        timeouts: Some(wire::Timeouts {
+            idle: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+            ..wire::Timeouts::default()
+        }),
+        ..model(&mock.url(), EndpointProtocol::Http2, None)
+    };
+    cluster.create_and_wait(impatient).await;
+    let client = worker.client();
+    let unread = client.chat("m", Chat::Stream, 10_000_000).send().await;
+    eventually("the upstream is told", async || {
+        (mock.stats().cancelled == 1).then_some(())
+    })
+    .await;
+    assert_eq!(mock.stats().in_flight, 0);
+    assert_eq!(client.finish("m", Chat::Whole, 1).await, Ended::Well);
+    assert_eq!(mock.stats().opened, 1);
+    drop(unread);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_spoken_is_agreed_upon_in_the_handshake() {
     let (cluster, worker) = Cluster::with_worker().await;

@@ -50,8 +50,8 @@ use self::{
 pub(super) use self::{
     shared::MOST_STREAMS,
     types::{
-        Census, ConnId, Connection, Effect, Held, Idle, OriginCensus, OriginId, OriginSpec,
-        Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId,
+        Census, ConnId, Connection, Effect, Effects, Held, Idle, OriginCensus, OriginId,
+        OriginSpec, Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId,
     },
 };
 use super::counters::{CloseReason, Counters, OpenReason};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Connecting, Connection, Core, Effect, Held, OriginId, Refused, Ticket, Waiter,
+    Connecting, Connection, Core, Effect, Effects, Held, OriginId, Refused, Ticket, Waiter,
     origin::{Origin, Phase, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -77,14 +77,41 @@ impl<C: Connection, W> Core<C, W> {
             let Some(waiter) = self.waiters.remove(at) else {
                 return;
             };
-            match held.uses {
-                0 | 1 => self.counters.new += 1,
-                _ => self.counters.reused += 1,
-            }
+            self.count_checkout(&held);
             effects.push(Effect::Grant {
                 waiter: waiter.waiter,
                 held,
             });
+        }
+    }
+
+    /// The connection of a request that does not have to wait. `None`: it has to line up.
+    pub(in crate::pool) fn take_at_once(
+        &mut self,
+        now: Duration,
+    ) -> Option<(Held<C>, Effects<C, W>)> {
+        let room = self.in_flight() < self.shape.size && self.busy() < self.limit();
+        if !room || !self.waiters.is_empty() {
+            return None;
+        }
+        let (origin, spot) = self.choose(now, None)?;
+        let held = self.origins.get_mut(origin)?.take(spot, now)?;
+        self.count_checkout(&held);
+        // With one endpoint nothing else can have become due.
+        let effects = match self.origins.len() {
+            1 => {
+                self.peak.note(now, self.in_flight());
+                Vec::new()
+            }
+            _ => self.pump(now),
+        };
+        Some((held, effects))
+    }
+
+    fn count_checkout(&mut self, held: &Held<C>) {
+        match held.uses {
+            0 | 1 => self.counters.new += 1,
+            _ => self.counters.reused += 1,
         }
     }
 

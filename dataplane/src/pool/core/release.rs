@@ -56,7 +56,11 @@ impl<C: Connection, W> Core<C, W> {
             _ => held.idle_since = now,
         }
         origin.idle.push_back(held);
-        self.pump(now)
+        // With one endpoint, and nobody who waits, nothing has become due.
+        match self.waiters.is_empty() && self.origins.len() == 1 && !self.retired {
+            true => Vec::new(),
+            false => self.pump(now),
+        }
     }
 
     /// One request's place on a connection is free again.

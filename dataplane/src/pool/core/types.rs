@@ -129,6 +129,9 @@ pub(in crate::pool) enum Effect<C, W> {
     },
 }
 
+/// What a transition brings with it.
+pub(in crate::pool) type Effects<C, W> = Vec<Effect<C, W>>;
+
 /// Where a waiter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pool) enum Place {

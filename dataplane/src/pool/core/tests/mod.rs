@@ -101,6 +101,8 @@ struct Shell {
     connects: Vec<(Ticket, OriginId)>,
     waiters: BTreeMap<u64, WaiterId>,
     granted: Vec<u64>,
+    /// Those that did not line up.
+    at_once: Vec<u64>,
     refused: Vec<(u64, Refused)>,
     closed: usize,
 }
@@ -116,6 +118,7 @@ impl Shell {
             connects: Vec::new(),
             waiters: BTreeMap::new(),
             granted: Vec::new(),
+            at_once: Vec::new(),
             refused: Vec::new(),
             closed: 0,
         };
@@ -150,6 +153,15 @@ impl Shell {
     fn acquire_at(&mut self, place: Place) -> u64 {
         self.next += 1;
         let waiter = self.next;
+        if place == Place::Back
+            && let Some((held, effects)) = self.core.take_at_once(self.now)
+        {
+            self.at_once.push(waiter);
+            self.granted.push(waiter);
+            self.leases.insert(waiter, held);
+            self.run(effects);
+            return waiter;
+        }
         let (id, effects) = self.core.acquire(self.now, waiter, place);
         self.waiters.insert(waiter, id);
         self.run(effects);
