@@ -48,6 +48,22 @@ fn requests_and_connections_follow_the_weights() {
 }
 
 #[test]
+fn of_two_the_one_with_less_for_its_weight_is_taken() {
+    let mut shell = Shell::new(shape(40), 0);
+    weighted(&mut shell, 40, &[1, 3]);
+    let waiters: Vec<_> = (0..20).map(|_| shell.acquire()).collect();
+    while !shell.connects.is_empty() {
+        shell.connect();
+    }
+    for waiter in waiters {
+        shell.release(waiter, Outcome::Reusable);
+    }
+    (0..8).for_each(|_| drop(shell.acquire()));
+    let in_flight = [0, 1].map(|n| shell.core.census_of(OriginId(n)).in_flight);
+    assert_eq!(in_flight, [2, 6]);
+}
+
+#[test]
 fn a_single_client_is_shared_among_endpoints_too() {
     let mut shell = Shell::new(shape(10), 0);
     weighted(&mut shell, 10, &[1, 1, 1]);
