@@ -81,9 +81,11 @@ impl IdleSweep {
             cluster.create_and_wait(model).await;
         }
         let counts = Arc::<Counts>::default();
+        // One for all, so that its idle connections are few.
+        let client = worker.client();
         let mut crowd = JoinSet::new();
         for name in names {
-            crowd.spawn(self.ask(worker.client(), name, counts.clone()));
+            crowd.spawn(self.ask(client.clone(), name, counts.clone()));
         }
         while let Some(ended) = crowd.join_next().await {
             ended.expect("an asking task");

@@ -38,7 +38,7 @@ use super::{
 
 /// Most bytes of a response head, and what hyper keeps to read into. A buffer that grows with what comes, as
 /// hyper's does unless told otherwise, stays large while its connection rests.
-const BUFFER: usize = 16 * 1024;
+const BUFFER: usize = 8 * 1024;
 /// Most bytes of a response's headers over HTTP/2.
 const HEADER_LIST: u32 = 64 * 1024;
 /// What one HTTP/2 stream may send before it is read. The connection's window holds that of all streams
@@ -103,8 +103,9 @@ pub(super) async fn connect(
     let dial = async {
         let dialled = target.dial().await?;
         let (sender, driver) = match dialled.http2 {
-            true => http2(dialled.transport, tasks).await?,
-            false => http1(dialled.transport).await?,
+            // Boxed: the future of every connect would be as large as this one.
+            true => Box::pin(http2(dialled.transport, tasks)).await?,
+            false => Box::pin(http1(dialled.transport)).await?,
         };
         let quiet = !dialled.http2 && !target.is_tls();
         dialled.watch.expect(match quiet {

@@ -12,6 +12,7 @@ use forebay_proto::{Endpoint, Protocol, endpoint::Address};
 use http::HeaderValue;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
 use super::{
     core::MOST_STREAMS,
@@ -130,9 +131,8 @@ impl Target {
                 http2,
             });
         };
-        let connector = tls.connector().await?;
-        let stream = connector.connect(tls.server_name()?, socket).await;
-        let stream = Box::new(stream.map_err(DialError::Handshake)?);
+        // Boxed: the future of a connect without TLS would be as large as this one.
+        let stream = Box::pin(handshake(tls, socket)).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         if !http2 && self.endpoint.protocol == Protocol::Http2 {
             return Err(DialError::NoHttp2);
@@ -160,6 +160,15 @@ impl Target {
             Place::Name(_) => Err(DialError::Unresolved),
         }
     }
+}
+
+async fn handshake(
+    tls: &Tls,
+    socket: WatchedSocket,
+) -> Result<Box<TlsStream<WatchedSocket>>, DialError> {
+    let connector = tls.connector().await?;
+    let stream = connector.connect(tls.server_name()?, socket).await;
+    Ok(Box::new(stream.map_err(DialError::Handshake)?))
 }
 
 fn prepare(socket: &TcpStream) -> io::Result<()> {
