@@ -12,6 +12,7 @@ mod budget;
 mod cancel;
 mod hard_clients;
 mod hard_upstreams;
+mod http2;
 mod lifecycle;
 mod registry;
 mod sessions;
