@@ -12,10 +12,10 @@ use hickory_resolver::{
     config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts},
     net::runtime::TokioRuntimeProvider,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Most addresses of a name that are used.
-const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 /// Addresses are asked for again no sooner, whatever the records say, and no later.
 const HOLD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// That there is no such name is believed for this long.
@@ -23,6 +23,8 @@ const NOTHING_FOR: Duration = Duration::from_secs(1);
 /// Time for one answer, and how often a question is asked.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
+/// Time for all questions that a name takes: each search domain and server is asked in turn.
+const LOOKUP_WITHIN: Duration = Duration::from_secs(15);
 
 /// Asks the system's servers, or those that were named. The system's configuration and hosts file are read
 /// once, at the start.
@@ -47,7 +49,10 @@ impl Resolver {
     /// Every address of a name.
     pub(crate) async fn lookup(&self, name: &str) -> Result<Resolved, String> {
         let resolver = self.0.as_ref().map_err(Clone::clone)?;
-        let found = resolver.lookup_ip(name).await;
+        let found = timeout(LOOKUP_WITHIN, resolver.lookup_ip(name)).await;
+        let found = found.map_err(|_| {
+            format!("`{name}` cannot be resolved: no answer within {LOOKUP_WITHIN:?}")
+        })?;
         let found = found.map_err(|error| format!("`{name}` cannot be resolved: {error}"))?;
         let left = found.valid_until();
         let mut addresses: Vec<IpAddr> = found.iter().collect();

@@ -87,6 +87,23 @@ async fn the_demo_serves_three_models_and_leaves_nothing_behind() {
     assert!(is_empty(scratch.path()), "the demo's data are gone");
 }
 
+/// Where there is one core, everything runs on one thread.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_core_is_enough() {
+    let args = [&["-c", "0", FOREBAY][..], &ARGS[..]].concat();
+    let scratch = tempfile::tempdir().unwrap();
+    let temporary = scratch.path().to_str().unwrap();
+    let mut demo = Process::start("taskset", &args, &[("TMPDIR", temporary)]);
+    demo.printed("Ctrl-C stops everything").await;
+    let gateway = address(&mut demo, "gateway   http://").await;
+    let client = Client::new(gateway.parse().unwrap());
+    for chat in [Chat::Whole, Chat::Stream] {
+        assert_eq!(client.finish("default", chat, 20).await, Ended::Well);
+    }
+    let (code, _, err) = demo.terminate().await;
+    assert_eq!(code, Some(0), "{err}");
+}
+
 fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).unwrap().next().is_none()
 }

@@ -1,6 +1,7 @@
 //! `/config`: what is in force, as JSON. There is nothing secret in it; what there will be is to be
 //! left out here.
 
+use forebay_proto::{Endpoint, endpoint::TlsRoots};
 use serde_json::{Value, json};
 
 use crate::{
@@ -33,11 +34,7 @@ fn model(route: &Route) -> Value {
         "id": model.id.as_str(),
         "aliases": model.aliases.iter().map(|alias| alias.as_str()).collect::<Vec<_>>(),
         "revision": model.revision.get(),
-        "endpoints": model.endpoints.iter().map(|endpoint| json!({
-            "id": endpoint.id.as_str(),
-            "url": endpoint.url.to_string(),
-            "weight": endpoint.weight.get(),
-        })).collect::<Vec<_>>(),
+        "endpoints": model.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         "pool": {
             "max_concurrent": pool.size.get(),
             "keepalive": pool.size.get(),
@@ -54,5 +51,27 @@ fn model(route: &Route) -> Value {
             "idle_seconds": timeouts.idle.as_secs_f64(),
             "total_seconds": timeouts.total.as_secs_f64(),
         },
+    })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    let tls = &endpoint.tls;
+    let tls = endpoint.url.is_tls().then(|| {
+        json!({
+            "roots": match tls.roots {
+                TlsRoots::System => "system",
+                TlsRoots::Pem(_) => "pem",
+                TlsRoots::Unverified => "unverified",
+            },
+            "server_name": tls.server_name.as_ref().map(|name| name.as_str()),
+            "client_certificate_file": tls.identity.as_ref().map(|identity| identity.certificate()),
+        })
+    });
+    json!({
+        "id": endpoint.id.as_str(),
+        "url": endpoint.url.to_string(),
+        "weight": endpoint.weight.get(),
+        "protocol": endpoint.protocol.word(),
+        "tls": tls,
     })
 }

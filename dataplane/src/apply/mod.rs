@@ -12,7 +12,10 @@ use std::{
     sync::Arc,
 };
 
-use forebay_proto::{Config, Digest, ModelId, Position, ResolvedModel, Violations, limits};
+use forebay_proto::{
+    Config, Digest, Endpoint, ModelId, Position, ResolvedModel, Violations, endpoint::TlsRoots,
+    limits,
+};
 
 pub use self::{
     open_files::{client_connections, open_file_limit},
@@ -292,6 +295,20 @@ fn log_changes(
             pool_size = size,
             pool_keepalive = size,
             "HTTP Client Pool: max_connections={total}, max_keepalive_connections={total}",
+        );
+        let route = routes.get(&step.model);
+        warn_of_unverified(route.map(|route| &route.model));
+    }
+}
+
+fn warn_of_unverified(model: Option<&ResolvedModel>) {
+    let endpoints = model.into_iter().flat_map(|model| &model.endpoints);
+    let unverified = |e: &&Endpoint| e.url.is_tls() && e.tls.roots == TlsRoots::Unverified;
+    for endpoint in endpoints.filter(unverified) {
+        tracing::warn!(
+            model = model.map(|model| model.id.as_str()),
+            endpoint = %endpoint.id,
+            "its certificate is not verified (`tls.skip_verification`)",
         );
     }
 }

@@ -215,10 +215,6 @@ impl UpstreamBody {
             Poll::Ready(Some(Err(error))) => {
                 self.fail_now(cx, StreamFailed::Reset(error.to_string()))
             }
-            // Taken from it, its connection may end as if the answer had.
-            Poll::Ready(None) if self.loan.was_cut() => {
-                self.fail_now(cx, StreamFailed::NotRead(self.limits.idle))
-            }
             Poll::Ready(None) => {
                 self.finish();
                 Poll::Ready(None)

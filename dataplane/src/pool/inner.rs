@@ -13,6 +13,7 @@ use super::{
     target::{Place, Target},
     tls::Tls,
 };
+use crate::resolve::MOST;
 use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
@@ -91,6 +92,13 @@ impl<C: Upstream> Inner<C> {
         }
         known.retain(|_, seen| now.saturating_sub(*seen) < KEPT);
         known.extend(answer.iter().map(|address| (*address, now)));
+        while known.len() > MOST {
+            let oldest = known.iter().min_by_key(|(_, seen)| **seen);
+            let Some(oldest) = oldest.map(|(address, _)| *address) else {
+                break;
+            };
+            known.remove(&oldest);
+        }
         match self.addresses_of(endpoint) == before {
             true => Vec::new(),
             false => self.put_in_force(now),
@@ -226,5 +234,59 @@ pub(super) fn shape(params: &PoolParams) -> Shape {
         max_waiting: params.max_waiting as usize,
         idle_timeout: params.idle_timeout,
         max_age: params.max_connection_age,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_proto::{EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision};
+
+    use super::*;
+    use crate::pool::conn::Conn;
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([127, 0, 1, last])
+    }
+
+    fn named() -> (Inner<Conn>, EndpointId) {
+        let id = EndpointId::new("a").unwrap();
+        let url = EndpointUrl::parse("http://vllm.test:8000").unwrap();
+        let endpoint = Endpoint::new(id.clone(), url);
+        let spec = ModelSpec::new(ModelId::new("m").unwrap(), vec![], vec![endpoint]).unwrap();
+        let model = spec.resolve(&PoolSettings::default(), Revision::new(1));
+        let model = model.unwrap();
+        let mut inner = Inner::new(&model, usize::MAX, 1);
+        drop(inner.reshape(Duration::ZERO, &model));
+        (inner, id)
+    }
+
+    #[test]
+    fn answers_that_rotate_are_no_changes_and_another_answer_is_one() {
+        let (mut inner, id) = named();
+        let mut answer = |at: u64, answer: &[u8]| {
+            let addresses: Vec<IpAddr> = answer.iter().map(|last| ip(*last)).collect();
+            drop(inner.resolved(secs(at), &id, &addresses));
+            (inner.addresses_of(&id), inner.targets.len())
+        };
+        assert_eq!(answer(0, &[1, 2]), (vec![ip(1), ip(2)], 2));
+        assert_eq!(answer(1, &[2, 3]), (vec![ip(1), ip(2), ip(3)], 3));
+        assert_eq!(answer(2, &[1, 3]), (vec![ip(1), ip(2), ip(3)], 3));
+        // What no answer had for half a minute is gone.
+        assert_eq!(answer(31, &[1, 3]), (vec![ip(1), ip(3)], 2));
+        assert_eq!(answer(32, &[9]), (vec![ip(9)], 1));
+    }
+
+    #[test]
+    fn however_many_addresses_answers_name_there_is_a_limit() {
+        let (mut inner, id) = named();
+        for last in 0..200 {
+            drop(inner.resolved(secs(1), &id, &[ip(last), ip(last + 1)]));
+        }
+        assert_eq!(inner.addresses_of(&id).len(), MOST);
+        assert_eq!(inner.targets.len(), MOST);
     }
 }

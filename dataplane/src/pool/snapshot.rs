@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use forebay_proto::{Endpoint, ModelId, Protocol};
+use forebay_proto::{Endpoint, ModelId};
 use serde::Serialize;
 
 use super::{
@@ -147,11 +147,7 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
             id: endpoint.id.to_string(),
             url: endpoint.url.to_string(),
             weight: endpoint.weight.get(),
-            protocol: match endpoint.protocol {
-                Protocol::Http1 => "http1",
-                Protocol::Http2 => "http2",
-                Protocol::Auto => "auto",
-            },
+            protocol: endpoint.protocol.word(),
             addresses,
         }
     };

@@ -121,3 +121,23 @@ async fn an_endpoint_that_accepts_and_closes_is_told_as_one_that_cannot_be_reach
     );
     assert!(closing.try_join_next().is_none(), "no storm");
 }
+
+/// A head has to fit what is kept to read into.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_of_7_kib_passes_and_one_of_9_is_told() {
+    for (kib, status) in [(7, 200), (9, 502)] {
+        let long = "x".repeat(kib * 1_024);
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: 14\r\nx-long: {long}\r\n\r\n{{\"choices\":[]}}"
+        );
+        let (_cluster, worker, upstream) = setup(&answer, After::Keep).await;
+        let answer = worker.client().chat("m", Chat::Whole, 1).send().await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), status, "{kib} KiB");
+        if status == 502 {
+            let text = answer.text().await.unwrap();
+            assert!(text.contains("upstream_reset"), "{text}");
+        }
+        assert_eq!(upstream.requests(), 1, "it may have run: not again");
+    }
+}

@@ -40,7 +40,8 @@ impl<C: Connection, W> Core<C, W> {
         while self.leaving() > self.owed && self.close_leaving(effects) {}
         // In a full pool each dial costs one that serves: the first has to show that there is somebody.
         let reached = self.origins.iter().any(|o| is_heir(o) && o.open() > 0);
-        let at_once = if reached { AT_ONCE } else { 1 };
+        let room = self.open() + AT_ONCE <= self.limit();
+        let at_once = if reached || room { AT_ONCE } else { 1 };
         while self.replacing() < self.owed.min(at_once) {
             let heirs = self.origins.iter().filter(|origin| {
                 let connecting = self.connecting_to(origin.id);
