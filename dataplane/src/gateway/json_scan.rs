@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use super::json_string::JsonString;
+
 /// Deepest nesting that it follows.
 const DEEPEST: u32 = 64;
 
@@ -38,17 +40,6 @@ pub(super) fn model(text: &str) -> Option<Range<usize>> {
     }
     scan.blank();
     model.filter(|_| scan.at == text.len())
-}
-
-/// Of eight bytes at once, the first lowest: the high bit of the first quote, backslash or control character.
-/// Higher bits may be set for nothing, as the subtractions borrow upwards.
-const fn specials(eight: u64) -> u64 {
-    const ONE: u64 = u64::MAX / 0xff;
-    const HIGH: u64 = ONE << 7;
-    let (quote, backslash) = (eight ^ (ONE * 0x22), eight ^ (ONE * 0x5c));
-    let quote = quote.wrapping_sub(ONE) & !quote;
-    let backslash = backslash.wrapping_sub(ONE) & !backslash;
-    (quote | backslash | (eight.wrapping_sub(ONE * 0x20) & !eight)) & HIGH
 }
 
 struct Scan<'a> {
@@ -100,54 +91,19 @@ impl Scan<'_> {
     /// A string without escapes.
     fn plain_string(&mut self) -> Option<Range<usize>> {
         let start = self.at;
-        self.take(b'"').then_some(())?;
-        match self.find_special()? {
-            b'"' => Some(start..self.at),
-            _ => None,
-        }
+        (!self.string()?.escapes).then_some(start..self.at)
     }
 
-    /// Goes beyond the next quote or backslash, which it gives.
-    fn find_special(&mut self) -> Option<u8> {
-        while let Some(eight) = self.text.get(self.at..)?.first_chunk() {
-            let special = specials(u64::from_le_bytes(*eight));
-            self.at += (special.trailing_zeros() / 8) as usize;
-            if special != 0 {
-                break;
-            }
-        }
-        loop {
-            let byte = self.peek()?;
-            self.at += 1;
-            match byte {
-                b'"' | b'\\' => return Some(byte),
-                0..0x20 => return None,
-                _ => {}
-            }
-        }
-    }
-
-    fn string(&mut self) -> Option<()> {
+    fn string(&mut self) -> Option<JsonString> {
         self.take(b'"').then_some(())?;
-        while self.find_special()? == b'\\' {
-            let escape = self.peek()?;
-            self.at += 1;
-            match escape {
-                b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
-                b'u' => {
-                    let digits = self.text.get(self.at..self.at + 4)?;
-                    digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
-                    self.at += 4;
-                }
-                _ => return None,
-            }
-        }
-        Some(())
+        let string = JsonString::find(self.text.get(self.at..)?)?;
+        self.at += string.len;
+        Some(string)
     }
 
     fn value(&mut self, deeper: u32) -> Option<()> {
         match self.peek()? {
-            b'"' => self.string(),
+            b'"' => self.string().map(drop),
             b'{' => self.elements(b'}', deeper.checked_sub(1)?),
             b'[' => self.elements(b']', deeper.checked_sub(1)?),
             b't' => self.word(b"true"),
@@ -203,26 +159,5 @@ impl Scan<'_> {
             self.at += 1;
         }
         (self.at > start).then_some(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_special_byte_of_eight_is_found_wherever_it_stands() {
-        for byte in 0..=u8::MAX {
-            for at in 0..8 {
-                for filler in [b'x', b'!', b'#', b'[', b']', b' ', 0x7f, 0x80, 0xff] {
-                    let mut eight = [filler; 8];
-                    eight[at] = byte;
-                    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
-                    let first = eight.iter().position(is_special).unwrap_or(8);
-                    let found = specials(u64::from_le_bytes(eight)).trailing_zeros() / 8;
-                    assert_eq!(found as usize, first, "{byte:#x} at {at} among {filler:#x}");
-                }
-            }
-        }
     }
 }

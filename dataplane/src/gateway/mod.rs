@@ -7,6 +7,7 @@ mod connection;
 mod error;
 mod headers;
 mod json_scan;
+mod json_string;
 mod model_field;
 mod models;
 mod paths;
