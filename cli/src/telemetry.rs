@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt as _, filter_fn},
@@ -23,6 +23,9 @@ type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Longest wait for a collector, per export and at the end.
 const EXPORT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Lines of the log that wait to be written; further ones are lost. The room for them is taken at the start.
+const LOG_LINES: usize = 16_384;
 
 /// Ends telemetry when told to: what is buffered is sent.
 pub(crate) struct Telemetry {
@@ -41,7 +44,9 @@ impl Telemetry {
         global::set_text_map_propagator(TraceContextPropagator::new());
         let filter = EnvFilter::try_new(&args.log_level).context("--log-level")?;
         // On a thread of its own, lossy: a reader of the log that has stalled must not stall requests.
-        let (writer, log) = tracing_appender::non_blocking(std::io::stderr());
+        let (writer, log) = NonBlockingBuilder::default()
+            .buffered_lines_limit(LOG_LINES)
+            .finish(std::io::stderr());
         let logs = tracing_subscriber::fmt::layer()
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(writer);

@@ -21,6 +21,9 @@ use super::{
 /// How long a connection may take to come to rest after a response before it is given up.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// A connection that rested for less than this is not looked at when it is handed out.
+const A_MOMENT: Duration = Duration::from_millis(5);
+
 /// Whether the connection had carried a request before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -170,8 +173,15 @@ impl Lease {
         self.kind
     }
 
+    /// True if it can carry a request, as far as can be seen without a needless look: one that was in use a
+    /// moment ago is looked at before its first byte, as all are, and is as likely to be closed between two looks.
     pub(super) fn is_live(&self) -> bool {
-        self.loan.held().is_some_and(|held| held.conn.is_live())
+        self.loan
+            .held()
+            .is_some_and(|held| match held.rested() < A_MOMENT {
+                true => !held.conn.is_closed(),
+                false => held.conn.is_live(),
+            })
     }
 
     /// Sends a request and waits for the response head. The body is the caller's to read; the lease

@@ -44,6 +44,18 @@ impl<C: Connection, W> Core<C, W> {
         now: Duration,
         fresh_since: Option<Duration>,
     ) -> Option<(usize, Spot)> {
+        let (at, spot) = self.choose_newest(now, fresh_since)?;
+        match fresh_since {
+            Some(_) => Some((at, spot)),
+            None => Some((at, self.keep_warm(now, at, spot))),
+        }
+    }
+
+    fn choose_newest(
+        &mut self,
+        now: Duration,
+        fresh_since: Option<Duration>,
+    ) -> Option<(usize, Spot)> {
         if let [only] = self.origins.as_slice() {
             return only.spot(fresh_since).map(|spot| (0, spot));
         }

@@ -52,6 +52,8 @@ pub(super) struct Origin<C> {
     pub(super) idle_limit: IdleLimit,
     /// After how long it closes connections that never carried a request.
     unused_limit: IdleLimit,
+    /// When it is looked next whether a resting connection is in need of a request.
+    pub(super) turn_at: Duration,
 }
 
 /// An endpoint that fails. It is over with the first request that is answered; a connection alone says
@@ -89,6 +91,7 @@ impl<C> Origin<C> {
             trouble: None,
             idle_limit: IdleLimit::default(),
             unused_limit: IdleLimit::default(),
+            turn_at: Duration::ZERO,
         }
     }
 
@@ -208,7 +211,7 @@ impl<C> Origin<C> {
             Outcome::Broken(CloseReason::Upstream)
                 if now.saturating_sub(held.granted) < AT_ONCE =>
             {
-                let rested = held.granted.saturating_sub(held.idle_since);
+                let rested = held.rested();
                 self.idle_limit.closed(now, rested);
             }
             Outcome::Unused | Outcome::Aborted | Outcome::Declined | Outcome::Broken(_) => {}

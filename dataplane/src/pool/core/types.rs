@@ -81,6 +81,13 @@ pub(in crate::pool) struct Held<C> {
     pub(super) granted: Duration,
 }
 
+impl<C> Held<C> {
+    /// How long it had rested when it was handed out; nothing if it was new.
+    pub(in crate::pool) fn rested(&self) -> Duration {
+        self.granted.saturating_sub(self.idle_since)
+    }
+}
+
 /// How a connection comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pool) enum Outcome {

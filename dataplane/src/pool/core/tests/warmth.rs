@@ -77,3 +77,52 @@ fn a_large_floor_is_filled_an_eighth_at_a_time() {
     assert_eq!(shell.census().idle, 80);
     assert!(shell.core.is_warm());
 }
+
+/// So many connections, each used once, and at rest.
+fn used(shell: &mut Shell, n: usize) {
+    let waiters: Vec<_> = (0..n).map(|_| shell.acquire()).collect();
+    (0..n).for_each(|_| shell.connect());
+    for waiter in waiters {
+        shell.release(waiter, Outcome::Reusable);
+    }
+}
+
+#[test]
+fn a_floor_that_has_traffic_is_kept_open_by_it() {
+    let warm = Shape {
+        warm: 30,
+        ..shape(50)
+    };
+    let mut shell = Shell::new(warm, 1);
+    while !shell.connects.is_empty() {
+        shell.connect();
+    }
+    used(&mut shell, 30);
+    let opened = shell.census().idle;
+    // One at a time, for a minute.
+    for _ in 0..6_000 {
+        shell.sweep(10);
+        let waiter = shell.acquire();
+        shell.release(waiter, Outcome::Reusable);
+        assert!(shell.connects.is_empty(), "nothing is opened anew");
+        assert_eq!(shell.census().idle, opened, "nothing is closed");
+    }
+}
+
+#[test]
+fn what_is_not_wanted_goes_cold_all_the_same() {
+    let mut shell = Shell::new(shape(50), 1);
+    used(&mut shell, 40);
+    let mut most = 40;
+    // The peak fades over five minutes; nothing is opened on the way down.
+    for _ in 0..40_000 {
+        shell.sweep(10);
+        let waiter = shell.acquire();
+        shell.release(waiter, Outcome::Reusable);
+        assert!(shell.connects.is_empty(), "nothing is opened anew");
+        let (idle, floor) = (shell.census().idle, shell.census().floor);
+        assert!(floor.min(most) <= idle && idle <= most);
+        most = idle;
+    }
+    assert_eq!(most, 1);
+}
