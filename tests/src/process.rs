@@ -116,6 +116,12 @@ impl Process {
         while self.readers.join_next().await.is_some() {}
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("the child runs")
+    }
+
     /// Asks it to end (SIGTERM).
     pub fn signal_end(&self) {
         self.signal(Signal::TERM);
