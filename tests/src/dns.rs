@@ -9,6 +9,9 @@ use hickory_proto::{
 use parking_lot::Mutex;
 use tokio::{net::UdpSocket, task::JoinSet};
 
+/// How a name begins of which it says nothing at all.
+const SILENT: &str = "silent.";
+
 /// A running server; dropping it stops it.
 #[derive(Debug)]
 pub struct DnsServer {
@@ -55,6 +58,13 @@ async fn serve(socket: UdpSocket, names: Arc<Mutex<BTreeMap<String, Vec<IpAddr>>
         };
         let asked = packet.get(..length).map(Message::from_vec);
         let Some(Ok(asked)) = asked else { continue };
+        if asked
+            .queries
+            .iter()
+            .any(|query| query.name().to_ascii().starts_with(SILENT))
+        {
+            continue;
+        }
         let answer = answer(&asked, &names.lock()).to_vec();
         if let Ok(answer) = answer {
             // A client that is gone needs no answer.

@@ -2,6 +2,7 @@
 //! whenever the answer is no longer good.
 
 use std::{
+    future::pending,
     net::IpAddr,
     sync::{Arc, Weak},
     time::Duration,
@@ -20,8 +21,6 @@ use crate::resolve::Resolver;
 
 /// After a failure it is asked again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Nothing to ask for: until the configuration changes.
-const NEVER: Duration = Duration::from_secs(86_400);
 
 /// Runs until the pool is gone or stops.
 pub(super) async fn follow(
@@ -34,38 +33,42 @@ pub(super) async fn follow(
         let Some(names) = pool.upgrade().map(|pool| pool.names()) else {
             return;
         };
-        let now = Instant::now();
-        let asked = names.iter().map(|(endpoint, name)| {
-            let (pool, resolver) = (pool.clone(), resolver.clone());
-            async move {
-                let found = resolver.lookup(name).await;
-                let Some(pool) = pool.upgrade() else {
-                    return NEVER;
-                };
-                match found {
-                    Ok(found) => {
-                        pool.resolved(endpoint, name, &found.addresses);
-                        found.hold
-                    }
-                    Err(error) => {
-                        pool.unresolved(endpoint, &error);
-                        RETRY
-                    }
-                }
+        let each = names
+            .iter()
+            .map(|(endpoint, name)| follow_one(&pool, &resolver, endpoint, name));
+        let all = async {
+            match names.is_empty() {
+                true => pending().await,
+                false => drop(join_all(each).await),
             }
-        });
-        let asked = async { join_all(asked).await.into_iter().min() };
-        let hold = tokio::select! {
-            hold = asked => hold.unwrap_or(NEVER),
-            // A new name does not wait for the answer to an old one.
-            () = changed.notified() => continue,
-            () = stop.cancelled() => return,
         };
         tokio::select! {
-            () = sleep_until(now + hold) => {}
+            () = all => return,
+            // A new name does not wait for the answer to an old one.
             () = changed.notified() => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Runs until the pool is gone. Each name has its own time: one without an answer holds up no other.
+async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, endpoint: &EndpointId, name: &str) {
+    loop {
+        let asked_at = Instant::now();
+        let found = resolver.lookup(name).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let hold = match found {
+            Ok(found) => {
+                pool.resolved(endpoint, name, &found.addresses);
+                found.hold
+            }
+            Err(error) => {
+                pool.unresolved(endpoint, &error);
+                RETRY
+            }
+        };
+        drop(pool);
+        sleep_until(asked_at + hold).await;
     }
 }
 

@@ -8,7 +8,7 @@ use forebay_tests::{
     Authority, Chat, Cluster, DnsServer, Ended, WorkerHandle, eventually, model_at,
 };
 use futures_util::future::join_all;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use wire::EndpointProtocol;
 
 pub(super) fn model(
@@ -321,6 +321,53 @@ async fn a_name_is_followed_to_all_its_addresses_and_when_they_change() {
     };
     let (ended, ()) = tokio::join!(streams, change);
     assert!(ended.iter().all(|ended| *ended == Ended::Well), "{ended:?}");
+}
+
+/// The time to give up on a name is 8 s and more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_without_an_answer_holds_up_no_other() {
+    let dns = DnsServer::start().await;
+    let mut cluster = Cluster::start().await;
+    cluster.ask(dns.addr());
+    let worker = cluster.worker("w1").await;
+    worker.ready().await;
+    let mock = MockServer::start(MockConfig::serving("m")).await.unwrap();
+    let port = mock.addr().port();
+    dns.set("vllm.test", &["127.0.0.2"]);
+    let mut model = model_at("m", &format!("http://vllm.test:{port}"));
+    model.endpoints.push(wire::Endpoint {
+        id: "silent".to_owned(),
+        url: format!("http://silent.test:{port}"),
+        ..wire::Endpoint::default()
+    });
+    let shown = async |address: &str| {
+        let pool = pool(&worker).await;
+        let endpoints = pool["endpoints"].as_array().cloned().unwrap_or_default();
+        let all = endpoints
+            .iter()
+            .flat_map(|endpoint| endpoint["addresses"].as_array());
+        let at = format!("{address}:{port}");
+        all.flatten()
+            .any(|known| known["address"] == at)
+            .then_some(())
+    };
+    cluster
+        .registry()
+        .create_model(wire::CreateModelRequest {
+            model: Some(model),
+            ..wire::CreateModelRequest::default()
+        })
+        .await
+        .unwrap();
+    eventually("the first address", async || shown("127.0.0.2").await).await;
+    let began = Instant::now();
+    dns.set("vllm.test", &["127.0.0.1"]);
+    eventually("the second one", async || shown("127.0.0.1").await).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 /// Its connections serve until those of the new place are there; then they go.
