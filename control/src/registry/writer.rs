@@ -14,7 +14,7 @@ use tracing::Span;
 use super::{Answer, Published, State, Write, WriteError};
 use crate::{
     metrics::Metrics,
-    store::{Change, Op, Store, StoreError, crash},
+    store::{Change, Op, Store, StoreError},
     trace_context,
 };
 
@@ -166,7 +166,6 @@ impl<S: Store> Writer<S> {
             // A client that went away meanwhile finds its write made.
             drop(answer.send(result));
         }
-        crash::at("answered");
     }
 
     /// Makes the changes durable, then visible.
@@ -197,7 +196,6 @@ impl<S: Store> Writer<S> {
         if published.position != self.published.borrow().position {
             self.published.send_replace(Arc::new(published));
         }
-        crash::at("published");
         for change in changes.iter().filter(|c| c.op != Op::Remember) {
             let (method, target) = (&change.log.method, &change.log.target);
             tracing::info!(method, target, revision = %change.revision(), "write committed");

@@ -2,7 +2,10 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    os::unix::{
+        fs::{FileExt as _, PermissionsExt as _},
+        process::ExitStatusExt as _,
+    },
     path::Path,
     process::Command,
     time::{Duration, SystemTime},
@@ -11,7 +14,7 @@ use std::{
 use forebay_proto::{PoolSettings, Revision};
 use tokio::time::Instant;
 
-use super::{LockedStore, OpenError, Recovered, Recovery, export, open};
+use super::{LockedStore, OpenError, Recovered, Recovery, crash, export, open};
 use crate::store::{
     IdemRecord, Op, Store as _, Stored, offline,
     suite::{change, put},
@@ -434,4 +437,41 @@ fn a_directory_of_somebody_else_is_refused_by_name() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert_eq!(fs::read(dir.path().join("db")).unwrap(), before);
+}
+
+#[test]
+fn a_recovery_that_is_killed_at_any_step_is_made_good_by_the_next_start() {
+    let origin = tempfile::tempdir().unwrap();
+    let before = exported(origin.path(), 20);
+    for point in [
+        "recovery-half",
+        "recovery-built",
+        "recovery-database-aside",
+        "recovery-aside",
+        "recovery-half-placed",
+        "recovery-placed",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        copy(origin.path(), dir.path());
+        let length = used_bytes(&dir.path().join("db")) / 2;
+        let file = OpenOptions::new().write(true).open(dir.path().join("db"));
+        file.unwrap().set_len(length).unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", CHILD, "--nocapture"])
+            .env("FOREBAY_TEST_OPEN", dir.path())
+            .env(crash::VARIABLE, format!("{point}:1"))
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.signal(), Some(9), "{point}");
+        let (mut store, _) = start(dir.path()).unwrap();
+        let after = store.load().unwrap();
+        assert_eq!(after.models, before.models, "{point}");
+        assert!(after.revision >= before.revision, "{point}");
+        let asides = super::files(dir.path(), |name| name.starts_with("damaged-")).unwrap();
+        assert!(
+            asides.iter().any(|aside| aside.join("db").exists()),
+            "{point}"
+        );
+    }
 }
