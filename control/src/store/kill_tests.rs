@@ -127,9 +127,42 @@ fn nothing_acknowledged_is_lost_to_a_kill() {
         let stored = store.load().unwrap();
         let revision = stored.revision.get();
         assert!(revision >= newest, "{point:?}: {newest} became {revision}");
+        // One write was under way, and nothing else may have appeared.
+        assert!(
+            revision <= newest + 1,
+            "{point:?}: {newest} became {revision}"
+        );
         holds(&stored, stored.revision);
         before = revision;
     }
     assert!(before > kills, "{kills} kills, {before} revisions");
     println!("{kills} kills, {before} revisions");
+}
+
+#[test]
+fn a_store_that_is_killed_while_it_is_made_is_made_by_the_next_start() {
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut unmade = 0;
+    for n in 0..60 {
+        let dir = tempfile::tempdir().unwrap();
+        let point = ["flushed", "synced"].get(n % 10).map(|point| (*point, 1));
+        let mut child = spawn(dir.path(), point);
+        if point.is_none() {
+            super::sled::sleep(Duration::from_micros(random.u64(1_000..60_000)));
+            child.kill().unwrap();
+        }
+        let newest = acknowledged(child, None);
+        let opened = recover::open(dir.path(), &PoolSettings::default(), Recovery::Automatic);
+        let (mut store, recovered) = opened.unwrap();
+        assert_eq!(recovered, None, "a kill is no damage");
+        let stored = store.load().unwrap();
+        assert!(stored.revision.get() >= newest.max(1));
+        holds(&stored, stored.revision);
+        unmade += u64::from(newest == 0);
+    }
+    assert!(
+        unmade > 10,
+        "{unmade} of 60 were killed before their first answer"
+    );
+    println!("{unmade} of 60 were killed before their first answer");
 }
