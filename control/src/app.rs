@@ -8,6 +8,7 @@ use prometheus::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_stream::Stream;
@@ -23,12 +24,13 @@ use wire::{
 };
 
 use crate::{
+    exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
     metrics::Metrics,
     registry::{self, WriterThread},
     service::{Context, FleetService, ModelsService, SettingsService, SyncService},
-    store::{OpenError, SledStore, StoreLocation},
+    store::{OpenError, Recovery, StoreLocation, recover},
 };
 
 /// HTTP/2 pings find a peer that is gone without a word.
@@ -61,6 +63,8 @@ pub struct ControlSettings {
     pub store: StoreLocation,
     /// The pool settings of a fresh store.
     pub fresh_settings: PoolSettings,
+    /// What becomes of a damaged store.
+    pub recovery: Recovery,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -110,6 +114,7 @@ pub struct BoundControl {
     context: Context,
     metrics: Registry,
     writer: WriterThread,
+    exporter: Exporter,
 }
 
 impl BoundControl {
@@ -129,20 +134,33 @@ impl BoundControl {
         let opening = tokio::task::spawn_blocking({
             let metrics = metrics.clone();
             move || {
-                let store = SledStore::open(&dir, &settings.fresh_settings)?;
-                registry::start(store, metrics).map_err(ControlError::Load)
+                let fresh = &settings.fresh_settings;
+                let (store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
+                let lock = store.lock.clone();
+                let started = registry::start(store, metrics).map_err(ControlError::Load)?;
+                Ok::<_, ControlError>((started, recovered, dir, lock))
             }
         });
         let opened = opening
             .await
             .map_err(|error| ControlError::Internal(error.to_string()))?;
-        let (handle, writer) = opened?;
+        let ((handle, writer), recovered, dir, lock) = opened?;
+        metrics.recovered.set(recovered.is_some().into());
+        let status = Arc::new(StoreStatus::new(recovered));
+        let exporter = Exporter {
+            dir,
+            lock,
+            published: handle.watch(),
+            status: status.clone(),
+            metrics: metrics.clone(),
+        };
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
             registry: handle,
             fleet: Arc::new(Fleet::default()),
             metrics,
+            status,
         };
         Ok(Self {
             listener,
@@ -150,6 +168,7 @@ impl BoundControl {
             context,
             metrics: registry,
             writer,
+            exporter,
         })
     }
 
@@ -166,8 +185,11 @@ impl BoundControl {
             context,
             metrics,
             writer,
+            exporter,
             ..
         } = self;
+        let export_stop = CancellationToken::new();
+        let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
         let sessions = TaskTracker::new();
         // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
         // first, and that would look like a writer that died.
@@ -203,6 +225,11 @@ impl BoundControl {
         let joined = tokio::task::spawn_blocking(move || writer.join());
         if timeout(GRACE, joined).await.is_err() {
             tracing::warn!("the writer did not finish in time");
+        }
+        // After the writer: the last export has the last write.
+        export_stop.cancel();
+        if timeout(GRACE, exporting.join_all()).await.is_err() {
+            tracing::warn!("the last export did not finish in time");
         }
         served
     }

@@ -31,7 +31,10 @@ async fn ready(State(pages): State<Pages>) -> Response {
     let registry = &pages.context.registry;
     let revision = registry.published().position.revision;
     match registry.trouble().borrow().as_deref() {
-        None => format!("ready: revision {revision}\n").into_response(),
+        None => {
+            let status = &pages.context.status;
+            format!("ready: revision {revision}\n{status}").into_response()
+        }
         Some(error) => {
             let text = format!("not ready: revision {revision}, the store failed: {error}\n");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
@@ -44,6 +47,7 @@ async fn metrics(State(pages): State<Pages>) -> Response {
         registry,
         fleet,
         metrics,
+        ..
     } = &pages.context;
     let published = registry.published();
     let (revision, models) = (published.position.revision.get(), published.state.len());

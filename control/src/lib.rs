@@ -5,6 +5,7 @@
 //! through these modules.
 
 mod app;
+mod exporter;
 mod fleet;
 mod http;
 mod metrics;
@@ -15,4 +16,7 @@ mod store;
 mod trace_context;
 
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure};
-pub use store::{BadLocation, OpenError, StoreLocation};
+pub use store::{
+    BadLocation, CheckReport, ExportError, ExportHeader, OfflineError, OpenError, Recovery,
+    StoreLocation, check, export_directory, import,
+};

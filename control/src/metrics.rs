@@ -2,7 +2,8 @@
 //! client's.
 
 use prometheus::{
-    Error, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 use tonic::Code;
 
@@ -11,6 +12,10 @@ use tonic::Code;
 pub(crate) struct Metrics {
     pub(crate) commit_seconds: Histogram,
     pub(crate) streams: IntGauge,
+    pub(crate) export_revision: IntGauge,
+    pub(crate) export_time: IntGauge,
+    pub(crate) export_failures: IntCounter,
+    pub(crate) recovered: IntGauge,
     revision: IntGauge,
     models: IntGauge,
     rollout: IntGaugeVec,
@@ -39,6 +44,22 @@ impl Metrics {
                 "forebay_control_streams",
                 "Streams of workers that are open.",
             )?,
+            export_revision: IntGauge::new(
+                "forebay_store_export_revision",
+                "The revision of the newest automatic export.",
+            )?,
+            export_time: IntGauge::new(
+                "forebay_store_export_timestamp_seconds",
+                "When the newest automatic export was found to be current, in seconds since 1970.",
+            )?,
+            export_failures: IntCounter::new(
+                "forebay_store_export_failures_total",
+                "Automatic exports that failed.",
+            )?,
+            recovered: IntGauge::new(
+                "forebay_store_recovered",
+                "Whether the store was damaged at the start of this process and was recovered.",
+            )?,
             revision: IntGauge::new("forebay_config_revision", "The newest revision.")?,
             models: IntGauge::new("forebay_control_models", "Registered models.")?,
             rollout: IntGaugeVec::new(
@@ -58,6 +79,10 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.commit_seconds.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
+        registry.register(Box::new(metrics.export_revision.clone()))?;
+        registry.register(Box::new(metrics.export_time.clone()))?;
+        registry.register(Box::new(metrics.export_failures.clone()))?;
+        registry.register(Box::new(metrics.recovered.clone()))?;
         registry.register(Box::new(metrics.revision.clone()))?;
         registry.register(Box::new(metrics.models.clone()))?;
         registry.register(Box::new(metrics.rollout.clone()))?;

@@ -269,6 +269,7 @@ async fn control(dir: PathBuf, listen: SocketAddr) -> (SocketAddr, Running) {
         exposure: forebay_control::Exposure::LoopbackOnly,
         store: StoreLocation::Sled(dir),
         fresh_settings: PoolSettings::default(),
+        recovery: forebay_control::Recovery::Automatic,
     };
     let bound = BoundControl::bind(settings)
         .await

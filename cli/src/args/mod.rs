@@ -17,7 +17,10 @@ pub(crate) use self::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
         PoolArgs, WriteArgs,
     },
-    roles::{Control, ControlListen, FreshArgs, RoleArgs, Standalone, Worker, WorkerListen},
+    roles::{
+        Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,
+        WorkerListen,
+    },
 };
 
 /// A gateway for self-hosted LLMs whose connections are always warm and whose configuration changes
@@ -80,7 +83,7 @@ pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]
     Standalone(Standalone),
-    /// Run a control plane.
+    /// Run a control plane; or export, import or check its data directory.
     Control(Control),
     /// Run a worker: the gateway.
     #[command(after_help = WORKER_EXAMPLES)]

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use forebay_control::StoreLocation;
 use forebay_proto::WorkerId;
 use http::Uri;
@@ -36,6 +36,9 @@ pub(crate) struct ControlListen {
         default_value = "127.0.0.1:50051"
     )]
     pub(crate) control_listen: SocketAddr,
+    /// Refuse a damaged store instead of building it again from its automatic export.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_NO_RECOVERY")]
+    pub(crate) no_recovery: bool,
 }
 
 /// Where a worker listens.
@@ -110,8 +113,58 @@ pub(crate) struct Standalone {
     pub(crate) fresh: FreshArgs,
 }
 
+/// What is done to a data directory while no control plane works in it.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Offline {
+    /// Write everything registered into one file. Beside a running control plane: as it was a few seconds ago at most.
+    Export {
+        #[command(flatten)]
+        dir: StoreArgs,
+        /// The file; it must not exist.
+        #[arg(short, long, value_name = "FILE", default_value = "forebay.export")]
+        out: PathBuf,
+    },
+    /// Make the store of an empty data directory from an export. Workers take it over as a whole.
+    Import {
+        /// The export.
+        file: PathBuf,
+        #[command(flatten)]
+        dir: StoreArgs,
+    },
+    /// Read everything in a data directory and say what is wrong; nothing is changed.
+    Check {
+        #[command(flatten)]
+        dir: StoreArgs,
+    },
+}
+
+/// Which store.
 #[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Data directory of the control plane.
+    /// [default: forebay below $XDG_STATE_HOME or ~/.local/state]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_DATA_DIR",
+        value_name = "DIR"
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The store: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_STORE",
+        value_name = "STORE"
+    )]
+    pub(crate) store: Option<StoreLocation>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Control {
+    #[command(subcommand)]
+    pub(crate) offline: Option<Offline>,
     #[command(flatten)]
     pub(crate) control: ControlListen,
     /// Where to keep the registry: sled:DIRECTORY. [default: sled: and `control` below the data directory]

@@ -6,6 +6,7 @@ mod demo;
 mod fleet;
 mod health;
 mod models;
+mod offline;
 mod pool;
 mod pool_args;
 mod roles;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use forebay_control::{BoundControl, ControlSettings, StoreLocation};
+use forebay_control::{BoundControl, ControlSettings, Recovery, StoreLocation};
 use forebay_dataplane::{BoundWorker, WorkerSettings};
 use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
 use tokio_util::sync::CancellationToken;
 
-use super::standalone::control_flag;
+use super::{offline, standalone::control_flag};
 use crate::{
     args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     open_files,
@@ -20,11 +20,14 @@ use crate::{
 
 /// Runs a control plane until a signal.
 pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> {
+    if let Some(command) = args.offline {
+        return offline::run(command).await;
+    }
     let telemetry = Telemetry::start(log, "forebay-control", &host_name())?;
     open_files::raise_limit();
     let store = match args.store {
         Some(store) => store,
-        None => StoreLocation::Sled(control_dir(&data_dir(&args.role)?)),
+        None => StoreLocation::Sled(control_dir(&data_dir(args.role.data_dir.as_deref())?)),
     };
     let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
     let bound = BoundControl::bind(settings).await?;
@@ -88,11 +91,16 @@ pub(crate) fn control_settings(
         false => forebay_control::Exposure::LoopbackOnly,
     };
     let fresh_settings = fresh_settings(fresh)?;
+    let recovery = match listen.no_recovery {
+        true => Recovery::Forbidden,
+        false => Recovery::Automatic,
+    };
     Ok(ControlSettings {
         listen: listen.control_listen,
         exposure,
         store,
         fresh_settings,
+        recovery,
     })
 }
 
@@ -107,7 +115,9 @@ pub(crate) fn worker_settings(
         true => forebay_dataplane::Exposure::Insecure,
         false => forebay_dataplane::Exposure::LoopbackOnly,
     };
-    let data_dir = data_dir(role)?.join("worker").join(worker_id.as_str());
+    let data_dir = data_dir(role.data_dir.as_deref())?
+        .join("worker")
+        .join(worker_id.as_str());
     Ok(WorkerSettings {
         worker_id,
         control,
@@ -128,9 +138,9 @@ pub(crate) fn control_dir(data_dir: &Path) -> PathBuf {
 }
 
 /// The data directory: the one given, or the user's own.
-pub(crate) fn data_dir(role: &RoleArgs) -> anyhow::Result<PathBuf> {
-    if let Some(dir) = &role.data_dir {
-        return Ok(dir.clone());
+pub(crate) fn data_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));

@@ -38,7 +38,7 @@ pub(crate) async fn run(log: &LogArgs, mut args: Standalone) -> anyhow::Result<(
     open_files::raise_limit();
     // Removed when it goes out of scope, at the very end.
     let scratch = scratch(&mut args)?;
-    let store = StoreLocation::Sled(control_dir(&data_dir(&args.role)?));
+    let store = StoreLocation::Sled(control_dir(&data_dir(args.role.data_dir.as_deref())?));
     let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
     let control = BoundControl::bind(settings).await?;
     let uri: Uri = format!("http://{}", reachable(control.addr())).parse()?;

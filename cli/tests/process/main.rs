@@ -12,6 +12,7 @@ mod commands;
 mod demo;
 mod durability;
 mod nack;
+mod offline;
 mod roles;
 mod stopping;
 mod traces;

@@ -19,6 +19,7 @@ pub(crate) use self::{
     fleet::FleetService, models::ModelsService, settings::SettingsService, sync::SyncService,
 };
 use crate::{
+    exporter::StoreStatus,
     metrics::Metrics,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
     trace_context,
@@ -33,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) registry: RegistryHandle,
     pub(crate) fleet: Arc<crate::fleet::Fleet>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) status: Arc<StoreStatus>,
 }
 
 impl Context {

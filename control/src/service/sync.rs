@@ -38,6 +38,7 @@ impl WorkerSync for SyncService {
             registry,
             fleet,
             metrics,
+            ..
         } = self.context.clone();
         let session = Session::new(registry.watch(), fleet, say, peer, self.stopping.clone());
         let heard = request.into_inner();

@@ -4,9 +4,15 @@
 //! writer. [`Store::commit`] returns only when every change is on the disk platter's side of the last
 //! cache that we can reach; an error says whether the changes may be there all the same.
 
+pub(crate) mod crash;
+pub(crate) mod export;
+pub(crate) mod offline;
 mod records;
+pub(crate) mod recover;
 mod sled;
 
+#[cfg(test)]
+mod kill_tests;
 #[cfg(test)]
 pub(crate) mod memory;
 #[cfg(test)]
@@ -17,6 +23,11 @@ use std::{io, path::PathBuf, str::FromStr, time::SystemTime};
 use forebay_proto::{Epoch, ModelId, ModelSpec, PoolSettings, Revision};
 
 pub(crate) use self::sled::SledStore;
+pub use self::{
+    export::{ExportError, ExportHeader},
+    offline::{CheckReport, OfflineError, check, export_directory, import},
+    recover::Recovery,
+};
 
 /// Largest stored value: above this, sled would spill to files that it never syncs.
 pub(crate) const VALUE_BYTES: usize = 64 * 1024;
@@ -152,6 +163,14 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
+    /// There is no room.
+    #[error("{} cannot be used as a data directory: its disk is full ({error}); nothing in it was lost; make room there, or choose another --data-dir or --store", .dir.display())]
+    Full {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// It was written by a newer version.
     #[error("{} has format {found}, this version knows {known}; it was left untouched; use the version that wrote it", .dir.display())]
     NewerFormat {
@@ -163,13 +182,24 @@ pub enum OpenError {
         known: u32,
     },
     /// It cannot be read.
-    #[error("the store in {} is damaged: {what}; put a copy of it in place, or start with another --data-dir", .dir.display())]
+    #[error("the store in {} is damaged: {what}; it was left as it is; make another one from an export with `forebay control import`, put a copy of it in place, or start with another --data-dir", .dir.display())]
     Damaged {
         /// The directory.
         dir: PathBuf,
         /// What is wrong.
         what: String,
     },
+}
+
+impl OpenError {
+    /// A full disk is not a bad directory.
+    pub(crate) fn from_io(dir: impl Into<PathBuf>, error: io::Error) -> Self {
+        let dir = dir.into();
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { dir, error },
+            _ => Self::Io { dir, error },
+        }
+    }
 }
 
 /// Keeps the registry durable. Blocking; called by one writer.

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::{
     Change, LogRecord, Op, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES,
-    records,
+    crash, records,
 };
 
 /// The format of the directory; see `records`.
@@ -49,7 +49,7 @@ const KEY_REVISION: &str = "revision";
 const KEY_SETTINGS: &str = "pool";
 const KEY_MODELS: &str = "models";
 /// The marker's file name.
-const MARKER: &str = "forebay-epoch";
+pub(super) const MARKER: &str = "forebay-epoch";
 
 /// A store in a directory.
 #[derive(Debug)]
@@ -196,11 +196,29 @@ impl SledStore {
     /// The barrier. Afterwards the commit survives a power cut.
     fn sync(&mut self) -> Result<(), StoreError> {
         let flushed = self.db.flush().map_err(|error| error.to_string());
+        crash::at("flushed");
         let synced = flushed.and_then(|_| self.file.sync_data().map_err(|error| error.to_string()));
+        crash::at("synced");
         synced.map_err(|error| {
             self.failed = Some(error.clone());
             StoreError::Unknown(error)
         })
+    }
+
+    /// Reads every record of every tree: what sled cannot give back is told of now, not at some later write.
+    pub(super) fn verify(&self) -> Result<(), String> {
+        for tree in [
+            &self.meta,
+            &self.models,
+            &self.settings,
+            &self.log,
+            &self.idem,
+        ] {
+            for entry in tree {
+                entry.map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// A transaction that failed in the storage may have changed trees before it did.
@@ -274,6 +292,7 @@ impl Store for SledStore {
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         self.check_failed()?;
         check_sizes(changes)?;
+        crash::at("planned");
         let trees = (
             &self.meta,
             &self.settings,
@@ -292,6 +311,7 @@ impl Store for SledStore {
             changes.iter().try_for_each(|change| write(&trees, change))
         });
         result.map_err(|error| self.fail(&error))?;
+        crash::at("written");
         self.sync()
     }
 }
@@ -394,7 +414,7 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(u64::MAX / 2, u64::from_be_bytes)
 }
 
-fn read_marker(dir: &Path) -> io::Result<Option<String>> {
+pub(super) fn read_marker(dir: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(dir.join(MARKER)) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -403,7 +423,7 @@ fn read_marker(dir: &Path) -> io::Result<Option<String>> {
 }
 
 /// Beside its place, synced, renamed: it is there whole or not at all.
-fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
+pub(super) fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
     let fresh = dir.join(format!("{MARKER}.writing"));
     fs::write(&fresh, format!("{epoch}\n"))?;
     File::open(&fresh)?.sync_all()?;
@@ -445,7 +465,7 @@ fn open_patiently(config: &sled::Config) -> sled::Result<Db> {
     clippy::disallowed_methods,
     reason = "the store is opened on a thread that may block"
 )]
-fn sleep(pause: Duration) {
+pub(super) fn sleep(pause: Duration) {
     std::thread::sleep(pause);
 }
 
@@ -453,12 +473,24 @@ fn open_error(dir: &Path, error: sled::Error) -> OpenError {
     let dir = PathBuf::from(dir);
     match error {
         sled::Error::Io(error) if is_lock_conflict(&error) => OpenError::InUse { dir },
-        sled::Error::Io(error) => OpenError::Io { dir, error },
+        sled::Error::Io(error) if is_damage(&error) => OpenError::Damaged {
+            dir,
+            what: error.to_string(),
+        },
+        sled::Error::Io(error) => OpenError::from_io(dir, error),
         error => OpenError::Damaged {
             dir,
             what: error.to_string(),
         },
     }
+}
+
+/// What a file says that ends too early or makes no sense.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+    )
 }
 
 /// sled wraps the refusal of `flock` in an error of its own words.

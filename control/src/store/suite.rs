@@ -28,7 +28,7 @@ fn spec(id: &str, endpoints: usize) -> ModelSpec {
     ModelSpec::new(ModelId::new(id).unwrap(), vec![], endpoints.collect()).unwrap()
 }
 
-fn put(id: &str, endpoints: usize, revision: u64) -> Change {
+pub(super) fn put(id: &str, endpoints: usize, revision: u64) -> Change {
     let revision = Revision::new(revision);
     let record = ModelRecord {
         spec: spec(id, endpoints),
@@ -39,7 +39,7 @@ fn put(id: &str, endpoints: usize, revision: u64) -> Change {
     change(Op::PutModel(record), revision)
 }
 
-fn change(op: Op, revision: Revision) -> Change {
+pub(super) fn change(op: Op, revision: Revision) -> Change {
     Change {
         op,
         log: LogRecord {

@@ -76,6 +76,18 @@ impl State {
         state
     }
 
+    /// What a store that holds this would give back.
+    pub(crate) fn stored(&self) -> Stored {
+        let answers = self.idem_order.iter().filter_map(|id| self.idem.get(id));
+        Stored {
+            epoch: self.epoch.clone(),
+            revision: self.revision,
+            settings: self.settings.clone(),
+            models: self.models.values().map(|r| (**r).clone()).collect(),
+            idem: answers.map(|record| (**record).clone()).collect(),
+        }
+    }
+
     pub(crate) fn epoch(&self) -> &Epoch {
         &self.epoch
     }
