@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     registry::{self, WriterThread},
     service::{Context, FleetService, ModelsService, SettingsService, SyncService},
+    session,
     store::{OpenError, SledStore, StoreLocation},
 };
 
@@ -61,6 +62,9 @@ pub struct ControlSettings {
     pub store: StoreLocation,
     /// The pool settings of a fresh store.
     pub fresh_settings: PoolSettings,
+    /// Oldest age of a worker's stream: each is ended between half of it and all of it, and opened anew. Nothing:
+    /// never.
+    pub stream_age: Option<Duration>,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -110,6 +114,7 @@ pub struct BoundControl {
     context: Context,
     metrics: Registry,
     writer: WriterThread,
+    stream_age: Option<Duration>,
 }
 
 impl BoundControl {
@@ -150,6 +155,7 @@ impl BoundControl {
             context,
             metrics: registry,
             writer,
+            stream_age: settings.stream_age,
         })
     }
 
@@ -166,16 +172,27 @@ impl BoundControl {
             context,
             metrics,
             writer,
+            stream_age,
             ..
         } = self;
         let sessions = TaskTracker::new();
+        let published = context.registry.watch();
+        let (feed, targets) = session::targets(&published);
+        let counts = context.metrics.clone();
+        sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
         // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
         // first, and that would look like a writer that died.
         let registry = context.registry.clone();
         let trouble = registry.trouble();
         let (reporter, health) = tonic_health::server::health_reporter();
-        let parts = (context, sessions.clone(), shutdown.clone());
-        let routes = routes(parts, metrics, health)?;
+        let sync = SyncService {
+            context: context.clone(),
+            targets,
+            ages: stream_age.map(|most| most / 2..=most),
+            sessions: sessions.clone(),
+            stopping: shutdown.clone(),
+        };
+        let routes = routes(context, sync, metrics, health)?;
         let server = Server::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(PING))
@@ -245,7 +262,8 @@ async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: Healt
 }
 
 fn routes(
-    (context, sessions, stopping): (Context, TaskTracker, CancellationToken),
+    context: Context,
+    sync: SyncService,
     metrics: Registry,
     health: HealthServer<impl Health>,
 ) -> Result<Routes, ControlError> {
@@ -259,16 +277,11 @@ fn routes(
         |error: tonic_reflection::server::Error| ControlError::Internal(error.to_string());
     let v1 = reflection().build_v1().map_err(internal)?;
     let v1alpha = reflection().build_v1alpha().map_err(internal)?;
-    let sync = SyncService {
-        context: context.clone(),
-        sessions,
-        stopping,
-    };
     let models = ModelRegistryServer::new(ModelsService(context.clone()));
     let settings = PoolSettingsServer::new(SettingsService(context.clone()));
     let fleet = FleetServer::new(FleetService(context.clone()));
     let sync = WorkerSyncServer::new(sync)
-        .max_decoding_message_size(limits::MESSAGE_BYTES)
+        .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
     let routes = Routes::from(http::routes(context, metrics));
     Ok(routes

@@ -36,6 +36,18 @@ pub(crate) struct ControlListen {
         default_value = "127.0.0.1:50051"
     )]
     pub(crate) control_listen: SocketAddr,
+
+    /// Oldest age of a worker's stream. Each ends in good order between half of it and all of it and is opened anew,
+    /// so that workers spread over control planes again. `0s`: never.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_STREAM_AGE",
+        value_name = "TIME",
+        default_value = "60m",
+        value_parser = humantime::parse_duration
+    )]
+    pub(crate) stream_age: Duration,
 }
 
 /// Where a worker listens.

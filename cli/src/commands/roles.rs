@@ -93,6 +93,7 @@ pub(crate) fn control_settings(
         exposure,
         store,
         fresh_settings,
+        stream_age: Some(listen.stream_age).filter(|age| !age.is_zero()),
     })
 }
 
