@@ -26,6 +26,7 @@ use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 
 /// Connects under way at the same time: what one process can do, not what is measured.
 const CONNECTING: usize = 256;
+const WINDOW: u32 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the players saw, all together.
@@ -347,6 +348,9 @@ async fn open(
 ) -> Result<Stream, Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(control.to_owned())?
         .tcp_nodelay(true)
+        // Who reads nothing is to stall its peer soon, not to fill its own memory.
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .connect()
         .await?;
     let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
