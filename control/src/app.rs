@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     registry::{self, WriterThread},
     service::{Context, FleetService, ModelsService, SettingsService, SyncService},
+    session,
     store::{OpenError, Recovery, StoreLocation, recover},
 };
 
@@ -65,6 +66,9 @@ pub struct ControlSettings {
     pub fresh_settings: PoolSettings,
     /// What becomes of a damaged store.
     pub recovery: Recovery,
+    /// Oldest age of a worker's stream: each is ended between half of it and all of it, and opened anew. Nothing:
+    /// never.
+    pub stream_age: Option<Duration>,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -115,6 +119,7 @@ pub struct BoundControl {
     metrics: Registry,
     writer: WriterThread,
     exporter: Exporter,
+    stream_age: Option<Duration>,
 }
 
 impl BoundControl {
@@ -169,6 +174,7 @@ impl BoundControl {
             metrics: registry,
             writer,
             exporter,
+            stream_age: settings.stream_age,
         })
     }
 
@@ -186,18 +192,29 @@ impl BoundControl {
             metrics,
             writer,
             exporter,
+            stream_age,
             ..
         } = self;
         let export_stop = CancellationToken::new();
         let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
         let sessions = TaskTracker::new();
+        let published = context.registry.watch();
+        let (feed, targets) = session::targets(&published);
+        let counts = context.metrics.clone();
+        sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
         // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
         // first, and that would look like a writer that died.
         let registry = context.registry.clone();
         let trouble = registry.trouble();
         let (reporter, health) = tonic_health::server::health_reporter();
-        let parts = (context, sessions.clone(), shutdown.clone());
-        let routes = routes(parts, metrics, health)?;
+        let sync = SyncService {
+            context: context.clone(),
+            targets,
+            ages: stream_age.map(|most| most / 2..=most),
+            sessions: sessions.clone(),
+            stopping: shutdown.clone(),
+        };
+        let routes = routes(context, sync, metrics, health)?;
         let server = Server::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(PING))
@@ -272,7 +289,8 @@ async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: Healt
 }
 
 fn routes(
-    (context, sessions, stopping): (Context, TaskTracker, CancellationToken),
+    context: Context,
+    sync: SyncService,
     metrics: Registry,
     health: HealthServer<impl Health>,
 ) -> Result<Routes, ControlError> {
@@ -286,16 +304,11 @@ fn routes(
         |error: tonic_reflection::server::Error| ControlError::Internal(error.to_string());
     let v1 = reflection().build_v1().map_err(internal)?;
     let v1alpha = reflection().build_v1alpha().map_err(internal)?;
-    let sync = SyncService {
-        context: context.clone(),
-        sessions,
-        stopping,
-    };
     let models = ModelRegistryServer::new(ModelsService(context.clone()));
     let settings = PoolSettingsServer::new(SettingsService(context.clone()));
     let fleet = FleetServer::new(FleetService(context.clone()));
     let sync = WorkerSyncServer::new(sync)
-        .max_decoding_message_size(limits::MESSAGE_BYTES)
+        .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
     let routes = Routes::from(http::routes(context, metrics));
     Ok(routes

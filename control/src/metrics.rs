@@ -2,8 +2,8 @@
 //! client's.
 
 use prometheus::{
-    Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    Error, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 use tonic::Code;
 
@@ -20,6 +20,41 @@ pub(crate) struct Metrics {
     models: IntGauge,
     rollout: IntGaugeVec,
     rpcs: IntCounterVec,
+    pushes: IntCounterVec,
+    push_bytes: IntCounterVec,
+    used: GaugeVec,
+}
+
+/// In what form a configuration went to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PushKind {
+    Whole,
+    Delta,
+}
+
+impl PushKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Delta => "delta",
+        }
+    }
+}
+
+/// What a configuration may have only so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Models,
+    ConfigBytes,
+}
+
+impl Limit {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Models => "models",
+            Self::ConfigBytes => "config_bytes",
+        }
+    }
 }
 
 /// How many workers stand where with respect to the newest revision.
@@ -76,6 +111,27 @@ impl Metrics {
                 ),
                 &["method", "code"],
             )?,
+            pushes: IntCounterVec::new(
+                Opts::new(
+                    "forebay_control_pushes_total",
+                    "Configurations sent to workers, whole or as a delta.",
+                ),
+                &["kind"],
+            )?,
+            push_bytes: IntCounterVec::new(
+                Opts::new(
+                    "forebay_control_push_bytes_total",
+                    "Bytes of the configurations sent to workers.",
+                ),
+                &["kind"],
+            )?,
+            used: GaugeVec::new(
+                Opts::new(
+                    "forebay_control_limit_used_ratio",
+                    "Share of a limit that the configuration uses.",
+                ),
+                &["limit"],
+            )?,
         };
         registry.register(Box::new(metrics.commit_seconds.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
@@ -87,6 +143,9 @@ impl Metrics {
         registry.register(Box::new(metrics.models.clone()))?;
         registry.register(Box::new(metrics.rollout.clone()))?;
         registry.register(Box::new(metrics.rpcs.clone()))?;
+        registry.register(Box::new(metrics.pushes.clone()))?;
+        registry.register(Box::new(metrics.push_bytes.clone()))?;
+        registry.register(Box::new(metrics.used.clone()))?;
         Ok(metrics)
     }
 
@@ -95,6 +154,18 @@ impl Metrics {
         self.rpcs
             .with_label_values(&[method, code_name(code)])
             .inc();
+    }
+
+    /// A configuration goes to a worker.
+    pub(crate) fn pushed(&self, kind: PushKind, bytes: usize) {
+        let kind = &[kind.label()];
+        self.pushes.with_label_values(kind).inc();
+        self.push_bytes.with_label_values(kind).inc_by(bytes as u64);
+    }
+
+    /// The configuration uses this share of a limit.
+    pub(crate) fn used(&self, limit: Limit, share: f64) {
+        self.used.with_label_values(&[limit.label()]).set(share);
     }
 
     /// What can be read off at the time of a scrape.

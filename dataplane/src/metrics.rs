@@ -58,6 +58,7 @@ pub struct Metrics {
     replays: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
+    resyncs: IntCounter,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
 }
@@ -185,6 +186,14 @@ impl Metrics {
                 "Pushed configurations refused, by reason.",
                 &["reason"],
             )?,
+            resyncs: {
+                let counter = IntCounter::new(
+                    "forebay_config_resyncs_total",
+                    "Deltas that could not be used; the whole configuration was asked for.",
+                )?;
+                registry.register(Box::new(counter.clone()))?;
+                counter
+            },
             models: Mutex::default(),
         })
     }
@@ -230,6 +239,10 @@ impl Metrics {
 
     pub(crate) fn applied(&self, seconds: f64) {
         self.apply_seconds.observe(seconds);
+    }
+
+    pub(crate) fn resynced(&self) {
+        self.resyncs.inc();
     }
 
     pub(crate) fn rejected(&self, reason: RefusalReason) {

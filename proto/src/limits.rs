@@ -26,6 +26,11 @@ pub const MODELS: usize = 10_000;
 pub const CONFIG_BYTES: usize = 8 << 20;
 /// Largest message on any gRPC stream of ours, in bytes: a configuration and its envelope.
 pub const MESSAGE_BYTES: usize = CONFIG_BYTES + (1 << 20);
+/// Bytes of a configuration or of a change that one message carries at most; what is larger goes in chunks. Small,
+/// because a connection keeps buffers of the size of its largest message.
+pub const CHUNK_BYTES: usize = 16 << 10;
+/// Largest message of a worker, in bytes.
+pub const WORKER_MESSAGE_BYTES: usize = 1 << 20;
 /// Most reasons in one refusal.
 pub const REFUSALS: usize = 100;
 /// Longest text of one refusal, in characters.

@@ -28,6 +28,7 @@ pub struct Cluster {
     addr: SocketAddr,
     control: Option<Running>,
     dns: Vec<SocketAddr>,
+    stream_age: Option<Duration>,
 }
 
 /// A running worker.
@@ -57,13 +58,20 @@ impl Running {
 impl Cluster {
     /// Starts a control plane on an empty store.
     pub async fn start() -> Self {
+        Self::with_stream_age(None).await
+    }
+
+    /// Starts one that ends the streams of workers at this age at the latest.
+    pub async fn with_stream_age(stream_age: Option<Duration>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (addr, control) = control(dir.path().join("control"), lasting_addr()).await;
+        let store = dir.path().join("control");
+        let (addr, control) = control(store, lasting_addr(), stream_age).await;
         Self {
             dir,
             addr,
             control: Some(control),
             dns: Vec::new(),
+            stream_age,
         }
     }
 
@@ -102,15 +110,21 @@ impl Cluster {
     /// Starts the control plane again where it was.
     pub async fn start_control(&mut self) {
         assert!(self.control.is_none(), "the control plane runs already");
-        let (_, control) = control(self.dir.path().join("control"), self.addr).await;
+        let store = self.dir.path().join("control");
+        let (_, control) = control(store, self.addr, self.stream_age).await;
         self.control = Some(control);
     }
 
     /// Starts a worker of this name, with the data of an earlier one of the name.
     pub async fn worker(&self, name: &str) -> WorkerHandle {
+        self.worker_of(name, &self.url()).await
+    }
+
+    /// The same, but it follows this control plane.
+    pub async fn worker_of(&self, name: &str, control: &str) -> WorkerHandle {
         let settings = WorkerSettings {
             worker_id: WorkerId::new(name).expect("a worker's name"),
-            control: vec![self.url().parse().expect("our own url")],
+            control: vec![control.parse().expect("a url")],
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
@@ -263,13 +277,18 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
     }
 }
 
-async fn control(dir: PathBuf, listen: SocketAddr) -> (SocketAddr, Running) {
+async fn control(
+    dir: PathBuf,
+    listen: SocketAddr,
+    stream_age: Option<Duration>,
+) -> (SocketAddr, Running) {
     let settings = ControlSettings {
         listen,
         exposure: forebay_control::Exposure::LoopbackOnly,
         store: StoreLocation::Sled(dir),
         fresh_settings: PoolSettings::default(),
         recovery: forebay_control::Recovery::Automatic,
+        stream_age,
     };
     let bound = BoundControl::bind(settings)
         .await

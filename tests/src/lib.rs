@@ -13,6 +13,7 @@
 mod client;
 mod cluster;
 mod dns;
+mod fake_control;
 mod idle_sweep;
 mod otlp;
 mod pki;
@@ -26,6 +27,7 @@ mod wait;
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use dns::DnsServer;
+pub use fake_control::{FakeControl, FakeStream, push_of};
 pub use idle_sweep::{IdleSweep, Swept};
 pub use otlp::{Receiver, SeenSpan};
 pub use pki::Authority;

@@ -1,7 +1,8 @@
 //! A fleet of workers that is played: real gRPC streams, one connection each, and nothing behind them. It says
-//! hello, takes what is pushed, answers at once, and counts.
+//! hello, takes what is pushed, whole or as a delta, in one message or in chunks, answers at once, and counts.
 //!
-//! It checks nothing of what it is sent; the tests of the worker do.
+//! Of what it is sent it checks no more than that a delta begins with what it holds; the tests of the worker do the
+//! rest.
 
 use std::{
     sync::{
@@ -25,6 +26,7 @@ use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 
 /// Connects under way at the same time: what one process can do, not what is measured.
 const CONNECTING: usize = 256;
+const WINDOW: u32 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the players saw, all together.
@@ -34,6 +36,7 @@ struct Seen {
     race: Mutex<Race>,
     finished: Notify,
     pushes: AtomicU64,
+    deltas: AtomicU64,
     push_bytes: AtomicU64,
     most_bytes: AtomicUsize,
     lost: AtomicU64,
@@ -50,11 +53,13 @@ struct Race {
 /// What was pushed since the last look.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pushed {
-    /// Messages that carry configuration.
-    pub messages: u64,
-    /// Their size, all together.
+    /// Pushes, whole or deltas.
+    pub pushes: u64,
+    /// Deltas among them.
+    pub deltas: u64,
+    /// Size of their messages, all together.
     pub bytes: u64,
-    /// The largest of them.
+    /// The largest push, its messages together.
     pub most: usize,
 }
 
@@ -133,7 +138,8 @@ impl PlayedFleet {
     #[must_use]
     pub fn pushed(&self) -> Pushed {
         Pushed {
-            messages: self.seen.pushes.swap(0, Ordering::Relaxed),
+            pushes: self.seen.pushes.swap(0, Ordering::Relaxed),
+            deltas: self.seen.deltas.swap(0, Ordering::Relaxed),
             bytes: self.seen.push_bytes.swap(0, Ordering::Relaxed),
             most: self.seen.most_bytes.swap(0, Ordering::Relaxed),
         }
@@ -144,6 +150,13 @@ impl PlayedFleet {
     pub fn lost(&self) -> u64 {
         self.seen.lost.load(Ordering::Relaxed)
     }
+}
+
+/// A push of which more is to come.
+struct Coming {
+    push_id: u64,
+    to: Option<wire::Position>,
+    bytes: usize,
 }
 
 struct Player {
@@ -178,6 +191,7 @@ impl Player {
         mut heard: Streaming<wire::ToWorker>,
     ) {
         let mut beat = interval(Duration::from_secs(10));
+        let mut coming = None;
         loop {
             let message = tokio::select! {
                 message = heard.message() => message,
@@ -187,26 +201,41 @@ impl Player {
                 }
             };
             let Ok(Some(message)) = message else { return };
-            if !self.take(say, message).await {
+            if !self.take(say, &mut coming, message).await {
                 return;
             }
         }
     }
 
-    async fn take(&self, say: &mpsc::Sender<wire::FromWorker>, message: wire::ToWorker) -> bool {
+    async fn take(
+        &self,
+        say: &mpsc::Sender<wire::FromWorker>,
+        coming: &mut Option<Coming>,
+        message: wire::ToWorker,
+    ) -> bool {
         let bytes = message.encoded_len();
         match message.message {
             Some(Heard::Push(push)) => {
-                self.count(bytes);
-                let applied = push.to.clone();
-                self.hold(push.to);
-                let ack = wire::Ack {
-                    push_id: push.push_id,
-                    applied,
-                    apply_millis: 1,
-                };
-                tell(say, Say::Ack(ack)).await
+                let (push_id, to, more) = (push.push_id, push.to, push.chunked_bytes > 0);
+                let push = Coming { push_id, to, bytes };
+                self.announced(say, coming, push, more).await
             }
+            Some(Heard::Delta(delta)) => {
+                assert_eq!(delta.from, self.holds(), "a delta begins with what is held");
+                self.seen.deltas.fetch_add(1, Ordering::Relaxed);
+                let (push_id, to) = (delta.push_id, delta.to);
+                let push = Coming { push_id, to, bytes };
+                self.announced(say, coming, push, delta.chunked_bytes > 0)
+                    .await
+            }
+            Some(Heard::Chunk(chunk)) => {
+                let Some(mut push) = coming.take() else {
+                    return false;
+                };
+                push.bytes += bytes;
+                self.announced(say, coming, push, !chunk.last).await
+            }
+            Some(Heard::Goodbye(_)) => false,
             Some(Heard::Welcome(welcome)) => {
                 // It came back with what is in force.
                 if welcome.target.is_some() && welcome.target == self.holds() {
@@ -216,6 +245,28 @@ impl Player {
             }
             Some(Heard::Tick(_)) | None => true,
         }
+    }
+
+    /// A push so far: it is answered when no more is to come.
+    async fn announced(
+        &self,
+        say: &mpsc::Sender<wire::FromWorker>,
+        coming: &mut Option<Coming>,
+        push: Coming,
+        more: bool,
+    ) -> bool {
+        if more {
+            *coming = Some(push);
+            return true;
+        }
+        self.count(push.bytes);
+        self.hold(push.to.clone());
+        let ack = wire::Ack {
+            push_id: push.push_id,
+            applied: push.to,
+            apply_millis: 1,
+        };
+        tell(say, Say::Ack(ack)).await
     }
 
     fn count(&self, bytes: usize) {
@@ -297,6 +348,9 @@ async fn open(
 ) -> Result<Stream, Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(control.to_owned())?
         .tcp_nodelay(true)
+        // Who reads nothing is to stall its peer soon, not to fill its own memory.
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .connect()
         .await?;
     let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
@@ -307,7 +361,7 @@ async fn open(
         instance_id: worker.to_owned(),
         build: "played".to_owned(),
         protocol_min: 1,
-        protocol_max: 1,
+        protocol_max: 2,
         applied,
         ..wire::Hello::default()
     };

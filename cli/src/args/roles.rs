@@ -39,6 +39,18 @@ pub(crate) struct ControlListen {
     /// Refuse a damaged store instead of building it again from its automatic export.
     #[arg(long, hide_env_values = true, env = "FOREBAY_NO_RECOVERY")]
     pub(crate) no_recovery: bool,
+
+    /// Oldest age of a worker's stream. Each ends in good order between half of it and all of it and is opened anew,
+    /// so that workers spread over control planes again. `0s`: never.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_STREAM_AGE",
+        value_name = "TIME",
+        default_value = "60m",
+        value_parser = humantime::parse_duration
+    )]
+    pub(crate) stream_age: Duration,
 }
 
 /// Where a worker listens.

@@ -1,30 +1,47 @@
 //! `WorkerSync`: opens a session per stream.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use forebay_proto::wire::{self, worker_sync_server::WorkerSync};
-use tokio::sync::mpsc;
+use futures_util::{StreamExt as _, stream::Map};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use crate::session::Session;
+use crate::session::{Session, Target};
 
-/// Most words on their way to one worker.
-const UNDER_WAY: usize = 4;
+/// Most words on their way to one worker, beside those that the connection has taken.
+const UNDER_WAY: usize = 2;
+
+type Word = Result<wire::ToWorker, Status>;
 
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct SyncService {
     pub(crate) context: Context,
+    pub(crate) targets: watch::Receiver<Arc<Target>>,
+    /// Streams are ended at an age between these; nothing: never.
+    pub(crate) ages: Option<RangeInclusive<Duration>>,
     pub(crate) sessions: TaskTracker,
     pub(crate) stopping: CancellationToken,
 }
 
+impl SyncService {
+    /// Drawn for each, so that streams that opened together do not end together.
+    fn age(&self) -> Duration {
+        let Some(ages) = &self.ages else {
+            return Duration::MAX;
+        };
+        let spread = ages.end().saturating_sub(*ages.start());
+        *ages.start() + spread.mul_f64(fastrand::f64())
+    }
+}
+
 #[tonic::async_trait]
 impl WorkerSync for SyncService {
-    type SyncStream = ReceiverStream<Result<wire::ToWorker, Status>>;
+    type SyncStream = Map<ReceiverStream<Box<Word>>, fn(Box<Word>) -> Word>;
 
     async fn sync(
         &self,
@@ -34,19 +51,22 @@ impl WorkerSync for SyncService {
             .remote_addr()
             .map_or("unknown".to_owned(), |a: SocketAddr| a.to_string());
         let (say, said) = mpsc::channel(UNDER_WAY);
-        let Context {
-            registry,
-            fleet,
-            metrics,
-            ..
-        } = self.context.clone();
-        let session = Session::new(registry.watch(), fleet, say, peer, self.stopping.clone());
+        let Context { fleet, metrics, .. } = self.context.clone();
+        let session = Session::new(
+            self.targets.clone(),
+            (fleet, metrics.clone()),
+            say,
+            peer,
+            self.stopping.clone(),
+            self.age(),
+        );
         let heard = request.into_inner();
         self.sessions.spawn(async move {
             metrics.streams.inc();
             session.run(heard).await;
             metrics.streams.dec();
         });
-        Ok(Response::new(ReceiverStream::new(said)))
+        let unbox: fn(Box<Word>) -> Word = |word| *word;
+        Ok(Response::new(ReceiverStream::new(said).map(unbox)))
     }
 }

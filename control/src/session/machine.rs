@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   AwaitHello ──hello──▶ Idle ──target≠applied──▶ Pushing ──ack/nack──▶ Idle
-//!        │                  │                         │
-//!        └──────────────────┴── silence, deadline, protocol error ──▶ Closed
+//!        │                  │                       │   ▲
+//!        │                  │                       └───┘ resync: the whole, once
+//!        └──────────────────┴── silence, deadline, age, protocol error ──▶ Closed
 //! ```
 //!
 //! Invariants: at most one push is unanswered; meanwhile only the newest target is kept. What the
 //! worker holds is not sent, what it refused is not sent again, and nothing older than what it holds
-//! is ever sent within an epoch.
+//! is ever sent within an epoch. A delta begins with what the worker said that it holds; one that it cannot
+//! use is followed by the whole, at once, and a whole is never followed by anything but its answer. The first
+//! push after a pause goes at once; then they keep [`APART`], so that a storm of writes costs no more. An old
+//! stream is ended when nothing is unanswered.
 
 use std::time::Duration;
 
@@ -18,6 +22,8 @@ use forebay_proto::Position;
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// From a push to its answer: applying includes warming.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// From one push to the next, unless the worker asks for the whole.
+const APART: Duration = Duration::from_millis(50);
 /// How often each side gives a sign of life.
 pub(super) const TICK: Duration = Duration::from_secs(10);
 /// How long the worker may be silent.
@@ -42,6 +48,11 @@ pub(super) enum Event {
     Heartbeat {
         applied: Option<Position>,
     },
+    /// The worker cannot use the delta.
+    Resync {
+        push_id: u64,
+        applied: Option<Position>,
+    },
     /// There is a newer configuration.
     Target(Position),
     /// Nothing but time.
@@ -52,8 +63,10 @@ pub(super) enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Effect {
     Welcome,
+    /// The target is to be sent: as a delta from the base, if there is one and that is less; or whole.
     Push {
         push_id: u64,
+        base: Option<Position>,
     },
     Tick,
     /// The answer to the push was yes.
@@ -73,6 +86,8 @@ pub(super) enum Why {
     OutOfTurn,
     /// The worker holds a newer revision of this epoch than we do.
     WorkerAhead,
+    /// It is old: nothing is wrong.
+    Age,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +98,8 @@ enum Phase {
         push_id: u64,
         to: Position,
         since: Duration,
+        /// A delta was allowed.
+        delta: bool,
     },
     Closed,
 }
@@ -97,11 +114,15 @@ pub(super) struct Machine {
     pushes: u64,
     heard: Duration,
     ticked: Duration,
+    /// When the next push may go.
+    paced: Duration,
+    /// When the stream is old.
+    old: Duration,
 }
 
 impl Machine {
-    /// A stream that has just opened.
-    pub(super) fn new(target: Position) -> Self {
+    /// A stream that has just opened, and when it will be old.
+    pub(super) fn new(target: Position, old: Duration) -> Self {
         Self {
             phase: Phase::AwaitHello,
             target,
@@ -110,6 +131,8 @@ impl Machine {
             pushes: 0,
             heard: Duration::ZERO,
             ticked: Duration::ZERO,
+            paced: Duration::ZERO,
+            old,
         }
     }
 
@@ -125,6 +148,7 @@ impl Machine {
             Event::Heartbeat { applied } => self.on_heartbeat(now, applied),
             Event::Ack { push_id, applied } => self.on_ack(now, push_id, applied),
             Event::Nack { push_id, attempted } => self.on_nack(now, push_id, attempted),
+            Event::Resync { push_id, applied } => self.on_resync(now, push_id, applied),
         }
     }
 
@@ -132,7 +156,13 @@ impl Machine {
     pub(super) fn next_deadline(&self) -> Duration {
         match &self.phase {
             Phase::AwaitHello => HELLO_WITHIN,
-            Phase::Idle => (self.ticked + TICK).min(self.heard + SILENCE),
+            Phase::Idle => {
+                let alive = (self.ticked + TICK).min(self.heard + SILENCE).min(self.old);
+                match self.wanted() {
+                    true => alive.min(self.paced),
+                    false => alive,
+                }
+            }
             Phase::Pushing { since, .. } => (self.ticked + TICK)
                 .min(self.heard + SILENCE)
                 .min(*since + ANSWER_WITHIN),
@@ -212,6 +242,31 @@ impl Machine {
         effects
     }
 
+    /// Only a delta can be answered so; hence a whole follows, and no second one.
+    fn on_resync(&mut self, now: Duration, push_id: u64, applied: Option<Position>) -> Vec<Effect> {
+        match &self.phase {
+            Phase::Pushing {
+                push_id: asked,
+                delta,
+                ..
+            } if *asked == push_id => {
+                if !delta {
+                    return self.close(Why::OutOfTurn);
+                }
+            }
+            Phase::Pushing { .. } | Phase::Idle => return Vec::new(),
+            Phase::AwaitHello => return self.close(Why::OutOfTurn),
+            Phase::Closed => return Vec::new(),
+        }
+        self.heard = now;
+        self.applied = applied;
+        self.phase = Phase::Idle;
+        match self.wanted() {
+            true => self.push(now, None),
+            false => Vec::new(),
+        }
+    }
+
     fn on_time(&mut self, now: Duration) -> Vec<Effect> {
         match &self.phase {
             Phase::Closed => return Vec::new(),
@@ -225,23 +280,34 @@ impl Machine {
         if now >= self.heard + SILENCE {
             return self.close(Why::Silent);
         }
+        if now >= self.old && matches!(self.phase, Phase::Idle) {
+            return self.close(Why::Age);
+        }
+        let mut effects = Vec::new();
         if now >= self.ticked + TICK {
             self.ticked = now;
-            return vec![Effect::Tick];
+            effects.push(Effect::Tick);
         }
-        Vec::new()
+        effects.extend(self.push_if_needed(now));
+        effects
+    }
+
+    /// The worker neither holds nor refused the target.
+    fn wanted(&self) -> bool {
+        let settled = [&self.applied, &self.refused];
+        settled
+            .iter()
+            .all(|held| held.as_ref() != Some(&self.target))
     }
 
     fn push_if_needed(&mut self, now: Duration) -> Vec<Effect> {
-        let idle = matches!(self.phase, Phase::Idle);
-        let settled = [&self.applied, &self.refused];
-        if !idle
-            || settled
-                .iter()
-                .any(|held| held.as_ref() == Some(&self.target))
-        {
-            return Vec::new();
+        match matches!(self.phase, Phase::Idle) && self.wanted() && now >= self.paced {
+            true => self.push(now, self.applied.clone()),
+            false => Vec::new(),
         }
+    }
+
+    fn push(&mut self, now: Duration, base: Option<Position>) -> Vec<Effect> {
         let ahead = |held: &Position| {
             held.epoch == self.target.epoch && held.revision > self.target.revision
         };
@@ -254,8 +320,10 @@ impl Machine {
             push_id,
             to: self.target.clone(),
             since: now,
+            delta: base.is_some(),
         };
-        vec![Effect::Push { push_id }]
+        self.paced = now + APART;
+        vec![Effect::Push { push_id, base }]
     }
 
     fn close(&mut self, why: Why) -> Vec<Effect> {
@@ -279,12 +347,33 @@ mod tests {
         }
     }
 
+    fn push(push_id: u64, base: Option<u64>) -> Effect {
+        let base = base.map(position);
+        Effect::Push { push_id, base }
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn ack(push_id: u64, revision: u64) -> Event {
+        let applied = position(revision);
+        Event::Ack { push_id, applied }
+    }
+
+    fn resync(push_id: u64, applied: Option<u64>) -> Event {
+        let applied = applied.map(position);
+        Event::Resync { push_id, applied }
+    }
+
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
+    const NEVER: Duration = Duration::MAX;
+
     fn greeted(target: u64, applied: Option<u64>) -> (Machine, Vec<Effect>) {
-        let mut machine = Machine::new(position(target));
+        let mut machine = Machine::new(position(target), NEVER);
         let applied = applied.map(position);
         let effects = machine.on(
             at(0),
@@ -304,7 +393,7 @@ mod tests {
     #[test]
     fn a_slow_worker_skips_to_the_newest() {
         let (mut machine, effects) = greeted(3, None);
-        assert_eq!(effects, [Effect::Welcome, Effect::Push { push_id: 1 }]);
+        assert_eq!(effects, [Effect::Welcome, push(1, None)]);
         for revision in 4..9 {
             assert_eq!(machine.on(at(1), Event::Target(position(revision))), []);
         }
@@ -315,7 +404,7 @@ mod tests {
                 applied: position(3),
             },
         );
-        assert_eq!(effects, [Effect::Applied, Effect::Push { push_id: 2 }]);
+        assert_eq!(effects, [Effect::Applied, push(2, Some(3))]);
         let effects = machine.on(
             at(2),
             Event::Ack {
@@ -345,10 +434,10 @@ mod tests {
         );
         assert_eq!(
             machine.on(at(3), Event::Target(position(4))),
-            [Effect::Push { push_id: 2 }]
+            [push(2, Some(2))]
         );
 
-        let mut other = Machine::new(position(3));
+        let mut other = Machine::new(position(3), NEVER);
         let hello = Event::Hello {
             applied: Some(position(2)),
             refused: Some(position(3)),
@@ -401,24 +490,25 @@ mod tests {
             greeted(3, Some(4)).1,
             [Effect::Welcome, Effect::Close(Why::WorkerAhead)]
         );
-        let mut machine = Machine::new(position(3));
+        let mut machine = Machine::new(position(3), NEVER);
         let other = Position {
             epoch: Epoch::new("bb").unwrap(),
             ..position(9)
         };
         let hello = Event::Hello {
-            applied: Some(other),
+            applied: Some(other.clone()),
             refused: None,
         };
-        assert_eq!(
-            machine.on(at(0), hello),
-            [Effect::Welcome, Effect::Push { push_id: 1 }]
-        );
+        let push = Effect::Push {
+            push_id: 1,
+            base: Some(other),
+        };
+        assert_eq!(machine.on(at(0), hello), [Effect::Welcome, push]);
     }
 
     #[test]
     fn every_wait_ends() {
-        let mut machine = Machine::new(position(1));
+        let mut machine = Machine::new(position(1), NEVER);
         assert_eq!(
             machine.on(at(5), Event::Time),
             [Effect::Close(Why::NoHello)]
@@ -454,7 +544,7 @@ mod tests {
             },
             Event::Heartbeat { applied: None },
         ] {
-            let mut machine = Machine::new(position(1));
+            let mut machine = Machine::new(position(1), NEVER);
             assert_eq!(machine.on(at(0), event), [Effect::Close(Why::OutOfTurn)]);
             assert_eq!(machine.on(at(0), Event::Time), [], "closed is closed");
         }
@@ -466,34 +556,154 @@ mod tests {
         assert_eq!(machine.on(at(1), hello), [Effect::Close(Why::OutOfTurn)]);
     }
 
+    #[test]
+    fn a_delta_that_cannot_be_used_is_followed_by_the_whole_once() {
+        let (mut machine, effects) = greeted(3, Some(2));
+        assert_eq!(effects, [Effect::Welcome, push(1, Some(2))]);
+        assert_eq!(
+            machine.on(ms(1), resync(9, Some(2))),
+            [],
+            "of no push of ours"
+        );
+        machine.on(ms(1), Event::Target(position(4)));
+        let effects = machine.on(ms(2), resync(1, Some(1)));
+        assert_eq!(effects, [push(2, None)], "at once, and the newest");
+        let effects = machine.on(ms(3), resync(2, Some(1)));
+        assert_eq!(
+            effects,
+            [Effect::Close(Why::OutOfTurn)],
+            "a whole needs no base"
+        );
+
+        let (mut machine, _) = greeted(3, Some(2));
+        machine.on(ms(1), resync(1, Some(2)));
+        assert_eq!(machine.on(ms(2), ack(2, 3)), [Effect::Applied]);
+        let effects = machine.on(at(1), Event::Target(position(4)));
+        assert_eq!(effects, [push(3, Some(3))], "a delta again");
+    }
+
+    #[test]
+    fn a_lone_write_goes_at_once_and_those_of_a_storm_keep_apart() {
+        let (mut machine, _) = greeted(1, Some(1));
+        let effects = machine.on(ms(1_000), Event::Target(position(2)));
+        assert_eq!(effects, [push(1, Some(1))]);
+        machine.on(ms(1_001), ack(1, 2));
+        for n in 0..40 {
+            let target = Event::Target(position(3 + n));
+            assert_eq!(machine.on(ms(1_002 + n), target), [], "too soon");
+            assert_eq!(machine.next_deadline(), ms(1_050));
+        }
+        assert_eq!(machine.on(ms(1_050), Event::Time), [push(2, Some(2))]);
+        // The answer comes late: what waited meanwhile goes at once.
+        machine.on(ms(1_060), Event::Target(position(50)));
+        let effects = machine.on(ms(1_200), ack(2, 42));
+        assert_eq!(effects, [Effect::Applied, push(3, Some(42))]);
+    }
+
+    #[test]
+    fn an_old_stream_is_ended_when_nothing_is_unanswered() {
+        let hello = || Event::Hello {
+            applied: Some(position(1)),
+            refused: None,
+        };
+        let mut machine = Machine::new(position(1), at(8));
+        machine.on(at(0), hello());
+        assert_eq!(machine.next_deadline(), at(8));
+        assert_eq!(machine.on(at(8), Event::Time), [Effect::Close(Why::Age)]);
+
+        let mut machine = Machine::new(position(2), at(8));
+        machine.on(at(0), hello());
+        assert_eq!(machine.on(at(8), Event::Time), []);
+        assert_eq!(machine.on(at(9), ack(1, 2)), [Effect::Applied]);
+        assert_eq!(machine.next_deadline(), at(8), "due");
+        assert_eq!(machine.on(at(9), Event::Time), [Effect::Close(Why::Age)]);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let revision = || (1_u64..6).prop_map(position);
+        let held = || proptest::option::of(revision());
+        let push_id = || 1_u64..6;
         prop_oneof![
             revision().prop_map(Event::Target),
-            (1_u64..6, revision()).prop_map(|(push_id, applied)| Event::Ack { push_id, applied }),
-            (1_u64..6, revision())
+            (push_id(), revision()).prop_map(|(push_id, applied)| Event::Ack { push_id, applied }),
+            (push_id(), revision())
                 .prop_map(|(push_id, attempted)| Event::Nack { push_id, attempted }),
-            proptest::option::of(revision()).prop_map(|applied| Event::Heartbeat { applied }),
+            (push_id(), held()).prop_map(|(push_id, applied)| Event::Resync { push_id, applied }),
+            held().prop_map(|applied| Event::Heartbeat { applied }),
             Just(Event::Time),
         ]
     }
 
+    /// What a stream was seen to do, from outside.
+    #[derive(Default)]
+    struct Watched {
+        unanswered: Option<(u64, bool)>,
+        /// What the worker said last that counts.
+        held: Option<Position>,
+        pushed_at: Option<Duration>,
+        closed: bool,
+    }
+
+    impl Watched {
+        fn check(&mut self, now: Duration, event: &Event, target: &Position, effects: &[Effect]) {
+            if self.closed {
+                return assert_eq!(effects, [], "closed is closed");
+            }
+            let asked = self.unanswered;
+            match event {
+                Event::Ack { push_id, applied } if asked.is_some_and(|a| a.0 == *push_id) => {
+                    self.held = Some(applied.clone());
+                }
+                Event::Resync { push_id, applied } if asked.is_some_and(|a| a.0 == *push_id) => {
+                    match effects {
+                        [Effect::Push { base: None, .. }] => {
+                            assert!(asked.is_some_and(|a| a.1), "a whole after a whole");
+                        }
+                        [] => assert_eq!(applied.as_ref(), Some(target)),
+                        other => assert!(matches!(other, [Effect::Close(_)]), "{other:?}"),
+                    }
+                    (self.unanswered, self.pushed_at) = (None, None);
+                    self.held = applied.clone();
+                }
+                Event::Heartbeat { applied } if asked.is_none() => self.held = applied.clone(),
+                _ => {}
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Push { push_id, base } => {
+                        assert_eq!(self.unanswered, None, "one at a time");
+                        assert!(base.is_none() || *base == self.held, "from what it holds");
+                        let older = self
+                            .held
+                            .as_ref()
+                            .is_some_and(|h| h.revision > target.revision);
+                        assert!(!older, "nothing older");
+                        assert!(self.pushed_at.is_none_or(|then| now >= then + APART));
+                        self.unanswered = Some((*push_id, base.is_some()));
+                        self.pushed_at = Some(now);
+                    }
+                    Effect::Applied | Effect::Refused => self.unanswered = None,
+                    Effect::Close(_) => self.closed = true,
+                    Effect::Welcome | Effect::Tick => {}
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
-        fn at_most_one_push_is_unanswered(events in proptest::collection::vec(event(), 1..60)) {
-            let (mut machine, mut effects) = greeted(1, None);
-            let mut unanswered = 0;
-            for (second, event) in events.into_iter().enumerate() {
-                for effect in &effects {
-                    match effect {
-                        Effect::Push { .. } => unanswered += 1,
-                        Effect::Applied | Effect::Refused => unanswered -= 1,
-                        Effect::Welcome | Effect::Tick | Effect::Close(_) => {}
-                    }
-                    prop_assert!((0..=1).contains(&unanswered));
+        fn whatever_comes_the_promises_hold(events in proptest::collection::vec((0_u64..90, event()), 1..80)) {
+            let (mut machine, effects) = greeted(1, None);
+            let (mut target, mut now) = (position(1), at(0));
+            let mut watched = Watched::default();
+            watched.check(now, &Event::Time, &target, &effects);
+            for (later, event) in events {
+                now += ms(later);
+                if let Event::Target(newer) = &event {
+                    target = newer.clone();
                 }
-                let now = at(second as u64);
-                effects = machine.on(now, event);
+                let effects = machine.on(now, event.clone());
+                watched.check(now, &event, &target, &effects);
                 prop_assert!(machine.next_deadline() > Duration::ZERO);
             }
         }

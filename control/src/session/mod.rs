@@ -1,42 +1,56 @@
 //! One task per worker's stream: carries words between the stream and its state machine, and tells
 //! the fleet what they mean. It holds state, not a queue: a slow worker costs one configuration, and
-//! never delays another.
+//! never delays another. While the stream is full the worker is listened to all the same.
 
+mod feed;
 mod machine;
+mod outbox;
+mod usage;
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_proto::{InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, wire};
+use bytes::Bytes;
+use forebay_proto::{
+    InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, limits, wire,
+};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::Span;
 use wire::{from_worker::Message as Heard, to_worker::Message as Say};
 
-use self::machine::{Effect, Event, Machine, SILENCE, TICK, Why};
+pub(crate) use self::feed::{Target, follow, targets};
+use self::{
+    machine::{Effect, Event, Machine, SILENCE, TICK, Why},
+    outbox::Outbox,
+};
 use crate::{
     fleet::{self, Fleet, Introduction, Joined, Refused},
-    registry::Published,
+    metrics::{Metrics, PushKind},
     trace_context,
 };
 
-const PROTOCOL: u32 = 1;
-/// How long the stream may be full before the worker counts as stalled.
-const SEND_WITHIN: Duration = Duration::from_secs(30);
+/// Versions of the protocol that are spoken; the newer has deltas and chunks.
+const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=DELTAS;
+const DELTAS: u32 = 2;
 
-/// The way back to the worker.
-pub(crate) type Outbound = mpsc::Sender<Result<wire::ToWorker, Status>>;
+/// The way back to the worker. Boxed, because a channel keeps room for dozens of messages.
+pub(crate) type Outbound = mpsc::Sender<Box<Result<wire::ToWorker, Status>>>;
 
 /// One stream.
 pub(crate) struct Session {
     machine: Machine,
-    target: watch::Receiver<Arc<Published>>,
+    target: watch::Receiver<Arc<Target>>,
     /// The target that the machine knows: what a push carries.
-    current: Arc<Published>,
+    current: Arc<Target>,
     fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    /// What the worker speaks.
+    protocol: u32,
+    outbox: Outbox,
     say: Outbound,
     peer: String,
     opened: Instant,
@@ -64,20 +78,24 @@ enum End {
     Closed,
     /// We close it, and say why.
     Told(Status),
+    /// We close it in good order.
+    Goodbye(wire::goodbye::Reason, Status),
 }
 
 impl Session {
     /// A stream that has just opened.
     pub(crate) fn new(
-        mut target: watch::Receiver<Arc<Published>>,
-        fleet: Arc<Fleet>,
+        mut target: watch::Receiver<Arc<Target>>,
+        (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
         say: Outbound,
         peer: String,
         stopping: CancellationToken,
+        old: Duration,
     ) -> Self {
         let end = stopping.child_token();
         let current = target.borrow_and_update().clone();
-        let machine = Machine::new(current.position.clone());
+        let machine = Machine::new(current.published.position.clone(), old);
+        let (protocol, outbox) = (DELTAS, Outbox::default());
         let opened = Instant::now();
         let (joined, push_span, answer) = (None, None, None);
         Self {
@@ -85,6 +103,9 @@ impl Session {
             target,
             current,
             fleet,
+            metrics,
+            protocol,
+            outbox,
             say,
             peer,
             opened,
@@ -102,11 +123,16 @@ impl Session {
         let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
         match end {
             End::Closed => tracing::info!(worker, peer = self.peer, "worker left"),
-            End::Told(status) => {
-                let reason = status.message().to_owned();
-                tracing::info!(worker, peer = self.peer, reason, "worker's stream ended");
-                // If it is full, the worker learns of the end all the same.
-                drop(self.say.try_send(Err(status)));
+            End::Told(status) => self.tell_end(worker, status),
+            End::Goodbye(reason, status) => {
+                if self.protocol >= DELTAS {
+                    let reason = reason.into();
+                    let goodbye = wire::ToWorker {
+                        message: Some(Say::Goodbye(wire::Goodbye { reason })),
+                    };
+                    drop(self.say.try_send(Box::new(Ok(goodbye))));
+                }
+                self.tell_end(worker, status);
             }
         }
         if let Some((worker, joined)) = &self.joined {
@@ -114,10 +140,27 @@ impl Session {
         }
     }
 
+    fn tell_end(&self, worker: Option<String>, status: Status) {
+        let reason = status.message().to_owned();
+        tracing::info!(worker, peer = self.peer, reason, "worker's stream ended");
+        // If it is full, the worker learns of the end all the same.
+        drop(self.say.try_send(Box::new(Err(status))));
+    }
+
     async fn follow(&mut self, heard: &mut Streaming<wire::FromWorker>) -> End {
+        let say = self.say.clone();
         loop {
-            let deadline = self.opened + self.machine.next_deadline();
+            let stalled = self.outbox.stalled_at();
+            let due = self.opened + self.machine.next_deadline();
+            let deadline = stalled.map_or(due, |stalled| stalled.min(due));
             let event = tokio::select! {
+                room = say.reserve(), if !self.outbox.is_empty() => {
+                    let Ok(room) = room else { return End::Closed };
+                    if let Some(message) = self.outbox.take() {
+                        room.send(Box::new(Ok(message)));
+                    }
+                    continue;
+                }
                 message = heard.message() => match message {
                     Ok(Some(message)) => self.event_of(message),
                     Ok(None) | Err(_) => return End::Closed,
@@ -125,12 +168,15 @@ impl Session {
                 changed = self.target.changed() => match changed {
                     Ok(()) => {
                         self.current = self.target.borrow_and_update().clone();
-                        Ok(Some(Event::Target(self.current.position.clone())))
+                        Ok(Some(Event::Target(self.current.published.position.clone())))
                     }
-                    Err(_) => Err(Status::unavailable("the control plane is stopping")),
+                    Err(_) => return stopping(),
                 },
-                () = sleep_until(deadline) => Ok(Some(Event::Time)),
-                () = self.end.cancelled() => Err(self.ended()),
+                () = sleep_until(deadline) => match stalled.is_some_and(|s| s <= Instant::now()) {
+                    true => Err(Status::deadline_exceeded("the worker has not read for too long")),
+                    false => Ok(Some(Event::Time)),
+                },
+                () = self.end.cancelled() => return self.ended(),
             };
             let effects = match event {
                 Ok(Some(event)) => self.machine.on(self.opened.elapsed(), event),
@@ -138,17 +184,17 @@ impl Session {
                 Err(status) => return End::Told(status),
             };
             for effect in effects {
-                if let Err(end) = self.carry_out(effect).await {
+                if let Err(end) = self.carry_out(effect) {
                     return end;
                 }
             }
         }
     }
 
-    fn ended(&self) -> Status {
+    fn ended(&self) -> End {
         match self.stopping.is_cancelled() {
-            true => Status::unavailable("the control plane is stopping"),
-            false => Status::aborted("a newer stream of this worker id has come"),
+            true => stopping(),
+            false => End::Told(Status::aborted("a newer stream of this worker id has come")),
         }
     }
 
@@ -186,6 +232,13 @@ impl Session {
                     applied: applied.transpose()?,
                 }))
             }
+            Some(Heard::Resync(resync)) => {
+                let applied = resync.applied.map(|p| position("resync.applied", Some(p)));
+                Ok(Some(Event::Resync {
+                    push_id: resync.push_id,
+                    applied: applied.transpose()?,
+                }))
+            }
             // A word of a later version.
             None => Ok(None),
         }
@@ -195,10 +248,14 @@ impl Session {
         if self.joined.is_some() {
             return Err(Why::OutOfTurn.status());
         }
-        if hello.protocol_min > PROTOCOL || hello.protocol_max < PROTOCOL {
+        self.protocol = hello.protocol_max.min(*PROTOCOLS.end());
+        if self.protocol < hello.protocol_min || !PROTOCOLS.contains(&self.protocol) {
             return Err(Status::failed_precondition(format!(
-                "the worker speaks protocol {} to {}, this control plane speaks {PROTOCOL}",
-                hello.protocol_min, hello.protocol_max
+                "the worker speaks protocol {} to {}, this control plane speaks {} to {}",
+                hello.protocol_min,
+                hello.protocol_max,
+                PROTOCOLS.start(),
+                PROTOCOLS.end()
             )));
         }
         let introduction = introduce(hello, &self.peer)
@@ -245,46 +302,83 @@ impl Session {
         self.fleet.refused(worker, joined.session, refused);
     }
 
-    async fn carry_out(&mut self, effect: Effect) -> Result<(), End> {
-        let published = self.current.clone();
+    fn carry_out(&mut self, effect: Effect) -> Result<(), End> {
         match effect {
-            Effect::Welcome => self.send(Say::Welcome(welcome(&published))).await,
+            Effect::Welcome => {
+                let welcome = welcome(self.protocol, &self.current.published.position);
+                self.outbox.say(Say::Welcome(welcome));
+            }
             Effect::Tick => {
-                let target = Some((&published.position).into());
-                self.send(Say::Tick(wire::Tick { target })).await
+                let target = Some((&self.current.published.position).into());
+                self.outbox.say(Say::Tick(wire::Tick { target }));
             }
-            Effect::Push { push_id } => {
-                let push = self.push(push_id, &published);
-                self.send(Say::Push(push)).await
-            }
+            Effect::Push { push_id, base } => self.push(push_id, base),
             Effect::Applied => {
                 self.note_answer();
                 self.answered("ack");
-                Ok(())
             }
             Effect::Refused => {
                 self.note_answer();
                 self.answered("nack");
-                Ok(())
             }
-            Effect::Close(why) => Err(End::Told(why.status())),
+            Effect::Close(Why::Age) => {
+                let status = Why::Age.status();
+                return Err(End::Goodbye(wire::goodbye::Reason::Age, status));
+            }
+            Effect::Close(why) => return Err(End::Told(why.status())),
         }
+        Ok(())
     }
 
     /// The push is in the trace of the write that it carries, and the worker's part in its.
-    fn push(&mut self, push_id: u64, published: &Published) -> wire::Push {
+    fn push(&mut self, push_id: u64, base: Option<Position>) {
+        let target = self.current.clone();
+        let published = &target.published;
         let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
         let revision = published.position.revision;
-        let span = tracing::info_span!("push", worker, %revision);
+        let base = base.filter(|_| self.protocol >= DELTAS);
+        let delta = base.and_then(|base| target.delta(&base).map(|change| (base, change)));
+        let span = tracing::info_span!("push", worker, %revision, delta = delta.is_some());
         trace_context::adopt_text(&span, &published.traceparent);
         let traceparent = trace_context::to_text(&span);
         self.push_span = Some(span);
-        let (to, config) = (Some((&published.position).into()), published.config.clone());
-        wire::Push {
-            push_id,
-            to,
-            config,
-            traceparent,
+        let to = Some((&published.position).into());
+        let (word, rest) = match delta {
+            None => {
+                self.metrics.pushed(PushKind::Whole, published.config.len());
+                let (config, chunked_bytes, rest) = self.portion(&published.config);
+                let push = wire::Push {
+                    push_id,
+                    to,
+                    config,
+                    traceparent,
+                    chunked_bytes,
+                };
+                (Say::Push(push), rest)
+            }
+            Some((base, change)) => {
+                self.metrics.pushed(PushKind::Delta, change.len());
+                let (change, chunked_bytes, rest) = self.portion(&change);
+                let delta = wire::Delta {
+                    push_id,
+                    from: Some((&base).into()),
+                    to,
+                    change,
+                    traceparent,
+                    chunked_bytes,
+                };
+                (Say::Delta(delta), rest)
+            }
+        };
+        self.outbox.say(word);
+        self.outbox.body(push_id, rest);
+    }
+
+    /// What goes in the push's own message, what size it announces, and what goes in chunks.
+    fn portion(&self, body: &Bytes) -> (Bytes, u64, Bytes) {
+        match self.protocol < DELTAS || body.len() <= limits::CHUNK_BYTES {
+            true => (body.clone(), 0, Bytes::new()),
+            false => (Bytes::new(), body.len() as u64, body.clone()),
         }
     }
 
@@ -294,27 +388,19 @@ impl Session {
             span.in_scope(|| tracing::debug!(answer, "push answered"));
         }
     }
-
-    async fn send(&self, message: Say) -> Result<(), End> {
-        let message = wire::ToWorker {
-            message: Some(message),
-        };
-        match timeout(SEND_WITHIN, self.say.send(Ok(message))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Closed),
-            Err(_) => Err(End::Told(Status::deadline_exceeded(format!(
-                "the worker has not read for {SEND_WITHIN:?}"
-            )))),
-        }
-    }
 }
 
-fn welcome(published: &Published) -> wire::Welcome {
+fn stopping() -> End {
+    let status = Status::unavailable("the control plane is stopping");
+    End::Goodbye(wire::goodbye::Reason::Stopping, status)
+}
+
+fn welcome(protocol: u32, target: &Position) -> wire::Welcome {
     // Jitter, so that a fleet that reconnected together does not beat together.
     let tick = TICK.mul_f64(0.8 + 0.4 * fastrand::f64());
     wire::Welcome {
-        protocol: PROTOCOL,
-        target: Some((&published.position).into()),
+        protocol,
+        target: Some(target.into()),
         tick_interval: Some(duration_to_wire(tick)),
         silence_limit: Some(duration_to_wire(SILENCE)),
     }
@@ -365,6 +451,7 @@ impl Why {
             Self::WorkerAhead => Status::failed_precondition(
                 "the worker runs a newer revision than this control plane has; is it on an old store?",
             ),
+            Self::Age => Status::unavailable("the stream is old enough; a new one is welcome"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! all of them; only the age of its configuration differs.
 
 mod backoff;
+mod incoming;
 mod lkg;
 mod session;
 mod status;
@@ -20,7 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{backoff::Backoff, session::Session};
+use self::{
+    backoff::{Backoff, Class},
+    session::Session,
+};
 pub use self::{
     lkg::{Kept, LastKnownGood},
     status::{ConfigSource, ConfigStatus},
@@ -58,6 +62,8 @@ pub struct ConfigClient {
     metrics: Arc<Metrics>,
     lkg: Option<LastKnownGood>,
     keep: watch::Sender<Option<Kept>>,
+    /// What is in force, as it was pushed: what deltas change.
+    held: Option<Kept>,
 }
 
 impl ConfigClient {
@@ -72,7 +78,7 @@ impl ConfigClient {
         metrics: Arc<Metrics>,
         lkg: Option<LastKnownGood>,
     ) -> Self {
-        let keep = watch::Sender::new(None);
+        let (keep, held) = (watch::Sender::new(None), None);
         Self {
             control,
             identity,
@@ -82,15 +88,18 @@ impl ConfigClient {
             metrics,
             lkg,
             keep,
+            held,
         }
     }
 
     /// Puts the newest configuration on disk in force that is not refused, if there is one.
     pub fn start_from_disk(&mut self) {
         let kept: Vec<Kept> = self.lkg.iter().flat_map(LastKnownGood::load).collect();
-        for Kept { position, config } in &kept {
+        for kept in &kept {
+            let Kept { position, config } = kept;
             match self.applier.apply(position, config) {
                 Ok(_) => {
+                    self.held = Some(kept.clone());
                     self.status.applied(ConfigSource::LastKnownGood);
                     tracing::info!(%position, "serving the last known good configuration");
                     return;
@@ -123,8 +132,15 @@ impl ConfigClient {
             if shutdown.is_cancelled() {
                 break;
             }
-            let pause = backoff.after(began.elapsed());
-            tracing::warn!(control = %uri, reason = %ended, ?pause, "control plane lost, serving on");
+            let pause = backoff.after(began.elapsed(), ended.class());
+            match ended.class() {
+                Class::Told => tracing::info!(
+                    control = %uri, reason = %ended, ?pause, "stream ended in good order, serving on"
+                ),
+                Class::Lost | Class::Refused => tracing::warn!(
+                    control = %uri, reason = %ended, ?pause, "control plane lost, serving on"
+                ),
+            }
             next = next.wrapping_add(1);
             tokio::select! {
                 () = sleep(pause) => {}

@@ -1,7 +1,7 @@
 //! One stream to one control plane, from the first word to its end.
 //!
 //! The worker says what it holds; the control plane answers, then pushes. Each push is applied or
-//! refused as a whole and answered at once. At most one push is unanswered, so the outbound queue
+//! refused as a whole and answered at once, a delta that cannot be used with the wish for the whole. At most one push is unanswered, so the outbound queue
 //! cannot fill; if it does, the peer is broken and the stream ends. Every wait has a deadline.
 
 use std::{ops::RangeInclusive, time::Duration};
@@ -14,14 +14,18 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{Code, Streaming, transport::Endpoint};
 use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 
-use super::{ConfigClient, ConfigSource, Kept};
+use super::{
+    ConfigClient, ConfigSource, Kept,
+    backoff::Class,
+    incoming::{Broken, Came, Incoming, Pushed, WITHIN},
+};
 use crate::{apply::Refusal, trace_context};
 
-/// Versions of the protocol that this build speaks.
-const PROTOCOL: u32 = 1;
+/// Versions of the protocol that this build speaks; the newer has deltas and chunks.
+const PROTOCOLS: RangeInclusive<u32> = 1..=2;
 const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
@@ -31,6 +35,8 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
 /// What the control plane may say instead.
 const SANE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
+/// How much may be on its way to a worker: what does not fit waits at the control plane, in memory that is shared.
+const WINDOW: u32 = 64 << 10;
 const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
@@ -49,8 +55,47 @@ pub(super) enum Ended {
     Closed,
     #[error("protocol error: {0}")]
     Protocol(&'static str),
+    #[error("{0}")]
+    Told(&'static str),
     #[error("stopping")]
     Stopping,
+}
+
+impl From<Broken> for Ended {
+    fn from(broken: Broken) -> Self {
+        Self::Protocol(broken.text())
+    }
+}
+
+impl Ended {
+    /// What it means for coming back.
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::Told(_) | Self::Stopping => Class::Told,
+            Self::Connect(_) | Self::NoAnswer(_) | Self::Silent(_) | Self::Closed => Class::Lost,
+            Self::Protocol(_) => Class::Refused,
+            Self::Status(status) => match status.code() {
+                Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::PermissionDenied
+                | Code::Unauthenticated
+                | Code::Unimplemented
+                | Code::OutOfRange
+                | Code::NotFound
+                | Code::AlreadyExists
+                // A newer stream of the same worker id: two that share one must not chase each other.
+                | Code::Aborted => Class::Refused,
+                Code::Ok
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::ResourceExhausted
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss => Class::Lost,
+            },
+        }
+    }
 }
 
 /// One stream.
@@ -60,6 +105,7 @@ pub(super) struct Session<'a> {
     silence: Duration,
     last_heard: Instant,
     heartbeat: Interval,
+    incoming: Incoming,
 }
 
 impl<'a> Session<'a> {
@@ -78,6 +124,7 @@ impl<'a> Session<'a> {
                 silence: SILENCE,
                 last_heard: Instant::now(),
                 heartbeat,
+                incoming: Incoming::default(),
             };
             session.listen(heard).await
         };
@@ -95,29 +142,55 @@ impl<'a> Session<'a> {
         mut heard: Streaming<wire::ToWorker>,
     ) -> Result<std::convert::Infallible, Ended> {
         loop {
+            let silent = self.last_heard + self.silence;
+            let complete = self.incoming.deadline();
+            let due = complete.map_or(silent, |complete| complete.min(silent));
             let message = tokio::select! {
-                message = timeout_at(self.last_heard + self.silence, heard.message()) => message,
+                message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
                     self.say(Say::Heartbeat(wire::Heartbeat { applied: self.applied() }))?;
                     continue;
                 }
             };
-            let message = message.map_err(|_| Ended::Silent(self.silence))??;
+            let message = match (message, due == silent) {
+                (Ok(message), _) => message?,
+                (Err(_), true) => return Err(Ended::Silent(self.silence)),
+                (Err(_), false) => return Err(Ended::NoAnswer(WITHIN)),
+            };
             self.last_heard = Instant::now();
             self.client.status.heard();
-            match message
-                .and_then(|message| message.message)
-                .ok_or(Ended::Closed)?
-            {
-                Heard::Welcome(welcome) => self.welcome(&welcome)?,
-                Heard::Push(push) => self.push(push).await?,
-                Heard::Tick(tick) => self.note_target(tick.target),
+            let message = message.and_then(|message| message.message);
+            self.hear(message.ok_or(Ended::Closed)?).await?;
+        }
+    }
+
+    async fn hear(&mut self, message: Heard) -> Result<(), Ended> {
+        let held = self.client.held.as_ref();
+        let came = match message {
+            Heard::Welcome(welcome) => return self.welcome(&welcome),
+            Heard::Tick(tick) => {
+                self.note_target(tick.target);
+                return Ok(());
+            }
+            Heard::Goodbye(goodbye) => return Err(Ended::Told(told(goodbye.reason()))),
+            Heard::Push(push) => self.incoming.push(push)?,
+            Heard::Delta(delta) => self.incoming.delta(delta, held)?,
+            Heard::Chunk(chunk) => self.incoming.chunk(chunk, held)?,
+        };
+        match came {
+            Came::More => Ok(()),
+            Came::Push(pushed) => self.push(pushed).await,
+            Came::Useless { push_id, why } => {
+                tracing::warn!(why, "delta not usable, asking for the whole configuration");
+                self.client.metrics.resynced();
+                let applied = self.applied();
+                self.say(Say::Resync(wire::Resync { push_id, applied }))
             }
         }
     }
 
     fn welcome(&mut self, welcome: &wire::Welcome) -> Result<(), Ended> {
-        if welcome.protocol != PROTOCOL {
+        if !PROTOCOLS.contains(&welcome.protocol) {
             return Err(Ended::Protocol("the control plane speaks another version"));
         }
         let read = |duration: Option<_>, default| match duration.map(Duration::try_from) {
@@ -138,14 +211,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn push(&mut self, push: wire::Push) -> Result<(), Ended> {
-        let to = push
-            .to
-            .clone()
-            .ok_or(Ended::Protocol("a push without a position"))?;
-        let Ok(position) = Position::try_from(to.clone()) else {
-            return Err(Ended::Protocol("a push with a malformed position"));
-        };
+    async fn push(&mut self, push: Pushed) -> Result<(), Ended> {
+        let position = push.to;
+        let to = wire::Position::from(&position);
         let span = tracing::info_span!("apply", revision = %position.revision);
         trace_context::adopt_text(&span, &push.traceparent);
         let began = Instant::now();
@@ -155,10 +223,10 @@ impl<'a> Session<'a> {
             Ok(changed) => {
                 self.client.status.applied(ConfigSource::ControlPlane);
                 self.client.metrics.applied(took.as_secs_f64());
-                self.client.keep.send_replace(Some(Kept {
-                    position,
-                    config: push.config,
-                }));
+                let config = push.config;
+                let kept = Kept { position, config };
+                self.client.held = Some(kept.clone());
+                self.client.keep.send_replace(Some(kept));
                 // It serves already; it counts as applied when nobody has to wait for a connect.
                 self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -215,6 +283,8 @@ async fn open(
     let endpoint = Endpoint::from(uri.clone())
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_ANSWER)
         .keep_alive_while_idle(true);
@@ -222,7 +292,7 @@ async fn open(
     let channel = channel.map_err(|_| Ended::NoAnswer(CONNECT * 2))??;
     let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
         .max_decoding_message_size(limits::MESSAGE_BYTES)
-        .max_encoding_message_size(limits::MESSAGE_BYTES);
+        .max_encoding_message_size(limits::WORKER_MESSAGE_BYTES);
     let (say, said) = mpsc::channel(8);
     let hello = wire::FromWorker {
         message: Some(Say::Hello(hello(client))),
@@ -240,10 +310,19 @@ fn hello(client: &ConfigClient) -> wire::Hello {
         worker_id: identity.worker.to_string(),
         instance_id: identity.instance.to_string(),
         build: identity.build.clone(),
-        protocol_min: PROTOCOL,
-        protocol_max: PROTOCOL,
+        protocol_min: *PROTOCOLS.start(),
+        protocol_max: *PROTOCOLS.end(),
         applied: client.live.load().position.as_ref().map(Into::into),
         gateway_address: identity.gateway_address.clone(),
+    }
+}
+
+fn told(reason: wire::goodbye::Reason) -> &'static str {
+    use wire::goodbye::Reason;
+    match reason {
+        Reason::Stopping => "the control plane stops",
+        Reason::Age => "the stream is old enough",
+        Reason::Unspecified => "the control plane says goodbye",
     }
 }
 

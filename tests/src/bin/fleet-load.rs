@@ -130,7 +130,7 @@ impl Bench {
         let pushed = self.fleet.pushed();
         println!(
             "first pushes: {} bytes on average",
-            pushed.bytes / pushed.messages.max(1)
+            pushed.bytes / pushed.pushes.max(1)
         );
     }
 
@@ -143,7 +143,8 @@ impl Bench {
             let began = Instant::now();
             answered.push(self.write(write % args.models.max(1)).await);
             all.push(self.fleet.all_hold().await - began);
-            sleep(Duration::from_millis(20)).await;
+            // A lone write: those of a storm wait for each other.
+            sleep(Duration::from_millis(60)).await;
         }
         let pushed = self.fleet.pushed();
         println!(
@@ -155,9 +156,11 @@ impl Bench {
             quantiles(&mut all)
         );
         println!(
-            "a push takes {} bytes on average, {} at most",
-            pushed.bytes / pushed.messages.max(1),
-            pushed.most
+            "a push takes {} bytes on average, {} at most; {} of {} were deltas",
+            pushed.bytes / pushed.pushes.max(1),
+            pushed.most,
+            pushed.deltas,
+            pushed.pushes
         );
         if !stalled.is_empty() {
             let grown = memory_kib(self.pid).saturating_sub(before);

@@ -17,5 +17,6 @@ mod lifecycle;
 mod registry;
 mod sessions;
 mod stale;
+mod stream;
 mod transports;
 mod upstream_faults;
