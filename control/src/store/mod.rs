@@ -7,7 +7,7 @@
 mod records;
 mod sled;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod memory;
 #[cfg(test)]
 mod suite;
