@@ -6,6 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use forebay_proto::{PoolSettings, limits, wire};
 use prometheus::Registry;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -13,7 +14,10 @@ use tokio::{
 };
 use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::Routes, transport::Server};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
 use tonic_health::{
     pb::health_server::{Health, HealthServer},
     server::HealthReporter,
@@ -197,47 +201,8 @@ impl BoundControl {
         } = self;
         let export_stop = CancellationToken::new();
         let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
-        let sessions = TaskTracker::new();
-        let published = context.registry.watch();
-        let (feed, targets) = session::targets(&published);
-        let counts = context.metrics.clone();
-        sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
-        // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
-        // first, and that would look like a writer that died.
-        let registry = context.registry.clone();
-        let trouble = registry.trouble();
-        let (reporter, health) = tonic_health::server::health_reporter();
-        let sync = SyncService {
-            context: context.clone(),
-            targets,
-            ages: stream_age.map(|most| most / 2..=most),
-            sessions: sessions.clone(),
-            stopping: shutdown.clone(),
-        };
-        let routes = routes(context, sync, metrics, health)?;
-        let server = Server::builder()
-            .accept_http1(true)
-            .http2_keepalive_interval(Some(PING))
-            .http2_keepalive_timeout(Some(PING_ANSWER))
-            .max_concurrent_streams(Some(MOST_CALLS))
-            .add_routes(routes);
-        let stop = shutdown.clone();
-        let serving =
-            server.serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned());
-        let served = tokio::select! {
-            served = serving => served.map_err(ControlError::from),
-            () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
-            () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
-        };
-        drop(registry);
-        shutdown.cancel();
-        sessions.close();
-        if timeout(GRACE, sessions.wait()).await.is_err() {
-            tracing::warn!(
-                left = sessions.len(),
-                "streams of workers did not end in time"
-            );
-        }
+        let incoming = incoming(listener);
+        let served = serve(incoming, context, metrics, stream_age, shutdown).await;
         // The last handle is gone with the routes: the writer finishes and the store is closed.
         let joined = tokio::task::spawn_blocking(move || writer.join());
         if timeout(GRACE, joined).await.is_err() {
@@ -250,6 +215,60 @@ impl BoundControl {
         }
         served
     }
+}
+
+/// Serves what comes in until told to stop; then ends the streams.
+pub(crate) async fn serve<Io>(
+    incoming: impl Stream<Item = io::Result<Io>>,
+    context: Context,
+    metrics: Registry,
+    stream_age: Option<Duration>,
+    shutdown: CancellationToken,
+) -> Result<(), ControlError>
+where
+    Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let sessions = TaskTracker::new();
+    let published = context.registry.watch();
+    let (feed, targets) = session::targets(&published);
+    let counts = context.metrics.clone();
+    sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
+    // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
+    // first, and that would look like a writer that died.
+    let registry = context.registry.clone();
+    let trouble = registry.trouble();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let sync = SyncService {
+        context: context.clone(),
+        targets,
+        ages: stream_age.map(|most| most / 2..=most),
+        sessions: sessions.clone(),
+        stopping: shutdown.clone(),
+    };
+    let routes = routes(context, sync, metrics, health)?;
+    let server = Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING_ANSWER))
+        .max_concurrent_streams(Some(MOST_CALLS))
+        .add_routes(routes);
+    let stop = shutdown.clone();
+    let serving = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    let served = tokio::select! {
+        served = serving => served.map_err(ControlError::from),
+        () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
+        () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
+    };
+    drop(registry);
+    shutdown.cancel();
+    sessions.close();
+    if timeout(GRACE, sessions.wait()).await.is_err() {
+        tracing::warn!(
+            left = sessions.len(),
+            "streams of workers did not end in time"
+        );
+    }
+    served
 }
 
 /// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.

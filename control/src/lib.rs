@@ -12,6 +12,8 @@ mod metrics;
 mod registry;
 mod service;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod store;
 mod trace_context;
 

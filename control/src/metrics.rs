@@ -104,25 +104,19 @@ impl Metrics {
                 ),
                 &["state"],
             )?,
-            rpcs: IntCounterVec::new(
-                Opts::new(
-                    "forebay_control_rpcs_total",
-                    "Calls answered, by method and status.",
-                ),
+            rpcs: counters(
+                "forebay_control_rpcs_total",
+                "Calls answered, by method and status.",
                 &["method", "code"],
             )?,
-            pushes: IntCounterVec::new(
-                Opts::new(
-                    "forebay_control_pushes_total",
-                    "Configurations sent to workers, whole or as a delta.",
-                ),
+            pushes: counters(
+                "forebay_control_pushes_total",
+                "Configurations sent to workers, whole or as a delta.",
                 &["kind"],
             )?,
-            push_bytes: IntCounterVec::new(
-                Opts::new(
-                    "forebay_control_push_bytes_total",
-                    "Bytes of the configurations sent to workers.",
-                ),
+            push_bytes: counters(
+                "forebay_control_push_bytes_total",
+                "Bytes of the configurations sent to workers.",
                 &["kind"],
             )?,
             used: GaugeVec::new(
@@ -133,20 +127,25 @@ impl Metrics {
                 &["limit"],
             )?,
         };
-        registry.register(Box::new(metrics.commit_seconds.clone()))?;
-        registry.register(Box::new(metrics.streams.clone()))?;
-        registry.register(Box::new(metrics.export_revision.clone()))?;
-        registry.register(Box::new(metrics.export_time.clone()))?;
-        registry.register(Box::new(metrics.export_failures.clone()))?;
-        registry.register(Box::new(metrics.recovered.clone()))?;
-        registry.register(Box::new(metrics.revision.clone()))?;
-        registry.register(Box::new(metrics.models.clone()))?;
-        registry.register(Box::new(metrics.rollout.clone()))?;
-        registry.register(Box::new(metrics.rpcs.clone()))?;
-        registry.register(Box::new(metrics.pushes.clone()))?;
-        registry.register(Box::new(metrics.push_bytes.clone()))?;
-        registry.register(Box::new(metrics.used.clone()))?;
+        metrics.register(registry)?;
         Ok(metrics)
+    }
+
+    fn register(&self, registry: &Registry) -> Result<(), Error> {
+        registry.register(Box::new(self.commit_seconds.clone()))?;
+        registry.register(Box::new(self.streams.clone()))?;
+        registry.register(Box::new(self.export_revision.clone()))?;
+        registry.register(Box::new(self.export_time.clone()))?;
+        registry.register(Box::new(self.export_failures.clone()))?;
+        registry.register(Box::new(self.recovered.clone()))?;
+        registry.register(Box::new(self.revision.clone()))?;
+        registry.register(Box::new(self.models.clone()))?;
+        registry.register(Box::new(self.rollout.clone()))?;
+        registry.register(Box::new(self.rpcs.clone()))?;
+        registry.register(Box::new(self.pushes.clone()))?;
+        registry.register(Box::new(self.push_bytes.clone()))?;
+        registry.register(Box::new(self.used.clone()))?;
+        Ok(())
     }
 
     /// A call was answered.
@@ -187,6 +186,10 @@ impl Metrics {
 }
 
 /// The code as the gRPC specification spells it.
+fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}
+
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

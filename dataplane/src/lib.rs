@@ -15,6 +15,8 @@ pub mod metrics;
 pub mod pool;
 mod resolve;
 mod shared_socket;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod trace_context;
 
 /// Where the spans of a request come from: the beginning of their target.

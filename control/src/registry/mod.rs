@@ -15,6 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use forebay_proto::{Position, Violations, wire};
 
+#[cfg(feature = "simulation")]
+pub(crate) use self::writer::start_here;
 pub(crate) use self::{
     state::State,
     writer::{RegistryHandle, WriterThread, start},

@@ -74,7 +74,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut store = MemoryStore::new(PoolSettings::default());
+        let mut store = MemoryStore::new(
+            forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
+            PoolSettings::default(),
+        );
         let state = State::new(store.load().unwrap());
         Self {
             store,
@@ -484,7 +487,10 @@ fn running(store: MemoryStore) -> RegistryHandle {
 
 #[tokio::test]
 async fn writes_are_visible_when_they_are_answered() {
-    let registry = running(MemoryStore::new(PoolSettings::default()));
+    let registry = running(MemoryStore::new(
+        forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
+        PoolSettings::default(),
+    ));
     let writes = (0..100).map(|n| {
         let registry = registry.clone();
         async move {
@@ -508,7 +514,10 @@ async fn writes_are_visible_when_they_are_answered() {
 
 #[tokio::test]
 async fn what_is_not_durable_is_neither_acknowledged_nor_visible() {
-    let store = MemoryStore::new(PoolSettings::default());
+    let store = MemoryStore::new(
+        forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
+        PoolSettings::default(),
+    );
     let next = store.next.clone();
     let registry = running(store);
     for (n, (failure, there)) in [

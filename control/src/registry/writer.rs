@@ -76,9 +76,36 @@ pub(crate) type WriterThread = thread::JoinHandle<()>;
 
 /// Reads the store and starts the writer.
 pub(crate) fn start(
-    mut store: impl Store,
+    store: impl Store,
     metrics: Arc<Metrics>,
 ) -> Result<(RegistryHandle, WriterThread), String> {
+    let (handle, writer, waiting) = prepare(store, metrics)?;
+    let thread = thread::Builder::new()
+        .name("forebay-writer".to_owned())
+        .spawn(move || writer.run(waiting))
+        .map_err(|error| error.to_string())?;
+    Ok((handle, thread))
+}
+
+/// The same as a task, for a simulation: its store never blocks, and threads would make chance of the order.
+#[cfg(feature = "simulation")]
+pub(crate) fn start_here(
+    store: impl Store,
+    metrics: Arc<Metrics>,
+) -> Result<(RegistryHandle, impl Future<Output = ()>), String> {
+    let (handle, mut writer, mut waiting) = prepare(store, metrics)?;
+    let writing = async move {
+        while let Some(first) = waiting.recv().await {
+            writer.serve_group(first, &mut waiting);
+        }
+    };
+    Ok((handle, writing))
+}
+
+fn prepare<S: Store>(
+    mut store: S,
+    metrics: Arc<Metrics>,
+) -> Result<(RegistryHandle, Writer<S>, mpsc::Receiver<Job>), String> {
     let state = store
         .load()
         .map(State::new)
@@ -96,18 +123,12 @@ pub(crate) fn start(
         metrics,
         must_reload: false,
     };
-    let thread = thread::Builder::new()
-        .name("forebay-writer".to_owned())
-        .spawn(move || writer.run(waiting))
-        .map_err(|error| error.to_string())?;
-    Ok((
-        RegistryHandle {
-            jobs,
-            published: watching,
-            trouble: troubled,
-        },
-        thread,
-    ))
+    let handle = RegistryHandle {
+        jobs,
+        published: watching,
+        trouble: troubled,
+    };
+    Ok((handle, writer, waiting))
 }
 
 struct Writer<S> {
@@ -122,14 +143,19 @@ struct Writer<S> {
 impl<S: Store> Writer<S> {
     fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
         while let Some(first) = waiting.blocking_recv() {
-            let mut group = vec![first];
-            while group.len() < GROUP
-                && let Ok(job) = waiting.try_recv()
-            {
-                group.push(job);
-            }
-            self.serve(group);
+            self.serve_group(first, &mut waiting);
         }
+    }
+
+    /// The first and those that wait behind it.
+    fn serve_group(&mut self, first: Job, waiting: &mut mpsc::Receiver<Job>) {
+        let mut group = vec![first];
+        while group.len() < GROUP
+            && let Ok(job) = waiting.try_recv()
+        {
+            group.push(job);
+        }
+        self.serve(group);
     }
 
     fn serve(&mut self, group: Vec<Job>) {

@@ -218,7 +218,12 @@ mod tests {
 
     fn empty_state() -> Arc<State> {
         Arc::new(State::new(
-            MemoryStore::new(PoolSettings::default()).load().unwrap(),
+            MemoryStore::new(
+                forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
+                PoolSettings::default(),
+            )
+            .load()
+            .unwrap(),
         ))
     }
 

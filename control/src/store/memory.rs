@@ -1,4 +1,4 @@
-//! A store in memory, for tests: the reference for the suite, and the one that fails on demand.
+//! A store in memory, for tests and simulations: the reference for the suite, and the one that fails on demand.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -30,11 +30,11 @@ pub(crate) struct MemoryStore {
 }
 
 impl MemoryStore {
-    pub(crate) fn new(settings: PoolSettings) -> Self {
+    pub(crate) fn new(epoch: Epoch, settings: PoolSettings) -> Self {
         let revision = Revision::new(1);
         let updated = std::time::UNIX_EPOCH;
         Self {
-            epoch: Epoch::new("0123456789abcdef").unwrap(),
+            epoch,
             revision,
             settings: SettingsRecord {
                 settings,

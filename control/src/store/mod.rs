@@ -13,7 +13,7 @@ mod sled;
 
 #[cfg(test)]
 mod kill_tests;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod memory;
 #[cfg(test)]
 mod suite;

@@ -20,6 +20,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
 
 use self::{
     backoff::{Backoff, Class},
@@ -64,6 +65,8 @@ pub struct ConfigClient {
     keep: watch::Sender<Option<Kept>>,
     /// What is in force, as it was pushed: what deltas change.
     held: Option<Kept>,
+    #[cfg(feature = "simulation")]
+    network: Option<crate::simulation::Connect>,
 }
 
 impl ConfigClient {
@@ -89,7 +92,23 @@ impl ConfigClient {
             lkg,
             keep,
             held,
+            #[cfg(feature = "simulation")]
+            network: None,
         }
+    }
+
+    /// From now on it connects over this.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn over(&mut self, network: crate::simulation::Connect) {
+        self.network = Some(network);
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+        #[cfg(feature = "simulation")]
+        if let Some(network) = &self.network {
+            return network.open(endpoint).await;
+        }
+        endpoint.connect().await
     }
 
     /// Puts the newest configuration on disk in force that is not refused, if there is one.

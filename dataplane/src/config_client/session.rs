@@ -288,7 +288,7 @@ async fn open(
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_ANSWER)
         .keep_alive_while_idle(true);
-    let channel = timeout(CONNECT * 2, endpoint.connect()).await;
+    let channel = timeout(CONNECT * 2, client.connect(&endpoint)).await;
     let channel = channel.map_err(|_| Ended::NoAnswer(CONNECT * 2))??;
     let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
         .max_decoding_message_size(limits::MESSAGE_BYTES)
