@@ -48,9 +48,18 @@ pub(crate) struct ControlListen {
         env = "FOREBAY_STREAM_AGE",
         value_name = "TIME",
         default_value = "60m",
-        value_parser = humantime::parse_duration
+        value_parser = stream_age
     )]
     pub(crate) stream_age: Duration,
+}
+
+/// Streams that end all the time would leave workers nothing but reconnecting.
+fn stream_age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match age.is_zero() || age >= Duration::from_secs(60) {
+        true => Ok(age),
+        false => Err("must be `0s` (never) or at least `1m`".to_owned()),
+    }
 }
 
 /// Where a worker listens.

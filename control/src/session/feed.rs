@@ -48,22 +48,23 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// An encoded `Change` that brings a worker from there to here, if that is known and less than the whole.
+    /// An encoded `Change` that brings a worker from there to here, if that is known and less than the whole. Each
+    /// is made once and shared; beyond the room for them the whole is sent, which is shared as well.
     pub(super) fn delta(&self, from: &Position) -> Option<Bytes> {
+        if !self.trail.iter().any(|step| step.before == *from) {
+            return None;
+        }
         let mut deltas = self.deltas.lock();
         if let Some((_, known)) = deltas.iter().find(|(known, _)| known == from) {
             return known.clone();
         }
-        let delta = self.make(from);
-        let kept: usize = deltas
-            .iter()
-            .flat_map(|(_, delta)| delta)
-            .map(Bytes::len)
-            .sum();
-        let more = delta.as_ref().map_or(0, Bytes::len);
-        if deltas.len() < DELTAS && kept + more <= self.published.config.len() {
-            deltas.push((from.clone(), delta.clone()));
+        if deltas.len() >= DELTAS {
+            return None;
         }
+        let kept = deltas.iter().flat_map(|(_, delta)| delta).map(Bytes::len);
+        let room = self.published.config.len().saturating_sub(kept.sum());
+        let delta = self.make(from).filter(|delta| delta.len() <= room);
+        deltas.push((from.clone(), delta.clone()));
         delta
     }
 
@@ -252,6 +253,33 @@ mod tests {
         assert!(delta.len() < 200, "{}", delta.len());
         let again = target.delta(&first.position).unwrap();
         assert_eq!(again.as_ptr(), delta.as_ptr(), "shared, not made again");
+    }
+
+    #[test]
+    fn what_has_no_room_is_no_delta_and_strangers_take_none() {
+        let first = published(1, &models(100));
+        let mut feed = Feed::new(first.clone());
+        let mut befores = vec![first];
+        for revision in 2..DELTAS as u64 + 4 {
+            let mut content = models(100);
+            content[0].1 = revision;
+            befores.push(published(revision, &content));
+            feed.next(befores[befores.len() - 1].clone());
+        }
+        let target = feed.newest.clone();
+        for strange in 0..DELTAS + 1 {
+            let stranger = published(1, &models(strange + 200));
+            assert_eq!(target.delta(&stranger.position), None);
+        }
+        let known = befores[..befores.len() - 1].iter();
+        let given = known.filter(|before| {
+            let delta = target.delta(&before.position);
+            let again = target.delta(&before.position);
+            let same = |a: &Bytes, b: &Bytes| a.as_ptr() == b.as_ptr();
+            assert!(delta.iter().zip(&again).all(|(a, b)| same(a, b)), "shared");
+            delta.is_some()
+        });
+        assert_eq!(given.count(), DELTAS, "so many are kept, and no more");
     }
 
     #[test]
