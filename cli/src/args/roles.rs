@@ -41,7 +41,7 @@ pub(crate) struct ControlListen {
     pub(crate) no_recovery: bool,
 
     /// Oldest age of a worker's stream. Each ends in good order between half of it and all of it and is opened anew,
-    /// so that workers spread over control planes again. `0s`: never.
+    /// so that workers spread over control planes again. `0s`: never; otherwise at least `1m`.
     #[arg(
         long,
         hide_env_values = true,
