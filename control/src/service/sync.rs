@@ -4,7 +4,10 @@ use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use forebay_proto::wire::{self, worker_sync_server::WorkerSync};
 use futures_util::{StreamExt as _, stream::Map};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
@@ -14,6 +17,9 @@ use crate::session::{Session, Target};
 
 /// Most words on their way to one worker, beside those that the connection has taken.
 const UNDER_WAY: usize = 2;
+
+/// How long a stream may wait for the newest revision to be made ready for sessions.
+const FEED_WITHIN: Duration = Duration::from_secs(5);
 
 type Word = Result<wire::ToWorker, Status>;
 
@@ -51,7 +57,21 @@ impl WorkerSync for SyncService {
             .remote_addr()
             .map_or("unknown".to_owned(), |a: SocketAddr| a.to_string());
         let (say, said) = mpsc::channel(UNDER_WAY);
-        let Context { fleet, metrics, .. } = self.context.clone();
+        let Context {
+            registry,
+            fleet,
+            metrics,
+            ..
+        } = self.context.clone();
+        // What was acknowledged before it came, a worker gets at once: the feed is a task behind the registry.
+        let newest = registry.published().position.revision;
+        let mut targets = self.targets.clone();
+        let there = targets.wait_for(|target| target.revision() >= newest);
+        if timeout(FEED_WITHIN, there).await.is_err() {
+            return Err(Status::unavailable(
+                "the newest revision is not ready; try again",
+            ));
+        }
         let session = Session::new(
             self.targets.clone(),
             (fleet, metrics.clone()),

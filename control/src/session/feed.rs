@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use forebay_proto::{Parts, Position, limits};
+use forebay_proto::{Parts, Position, Revision, limits};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -48,6 +48,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Which revision it is.
+    pub(crate) fn revision(&self) -> Revision {
+        self.published.position.revision
+    }
+
     /// An encoded `Change` that brings a worker from there to here, if that is known and less than the whole. Each
     /// is made once and shared; beyond the room for them the whole is sent, which is shared as well.
     pub(super) fn delta(&self, from: &Position) -> Option<Bytes> {
@@ -180,7 +185,7 @@ pub(crate) async fn follow(
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{Digest, Epoch, PoolSettings, Revision, wire};
+    use forebay_proto::{Digest, Epoch, PoolSettings, wire};
 
     use super::*;
     use crate::{

@@ -173,9 +173,14 @@ impl Lease {
         self.kind
     }
 
+    /// True if it can carry a request, as far as can be seen.
+    pub(super) fn is_live(&self) -> bool {
+        self.loan.held().is_some_and(|held| held.conn.is_live())
+    }
+
     /// True if it can carry a request, as far as can be seen without a needless look: one that was in use a
     /// moment ago is looked at before its first byte, as all are, and is as likely to be closed between two looks.
-    pub(super) fn is_live(&self) -> bool {
+    pub(super) fn seems_live(&self) -> bool {
         self.loan
             .held()
             .is_some_and(|held| match held.rested() < A_MOMENT {

@@ -114,7 +114,12 @@ impl Pool {
         let began = Instant::now();
         loop {
             let lease = self.wait_in_line(began, deadline, place).await?;
-            if lease.is_live() {
+            // One that was found dead at its first byte must not be so again and again.
+            let live = match place {
+                Place::Back => lease.seems_live(),
+                Place::Front | Place::FrontForFresh => lease.is_live(),
+            };
+            if live {
                 return Ok(lease);
             }
             // Closed by the upstream an instant ago: not this request's fault, nor its wait anew.
