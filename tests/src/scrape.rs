@@ -44,8 +44,7 @@ impl Scrape {
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         self.samples(name)
             .filter(|sample| labels.iter().all(|label| sample.labels.contains(label)))
-            .map(|sample| sample.value)
-            .sum()
+            .fold(0.0, |sum, sample| sum + sample.value)
     }
 }
 

@@ -185,7 +185,7 @@ pub(crate) async fn follow(
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{Digest, Epoch, PoolSettings, wire};
+    use forebay_proto::{Digest, Epoch, wire};
 
     use super::*;
     use crate::{
@@ -223,14 +223,7 @@ mod tests {
     }
 
     fn empty_state() -> Arc<State> {
-        Arc::new(State::new(
-            MemoryStore::new(
-                forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
-                PoolSettings::default(),
-            )
-            .load()
-            .unwrap(),
-        ))
+        Arc::new(State::new(MemoryStore::fresh().load().unwrap()))
     }
 
     fn models(n: usize) -> Vec<(usize, u64)> {

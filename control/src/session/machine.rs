@@ -4,13 +4,13 @@
 //!   AwaitHello ──hello──▶ Idle ──target≠applied──▶ Pushing ──ack/nack──▶ Idle
 //!        │                  │                       │   ▲
 //!        │                  │                       └───┘ resync: the whole, once
-//!        └──────────────────┴── silence, deadline, age, protocol error ──▶ Closed
+//!        └──────────────────┴── silence, deadline, age, error ──▶ Closed
 //! ```
 //!
 //! Invariants: at most one push is unanswered; meanwhile only the newest target is kept. What the
 //! worker holds is not sent, what it refused is not sent again, and nothing older than what it holds
 //! is ever sent within an epoch. A delta begins with what the worker said that it holds; one that it cannot
-//! use is followed by the whole, at once, and a whole is never followed by anything but its answer. The first
+//! use is followed by the whole, at once and once. The first
 //! push after a pause goes at once; then they keep [`APART`], so that a storm of writes costs no more. An old
 //! stream is ended when nothing is unanswered.
 
@@ -301,9 +301,13 @@ impl Machine {
     }
 
     fn push_if_needed(&mut self, now: Duration) -> Vec<Effect> {
-        match matches!(self.phase, Phase::Idle) && self.wanted() && now >= self.paced {
-            true => self.push(now, self.applied.clone()),
-            false => Vec::new(),
+        if !matches!(self.phase, Phase::Idle) || !self.wanted() || now < self.paced {
+            return Vec::new();
+        }
+        // The next stream brings it; else one to whom there is always something to push would never end.
+        match now >= self.old {
+            true => self.close(Why::Age),
+            false => self.push(now, self.applied.clone()),
         }
     }
 
@@ -617,6 +621,15 @@ mod tests {
         assert_eq!(machine.on(at(9), ack(1, 2)), [Effect::Applied]);
         assert_eq!(machine.next_deadline(), at(8), "due");
         assert_eq!(machine.on(at(9), Event::Time), [Effect::Close(Why::Age)]);
+
+        // Though there is something to push always.
+        let mut machine = Machine::new(position(2), at(8));
+        machine.on(at(0), hello());
+        machine.on(at(7), Event::Target(position(3)));
+        assert_eq!(
+            machine.on(at(9), ack(1, 2)),
+            [Effect::Applied, Effect::Close(Why::Age)]
+        );
     }
 
     fn event() -> impl Strategy<Value = Event> {

@@ -47,6 +47,13 @@ impl MemoryStore {
         }
     }
 
+    /// A fresh one, for a test.
+    #[cfg(test)]
+    pub(crate) fn fresh() -> Self {
+        let epoch = Epoch::new("0123456789abcdef").unwrap();
+        Self::new(epoch, PoolSettings::default())
+    }
+
     fn write(&mut self, change: &Change) {
         match &change.op {
             Op::Remember => {}

@@ -134,10 +134,7 @@ fn open(dir: &Path) -> SledStore {
 
 #[test]
 fn memory_behaves() {
-    behaves(&mut MemoryStore::new(
-        forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
-        PoolSettings::default(),
-    ));
+    behaves(&mut MemoryStore::fresh());
 }
 
 #[test]

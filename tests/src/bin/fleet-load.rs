@@ -19,7 +19,7 @@ use std::{
 
 use clap::Parser;
 use forebay_proto::wire;
-use forebay_tests::{PlayedFleet, Process, Stalled};
+use forebay_tests::{PlayedFleet, Process, Stalled, model_at};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -93,19 +93,14 @@ impl Bench {
     /// Makes a new revision.
     async fn write(&mut self, model: usize) -> Duration {
         let seconds = 100 + i64::try_from(self.revision % 80_000).unwrap_or(0);
+        let url = format!("http://10.0.{}.{}:8000", model / 250, model % 250 + 1);
         let request = wire::UpdateModelRequest {
             model: Some(wire::Model {
-                id: format!("model-{model:05}"),
-                endpoints: vec![wire::Endpoint {
-                    id: "a".to_owned(),
-                    url: format!("http://10.0.{}.{}:8000", model / 250, model % 250 + 1),
-                    ..wire::Endpoint::default()
-                }],
                 timeouts: Some(wire::Timeouts {
                     total: Some(prost_types::Duration { seconds, nanos: 0 }),
                     ..wire::Timeouts::default()
                 }),
-                ..wire::Model::default()
+                ..model_at(&format!("model-{model:05}"), &url)
             }),
             allow_missing: true,
             ..wire::UpdateModelRequest::default()

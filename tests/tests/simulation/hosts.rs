@@ -11,6 +11,7 @@ use std::{
 use forebay_control::simulation::Disk;
 use forebay_dataplane::simulation::{Connect, Io, Worker};
 use forebay_proto::{InstanceId, WorkerId, wire};
+use forebay_tests::model_at;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -18,7 +19,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, server::Connected};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint, server::Connected},
+};
 use tower::service_fn;
 use turmoil::net::{TcpListener, TcpStream};
 use wire::model_registry_client::ModelRegistryClient;
@@ -27,7 +31,7 @@ use super::world::{Expected, World};
 
 const PORT: u16 = 50_051;
 const MODELS: u64 = 6;
-/// How long the operator waits for an answer before it asks again.
+/// How long an operator waits for an answer before it asks again.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection that was accepted.
@@ -95,29 +99,34 @@ pub(super) async fn worker(world: Arc<World>, number: usize) -> turmoil::Result 
     Ok(())
 }
 
-/// Writes, each until it is answered, with the same request id; then looks at what came of them.
-pub(super) async fn operator(world: Arc<World>, until: Duration) -> turmoil::Result {
-    let mut dice = fastrand::Rng::with_seed(world.seed);
-    let mut number = 0;
+/// Writes, each until it is answered, with the same request id; then looks at what came of all of them. None of
+/// the writes is the same twice: without the memory of request ids a repetition is refused.
+pub(super) async fn operator(world: Arc<World>, number: usize, until: Duration) -> turmoil::Result {
+    let mut dice = fastrand::Rng::with_seed(world.seed ^ ((number as u64) << 32));
+    let mut writes = 0;
     while turmoil::elapsed() < until {
         sleep(Duration::from_millis(dice.u64(20..1_500))).await;
-        number += 1;
-        let id = format!("m{}", dice.u64(..MODELS));
-        let delete = dice.u64(..5) == 0;
+        writes += 1;
+        let model = format!("o{number}-m{}", dice.u64(..MODELS));
+        let write = match (world.expects(number, &model), dice.u64(..4)) {
+            (false, _) => Write::Create(writes),
+            (true, 0) => Write::Delete,
+            (true, _) => Write::Update(writes),
+        };
         let mut tries = 0;
         let revision = loop {
             tries += 1;
-            let sent = match delete {
-                true => remove(&id, number).await,
-                false => put(&id, number).await,
-            };
-            match sent {
-                Some(revision) => break revision,
-                None => sleep(Duration::from_millis(dice.u64(10..500))).await,
+            match write.send(&model, &format!("o{number}-r{writes}")).await {
+                Ok(revision) => break revision,
+                Err(Some(refused)) => {
+                    world.fails(format!("{write:?} of {model}, try {tries}: {refused}"));
+                    return Ok(());
+                }
+                Err(None) => sleep(Duration::from_millis(dice.u64(10..500))).await,
             }
         };
-        world.acknowledged(revision, tries);
-        world.expect(&id, (!delete).then_some(number));
+        world.acknowledged(number, revision, tries);
+        world.expect(number, &model, write.leaves());
     }
     let found = loop {
         match list().await {
@@ -125,8 +134,92 @@ pub(super) async fn operator(world: Arc<World>, until: Duration) -> turmoil::Res
             None => sleep(Duration::from_millis(200)).await,
         }
     };
-    world.found(found);
+    world.found(number, found);
     Ok(())
+}
+
+/// What an operator asks for. The number stands in the model's total time limit.
+#[derive(Debug, Clone, Copy)]
+enum Write {
+    Create(u64),
+    Update(u64),
+    Delete,
+}
+
+impl Write {
+    /// What the model shows afterwards.
+    fn leaves(self) -> Option<u64> {
+        match self {
+            Self::Create(number) | Self::Update(number) => Some(number),
+            Self::Delete => None,
+        }
+    }
+
+    /// Gives the revision; or why it was refused; or nothing, when it is not known what became of it.
+    async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
+        let mut registry = registry().await.ok_or(None)?;
+        let request_id = request_id.to_owned();
+        let shown = self.leaves().map(|number| showing(model, number));
+        let answered = timeout(PATIENCE, async {
+            match self {
+                Self::Create(_) => {
+                    let request = wire::CreateModelRequest {
+                        model: shown,
+                        request_id,
+                        ..wire::CreateModelRequest::default()
+                    };
+                    let made = registry.create_model(request).await?;
+                    Ok(made.into_inner().revision)
+                }
+                Self::Update(_) => {
+                    let request = wire::UpdateModelRequest {
+                        model: shown,
+                        request_id,
+                        ..wire::UpdateModelRequest::default()
+                    };
+                    let made = registry.update_model(request).await?;
+                    Ok(made.into_inner().revision)
+                }
+                Self::Delete => {
+                    let request = wire::DeleteModelRequest {
+                        id: model.to_owned(),
+                        request_id,
+                        ..wire::DeleteModelRequest::default()
+                    };
+                    let made = registry.delete_model(request).await?;
+                    Ok(made.into_inner().revision)
+                }
+            }
+        });
+        match answered.await {
+            Ok(Ok(revision)) => Ok(revision),
+            Ok(Err(status)) => Err(refusal(&status)),
+            Err(_) => Err(None),
+        }
+    }
+}
+
+/// What is not the fault of network, store or control plane.
+fn refusal(status: &Status) -> Option<String> {
+    let refused = matches!(
+        status.code(),
+        Code::AlreadyExists | Code::NotFound | Code::InvalidArgument | Code::Aborted
+    );
+    refused.then(|| status.message().to_owned())
+}
+
+fn showing(model: &str, number: u64) -> wire::Model {
+    let total = prost_types::Duration {
+        seconds: i64::try_from(number).unwrap_or(i64::MAX),
+        nanos: 0,
+    };
+    wire::Model {
+        timeouts: Some(wire::Timeouts {
+            total: Some(total),
+            ..wire::Timeouts::default()
+        }),
+        ..model_at(model, "http://10.0.0.1:8000")
+    }
 }
 
 async fn registry() -> Option<ModelRegistryClient<Channel>> {
@@ -137,44 +230,6 @@ async fn registry() -> Option<ModelRegistryClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://control:{PORT}")).ok()?;
     let connected = timeout(PATIENCE, endpoint.connect_with_connector(connector)).await;
     Some(ModelRegistryClient::new(connected.ok()?.ok()?))
-}
-
-/// The number stands in the model's total time limit.
-async fn put(id: &str, number: u64) -> Option<u64> {
-    let seconds = i64::try_from(number).ok()?;
-    let request = wire::UpdateModelRequest {
-        model: Some(wire::Model {
-            id: id.to_owned(),
-            endpoints: vec![wire::Endpoint {
-                id: "a".to_owned(),
-                url: "http://10.0.0.1:8000".to_owned(),
-                ..wire::Endpoint::default()
-            }],
-            timeouts: Some(wire::Timeouts {
-                total: Some(prost_types::Duration { seconds, nanos: 0 }),
-                ..wire::Timeouts::default()
-            }),
-            ..wire::Model::default()
-        }),
-        allow_missing: true,
-        request_id: format!("r{number}"),
-        ..wire::UpdateModelRequest::default()
-    };
-    let mut registry = registry().await?;
-    let answer = timeout(PATIENCE, registry.update_model(request)).await;
-    Some(answer.ok()?.ok()?.into_inner().revision)
-}
-
-async fn remove(id: &str, number: u64) -> Option<u64> {
-    let request = wire::DeleteModelRequest {
-        id: id.to_owned(),
-        allow_missing: true,
-        request_id: format!("r{number}"),
-        ..wire::DeleteModelRequest::default()
-    };
-    let mut registry = registry().await?;
-    let answer = timeout(PATIENCE, registry.delete_model(request)).await;
-    Some(answer.ok()?.ok()?.into_inner().revision)
 }
 
 async fn list() -> Option<Expected> {

@@ -1,11 +1,14 @@
-//! One control plane, a few workers and an operator on a network that is cut, delayed and healed at random, while
+//! One control plane, a few workers and two operators on a network that is cut, delayed and healed at random, while
 //! they crash and come back. Time, network and chance are simulated: one seed, one history. All else is the
 //! product's own code over real HTTP/2.
 //!
-//! `FOREBAY_SIMULATION_SEEDS=10000 cargo test --workspace --test simulation` for the long run; a seed that failed
-//! is told, and `FOREBAY_SIMULATION_FROM=SEED FOREBAY_SIMULATION_SEEDS=1` plays it again. Which of several tasks that
-//! wait for the same is woken first, tokio draws by itself, unless it is built to draw that from the seed as well:
+//! `FOREBAY_SIMULATION_SEEDS` is how many seeds are played, `FOREBAY_SIMULATION_FROM` the first of them. Which of
+//! several tasks that wait for the same is woken first, tokio draws by itself, unless it is built to draw that from
+//! the seed as well. So for a history that comes again:
 //! `RUSTFLAGS="--cfg tokio_unstable" cargo test -p forebay-tests --test simulation --target-dir target/simulation`.
+//!
+//! Histories are played in processes of their own, one after the other: tokio numbers tasks over a whole process, and
+//! ends those of a crashed host in an order that comes from their numbers.
 
 #![expect(
     clippy::indexing_slicing,
@@ -18,69 +21,104 @@ mod hosts;
 mod trouble;
 mod world;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Child, Command, Stdio};
 
-#[cfg(tokio_unstable)]
-use self::world::Played;
 use self::world::play;
 
 /// Seeds that failed once.
 const FAILED_ONCE: [u64; 0] = [];
+/// First seed, number of seeds, and the distance between them.
+const PART: &str = "FOREBAY_SIMULATION_PART";
 
 fn number(name: &str, otherwise: u64) -> u64 {
     let text = std::env::var(name).ok();
     text.map_or(otherwise, |text| text.parse().unwrap())
 }
 
+/// The process that plays; a test of its own only when it is one.
+#[test]
+fn part() {
+    let Ok(text) = std::env::var(PART) else {
+        return;
+    };
+    let numbers: Vec<u64> = text.split(':').map(|n| n.parse().unwrap()).collect();
+    for n in 0..numbers[1] {
+        let seed = numbers[0] + n * numbers[2];
+        let played = play(seed);
+        println!(
+            "PLAYED {seed} {} {} {} {} {}",
+            played.writes,
+            played.repeated,
+            played.troubles,
+            played.trace.len(),
+            played.fingerprint()
+        );
+    }
+}
+
+fn start(first: u64, seeds: u64, apart: u64) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "part", "--nocapture"]);
+    command.env(PART, format!("{first}:{seeds}:{apart}"));
+    command.stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// What it played: a line for each seed.
+fn end(child: Child, seeds: u64) -> Vec<Vec<u64>> {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let lines = text.lines().filter_map(|line| {
+        let (_, numbers) = line.split_once("PLAYED ")?;
+        numbers.split(' ').map(|n| n.parse().ok()).collect()
+    });
+    let played: Vec<_> = lines.collect();
+    assert_eq!(played.len() as u64, seeds, "{text}");
+    played
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_goes_back_whatever_fails() {
     let from = number("FOREBAY_SIMULATION_FROM", 0);
-    let seeds = number("FOREBAY_SIMULATION_SEEDS", 1_000);
-    let next = AtomicU64::new(0);
-    let (writes, repeated, applied, troubles) = (
-        AtomicU64::new(0),
-        AtomicU64::new(0),
-        AtomicU64::new(0),
-        AtomicU64::new(0),
-    );
-    let work = || {
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= seeds {
-                return;
-            }
-            let played = play(from + n);
-            writes.fetch_add(played.writes, Ordering::Relaxed);
-            repeated.fetch_add(played.repeated, Ordering::Relaxed);
-            applied.fetch_add(played.trace.len() as u64, Ordering::Relaxed);
-            troubles.fetch_add(played.troubles, Ordering::Relaxed);
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        all.into_iter().for_each(|thread| thread.join().unwrap());
-    });
+    let seeds = number("FOREBAY_SIMULATION_SEEDS", 100);
+    let processes = std::thread::available_parallelism().map_or(2, |n| n.get() as u64);
+    let share = |process| (seeds + processes - 1 - process) / processes;
+    let children: Vec<_> = (0..processes)
+        .map(|process| start(from + process, share(process), processes))
+        .collect();
+    let children = children.into_iter().zip(0..);
+    let played: Vec<_> = children
+        .flat_map(|(child, process)| end(child, share(process)))
+        .collect();
+    let sum = |column: usize| played.iter().map(|seed| seed[column]).sum::<u64>();
+    let (writes, repeated, troubles, applied) = (sum(1), sum(2), sum(3), sum(4));
     println!(
-        "{seeds} seeds: {writes:?} writes acknowledged, {repeated:?} of them after a repetition, \
-         {applied:?} revisions applied by workers, {troubles:?} troubles"
+        "{seeds} seeds: {writes} writes acknowledged, {repeated} of them after a repetition, \
+         {applied} revisions applied by workers, {troubles} troubles"
     );
-    assert!(writes.into_inner() > seeds * 5);
-    assert!(troubles.into_inner() > seeds * 5);
+    assert!(writes > seeds * 5);
+    assert!(repeated > seeds);
+    assert!(troubles > seeds * 5);
 }
 
 #[test]
 fn seeds_that_failed_once() {
-    FAILED_ONCE.into_iter().for_each(|seed| drop(play(seed)));
+    let children: Vec<_> = FAILED_ONCE
+        .into_iter()
+        .map(|seed| start(seed, 1, 1))
+        .collect();
+    children.into_iter().for_each(|child| drop(end(child, 1)));
 }
 
+/// Alone, or after others.
 #[cfg(tokio_unstable)]
 #[test]
 fn the_same_seed_is_the_same_history() {
-    for seed in 0..20 {
-        let (once, again): (Played, Played) = (play(seed), play(seed));
-        assert_eq!(once.trace, again.trace, "seed {seed}");
-        assert!(!once.trace.is_empty());
+    let (once, again) = (start(0, 30, 1), start(0, 30, 1));
+    let (once, again) = (end(once, 30), end(again, 30));
+    assert_eq!(once, again);
+    for seed in [7, 29] {
+        assert_eq!(end(start(seed, 1, 1), 1)[0], once[seed as usize]);
     }
-    assert_ne!(play(1).trace, play(2).trace);
+    assert_ne!(once[1][5], once[2][5], "another seed is another history");
 }

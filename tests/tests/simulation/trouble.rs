@@ -5,7 +5,7 @@ use std::time::Duration;
 use forebay_control::simulation::{Disk, Fault};
 use turmoil::Sim;
 
-use super::world::WORKERS;
+use super::world::{OPERATORS, WORKERS};
 
 /// What is wrong now, and until when.
 #[derive(Debug)]
@@ -60,9 +60,9 @@ impl Trouble {
 
     fn begin(&mut self, now: Duration, sim: &mut Sim<'_>, disk: &Disk) {
         self.made += 1;
-        let other = match self.dice.usize(..=WORKERS) {
-            WORKERS => "operator".to_owned(),
-            worker => format!("w{worker}"),
+        let other = match self.dice.usize(..WORKERS + OPERATORS) {
+            worker if worker < WORKERS => format!("w{worker}"),
+            other => format!("operator{}", other - WORKERS),
         };
         let until = now + self.millis(50, 20_000);
         let wrong = match self.dice.u8(..6) {
@@ -75,7 +75,7 @@ impl Trouble {
                 Wrong::Held("control", other)
             }
             3 => self.crash(sim, "control"),
-            4 if other != "operator" => self.crash(sim, &other),
+            4 if other.starts_with('w') => self.crash(sim, &other),
             _ => {
                 let faults = [
                     Fault::NotCommitted,

@@ -18,6 +18,7 @@ use turmoil::{Builder, Sim};
 use super::{hosts, trouble::Trouble};
 
 pub(super) const WORKERS: usize = 3;
+pub(super) const OPERATORS: usize = 2;
 const TROUBLED: Duration = Duration::from_secs(40);
 /// After which all must be well again: the longest back-off and the longest silence, and some.
 const HEALED: Duration = Duration::from_secs(120);
@@ -31,7 +32,8 @@ pub(super) struct World {
     pub(super) seed: u64,
     instances: AtomicU64,
     workers: Mutex<Vec<Option<InForce>>>,
-    operator: Mutex<Operator>,
+    operators: Mutex<[Operator; OPERATORS]>,
+    wrong: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -52,6 +54,15 @@ pub(super) struct Played {
     pub(super) troubles: u64,
 }
 
+impl Played {
+    /// One number for all that happened.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let digest = Digest::of(self.trace.join("\n").as_bytes());
+        let first = digest.as_bytes().first_chunk();
+        first.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
+}
+
 impl World {
     pub(super) fn next_instance(&self) -> u64 {
         self.instances.fetch_add(1, Ordering::Relaxed)
@@ -62,28 +73,41 @@ impl World {
     }
 
     /// A write was answered, at the latest try of so many.
-    pub(super) fn acknowledged(&self, revision: u64, tries: u64) {
-        let mut operator = self.operator.lock();
-        let (seed, newest) = (self.seed, operator.newest);
-        assert!(
-            revision >= newest,
-            "seed {seed}: revision {revision} was answered after {newest}"
-        );
+    pub(super) fn acknowledged(&self, number: usize, revision: u64, tries: u64) {
+        let operator = &mut self.operators.lock()[number];
+        if revision <= operator.newest {
+            let newest = operator.newest;
+            self.fails(format!("revision {revision} was answered after {newest}"));
+        }
         operator.newest = revision;
         operator.writes += 1;
         operator.repeated += u64::from(tries > 1);
     }
 
-    pub(super) fn expect(&self, model: &str, number: Option<u64>) {
-        let expected = &mut self.operator.lock().expected;
-        match number {
-            Some(number) => expected.insert(model.to_owned(), number),
+    /// Whether the model is there, as far as this operator knows.
+    pub(super) fn expects(&self, number: usize, model: &str) -> bool {
+        self.operators.lock()[number].expected.contains_key(model)
+    }
+
+    pub(super) fn expect(&self, number: usize, model: &str, shows: Option<u64>) {
+        let expected = &mut self.operators.lock()[number].expected;
+        match shows {
+            Some(shows) => expected.insert(model.to_owned(), shows),
             None => expected.remove(model),
         };
     }
 
-    pub(super) fn found(&self, found: Expected) {
-        self.operator.lock().found = Some(found);
+    pub(super) fn found(&self, number: usize, found: Expected) {
+        self.operators.lock()[number].found = Some(found);
+    }
+
+    /// Something that must not be.
+    pub(super) fn fails(&self, what: String) {
+        self.wrong.lock().get_or_insert(what);
+    }
+
+    fn all_found(&self) -> bool {
+        self.operators.lock().iter().all(|o| o.found.is_some())
     }
 }
 
@@ -99,6 +123,9 @@ struct Checker {
 impl Checker {
     fn look(&mut self, now: Duration) {
         let seed = self.world.seed;
+        if let Some(wrong) = &*self.world.wrong.lock() {
+            panic!("seed {seed}: {wrong}");
+        }
         let durable = self.disk.revision().unwrap();
         for (n, in_force) in self.world.workers.lock().iter().enumerate() {
             let position = in_force.as_ref().and_then(InForce::position);
@@ -142,8 +169,7 @@ impl Checker {
     fn is_well(&self) -> bool {
         let durable = self.disk.revision();
         let held = |held: &Option<Position>| held.as_ref().map(|held| held.revision);
-        self.held.iter().all(|position| held(position) == durable)
-            && self.world.operator.lock().found.is_some()
+        self.held.iter().all(|position| held(position) == durable) && self.world.all_found()
     }
 }
 
@@ -162,18 +188,41 @@ fn build(world: &Arc<World>, disk: &Disk) -> Sim<'static> {
         let world = world.clone();
         sim.host(format!("w{n}"), move || hosts::worker(world.clone(), n));
     }
-    sim.client("operator", hosts::operator(world.clone(), TROUBLED));
+    for n in 0..OPERATORS {
+        let operator = hosts::operator(world.clone(), n, TROUBLED);
+        sim.client(format!("operator{n}"), operator);
+    }
     sim
+}
+
+/// tokio ends the tasks of a runtime in an order that comes from their numbers: each history begins with the same.
+fn even_out_task_numbers() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let even = |id: u64| id.is_multiple_of(64);
+        while !even(
+            tokio::task::spawn_local(async {})
+                .id()
+                .to_string()
+                .parse()
+                .unwrap(),
+        ) {}
+    });
 }
 
 /// Plays one history. Panics, with the seed, where something must not be.
 pub(super) fn play(seed: u64) -> Played {
+    even_out_task_numbers();
     fastrand::seed(seed);
     let world = Arc::new(World {
         seed,
         instances: AtomicU64::new(0),
         workers: Mutex::new(vec![None; WORKERS]),
-        operator: Mutex::default(),
+        operators: Mutex::default(),
+        wrong: Mutex::default(),
     });
     let disk = Disk::new(Epoch::new("0123abcd").unwrap(), PoolSettings::default());
     let mut sim = build(&world, &disk);
@@ -203,25 +252,29 @@ pub(super) fn play(seed: u64) -> Played {
         }
         assert!(
             now < TROUBLED + HEALED,
-            "seed {seed}: not well again: durable {:?}, held {:?}, operator done: {}",
+            "seed {seed}: not well again: durable {:?}, held {:?}, operators done: {}",
             disk.revision(),
             checker
                 .held
                 .each_ref()
                 .map(|held| held.as_ref().map(|held| held.revision)),
-            world.operator.lock().found.is_some(),
+            world.all_found(),
         );
     }
-    let operator = std::mem::take(&mut *world.operator.lock());
-    assert_eq!(
-        operator.found.as_ref(),
-        Some(&operator.expected),
-        "seed {seed}: what was acknowledged, and only that"
+    let operators = std::mem::take(&mut *world.operators.lock());
+    let expected: Expected = operators.iter().flat_map(|o| o.expected.clone()).collect();
+    // Each wrote only models of its own, and the last one who looked saw all of them.
+    let last = operators.iter().filter_map(|o| o.found.as_ref());
+    let newest = last.clone().any(|found| *found == expected);
+    assert!(
+        newest,
+        "seed {seed}: acknowledged, and only that: {expected:?}; found {:?}",
+        last.collect::<Vec<_>>()
     );
     Played {
         trace: checker.trace,
-        writes: operator.writes,
-        repeated: operator.repeated,
+        writes: operators.iter().map(|o| o.writes).sum(),
+        repeated: operators.iter().map(|o| o.repeated).sum(),
         troubles: trouble.made,
     }
 }

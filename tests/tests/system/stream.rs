@@ -117,11 +117,15 @@ async fn with_two_thousand_models_one_change_takes_less_than_two_kib() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_stalled_workers_do_not_delay_a_healthy_one() {
     const WRITES: i64 = 20;
+    const STALLED: u64 = 100;
     let cluster = Cluster::start().await;
-    let mut revision = register(&cluster, 500).await;
-    let stalled = Stalled::open(&cluster.url(), 100).await;
+    // More than the window of a stream that nobody reads.
+    let mut revision = register(&cluster, 2_000).await;
+    let stalled = Stalled::open(&cluster.url(), STALLED as usize).await;
     let mut fleet = PlayedFleet::new(&cluster.url(), 1);
     fleet.connect(revision).await;
+    let first = fleet.pushed();
+    assert!(first.most > 128 << 10, "larger than any window: {first:?}");
     let mut worst = Duration::ZERO;
     for total in 100..100 + WRITES {
         sleep(LONE).await;
@@ -132,7 +136,21 @@ async fn a_hundred_stalled_workers_do_not_delay_a_healthy_one() {
     }
     assert!(worst < Duration::from_millis(500), "{worst:?}");
     assert_eq!(fleet.lost(), 0);
-    assert_eq!(stalled.len(), 100);
+    let healthy = fleet.pushed();
+    assert_eq!(
+        (healthy.pushes, healthy.deltas),
+        (WRITES as u64, WRITES as u64)
+    );
+    // Each stalled one has its first push still, and nothing was queued behind it.
+    let page = cluster.metrics().await;
+    let kind = |kind| page.sum("forebay_control_pushes_total", &[kind]) as u64;
+    assert_eq!(kind("kind=\"whole\""), STALLED + 1);
+    assert_eq!(kind("kind=\"delta\""), WRITES as u64);
+    let mut fleet = cluster.fleet();
+    let rollout = fleet.get_rollout(wire::GetRolloutRequest::default());
+    let rollout = rollout.await.unwrap().into_inner();
+    assert_eq!((rollout.applied, u64::from(rollout.pending)), (1, STALLED));
+    drop(stalled);
 }
 
 /// Streams end, workers come back, and nothing is pushed again.

@@ -1,20 +1,14 @@
-//! The registry's rules by hand, its durability by random histories, its writer under a store that
-//! fails.
+//! The registry's rules by hand, and its durability by random histories.
 
 use std::time::{Duration, SystemTime};
 
-use forebay_proto::{PoolSettings, Revision, wire};
-use prometheus::Registry;
+use forebay_proto::wire;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    metrics::Metrics,
-    store::{
-        Store,
-        memory::{MemoryStore, Next},
-    },
-};
+use crate::store::{Store, memory::MemoryStore};
+
+mod writer;
 
 fn model(id: &str) -> wire::Model {
     let url = "http://10.0.0.1:8000".to_owned();
@@ -74,10 +68,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut store = MemoryStore::new(
-            forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
-            PoolSettings::default(),
-        );
+        let mut store = MemoryStore::fresh();
         let state = State::new(store.load().unwrap());
         Self {
             store,
@@ -478,75 +469,4 @@ proptest! {
             prop_assert_eq!(forebay_proto::Config::decode(&bytes).unwrap(), config);
         }
     }
-}
-
-fn running(store: MemoryStore) -> RegistryHandle {
-    let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-    start(store, metrics).unwrap().0
-}
-
-#[tokio::test]
-async fn writes_are_visible_when_they_are_answered() {
-    let registry = running(MemoryStore::new(
-        forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
-        PoolSettings::default(),
-    ));
-    let writes = (0..100).map(|n| {
-        let registry = registry.clone();
-        async move {
-            let id = format!("m{n}");
-            let answer = registry.write(write(Command::Create(model(&id)))).await;
-            let visible = registry.published();
-            assert!(visible.state.model(&id).is_some());
-            expect_model(answer).revision
-        }
-    });
-    let mut tasks = tokio::task::JoinSet::new();
-    writes.for_each(|write| drop(tasks.spawn(write)));
-    let mut revisions = tasks.join_all().await;
-    revisions.sort_unstable();
-    assert_eq!(
-        revisions,
-        (2..102).collect::<Vec<_>>(),
-        "each its own revision"
-    );
-}
-
-#[tokio::test]
-async fn what_is_not_durable_is_neither_acknowledged_nor_visible() {
-    let store = MemoryStore::new(
-        forebay_proto::Epoch::new("0123456789abcdef").unwrap(),
-        PoolSettings::default(),
-    );
-    let next = store.next.clone();
-    let registry = running(store);
-    for (n, (failure, there)) in [
-        (Next::NotCommitted, false),
-        (Next::UnknownLost, false),
-        (Next::UnknownWritten, true),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        *next.lock() = failure;
-        let id = format!("m{n}");
-        let before = registry.published().position.revision;
-        let error = refused(registry.write(write(Command::Create(model(&id)))).await);
-        assert!(
-            error.contains(if n == 0 { "not committed" } else { "unknown" }),
-            "{error}"
-        );
-        assert_eq!(registry.published().position.revision, before);
-        // The next write is served on what the store really holds.
-        registry
-            .write(write(Command::Create(model(&format!("after{n}")))))
-            .await
-            .unwrap();
-        assert_eq!(
-            registry.published().state.model(&id).is_some(),
-            there,
-            "{failure:?}"
-        );
-    }
-    assert_eq!(registry.published().position.revision, Revision::new(5));
 }
