@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use forebay_proto::{Epoch, PoolSettings, Revision};
+use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
 use futures_util::Stream;
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -63,6 +63,14 @@ impl Disk {
     pub fn revision(&self) -> Option<Revision> {
         let stored = self.0.lock().load().ok();
         stored.map(|stored| stored.revision)
+    }
+
+    /// The models on it, in order.
+    #[must_use]
+    pub fn models(&self) -> Vec<ModelId> {
+        let stored = self.0.lock().load().ok();
+        let models = stored.into_iter().flat_map(|stored| stored.models);
+        models.map(|model| model.spec.id().clone()).collect()
     }
 }
 

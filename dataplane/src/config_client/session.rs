@@ -1,8 +1,9 @@
 //! One stream to one control plane, from the first word to its end.
 //!
-//! The worker says what it holds; the control plane answers, then pushes. Each push is applied or
-//! refused as a whole and answered at once, a delta that cannot be used with the wish for the whole. At most one push is unanswered, so the outbound queue
-//! cannot fill; if it does, the peer is broken and the stream ends. Every wait has a deadline.
+//! The worker says what it holds; the control plane answers, then pushes. Each push is applied or refused as a
+//! whole and answered at once, a delta that cannot be used with the wish for the whole. At most one push is
+//! unanswered, so the outbound queue cannot fill; if it does, the peer is broken and the stream ends. Every wait has
+//! a deadline.
 
 use std::{ops::RangeInclusive, time::Duration};
 

@@ -157,14 +157,11 @@ impl Bench {
             pushed.deltas,
             pushed.pushes
         );
-        if !stalled.is_empty() {
-            let grown = memory_kib(self.pid).saturating_sub(before);
-            let n = stalled.len();
-            println!(
-                "{n} stalled workers: {:.1} KiB more for each",
-                grown as f64 / n as f64
-            );
-        }
+        let after = memory_kib(self.pid);
+        println!(
+            "memory: {before} KiB before the writes, {after} KiB after them; {} workers read nothing",
+            stalled.len()
+        );
     }
 
     async fn storm(&mut self, args: &Args) {

@@ -145,6 +145,15 @@ impl Checker {
                 new.revision <= durable,
                 "seed {seed}: w{n} runs {new}, durable is {durable}"
             );
+            if new.revision == durable {
+                let models = in_force.as_ref().map(InForce::models);
+                let durable = self.disk.models();
+                assert_eq!(
+                    models,
+                    Some(durable),
+                    "seed {seed}: w{n} at {new}, and the disk"
+                );
+            }
             let content = *self
                 .contents
                 .entry(new.revision.get())
