@@ -374,6 +374,47 @@ fn nothing_spills_to_unsynced_files() {
     assert_eq!(blobs, 0);
 }
 
+/// A batch as large as one can be, and as one revision: undoing it reads all of it back.
+#[test]
+fn a_large_batch_is_one_entry_and_spills_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let widest = spec("m", 60);
+    let batch = |revision: u64| {
+        let revision = Revision::new(revision);
+        let edits = (0..1_000).map(|n| {
+            let id = ModelId::new(format!("model-{n}")).unwrap();
+            let spec = ModelSpec::new(id, vec![], widest.endpoints().to_vec()).unwrap();
+            model(ModelRecord {
+                spec,
+                revision,
+                created: time(1),
+                updated: time(1),
+            })
+        });
+        let edits: Vec<_> = edits.collect();
+        let mut change = change(gone("x"), revision);
+        let entry = change.entry.as_mut().unwrap();
+        entry.log = LogRecord::of(&edits, revision, time(1));
+        entry.edits = edits;
+        change
+    };
+    for revision in 2..5 {
+        store.commit(&[batch(revision)]).unwrap();
+    }
+    let blobs = || fs::read_dir(dir.path().join("blobs")).map_or(0, Iterator::count);
+    assert_eq!(blobs(), 0);
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.load().unwrap().models.len(), 1_000);
+    let history = store.history();
+    let edits = history.edits(Revision::new(2), Revision::new(4));
+    assert_eq!(edits.map(|edit| edit.unwrap()).count(), 2_000);
+    let log = history.entry(Revision::new(4)).unwrap().unwrap();
+    assert_eq!((log.edits, log.targets.len()), (1_000, 8));
+    assert_eq!(blobs(), 0);
+}
+
 #[test]
 fn flipped_bits_are_told_of_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
