@@ -48,6 +48,8 @@ impl PushKind {
 pub(crate) enum Limit {
     Models,
     ConfigBytes,
+    /// Of the model that has the most.
+    ModelEndpoints,
 }
 
 impl Limit {
@@ -55,6 +57,7 @@ impl Limit {
         match self {
             Self::Models => "models",
             Self::ConfigBytes => "config_bytes",
+            Self::ModelEndpoints => "model_endpoints",
         }
     }
 }
