@@ -339,9 +339,9 @@ async fn tell(say: &mpsc::Sender<wire::FromWorker>, message: Say) -> bool {
     say.send(message).await.is_ok()
 }
 
-type Stream = (mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>);
+pub(crate) type Stream = (mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>);
 
-async fn open(
+pub(crate) async fn open(
     control: &str,
     worker: &str,
     applied: Option<wire::Position>,
