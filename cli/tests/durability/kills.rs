@@ -179,7 +179,7 @@ async fn without_the_flush_a_kill_is_noticed() {
         numbers: Arc::default(),
         seen: Seen::default(),
     };
-    for kill in 0..20 {
+    for kill in 0..40 {
         let wrong = killed.round(End::After(Duration::from_millis(300))).await;
         if wrong
             .iter()
@@ -190,5 +190,5 @@ async fn without_the_flush_a_kill_is_noticed() {
         }
         assert_eq!(wrong, [""; 0]);
     }
-    panic!("20 kills without the flush, and nothing was missing");
+    panic!("40 kills without the flush, and nothing was missing");
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Moments at which the power is cut. Each gives two disks.
-const CUTS: usize = 40;
+const CUTS: usize = 30;
 const CUTS_VARIABLE: &str = "FOREBAY_TEST_POWER_CUTS";
 /// Starts of the control plane, and how long it is written to after each.
 const STARTS: usize = 3;
@@ -140,10 +140,13 @@ impl Recorded {
 
     /// Every second one is the moment before a sync, when there is most to lose.
     fn moment(&self, n: usize, random: &mut Rng) -> usize {
-        let moment = random.usize(1..=self.records.len());
-        let syncs = |record: &Record| matches!(record.act, Act::Synced);
-        let next = self.records[moment..].iter().position(syncs);
-        moment + next.filter(|_| n.is_multiple_of(2)).unwrap_or(0)
+        let syncs = self.records.iter().enumerate();
+        let syncs = syncs.filter(|(_, record)| matches!(record.act, Act::Synced));
+        let syncs: Vec<_> = syncs.map(|(n, _)| n).filter(|n| *n > 0).collect();
+        match n.is_multiple_of(2) {
+            true => syncs[random.usize(..syncs.len())],
+            false => random.usize(1..=self.records.len()),
+        }
     }
 
     async fn open(&self, data: &Path, moment: usize, loss: Loss, opened: &mut Opened) {
@@ -154,12 +157,12 @@ impl Recorded {
             Err(said) => opened.wrong.push(format!("{where_cut}: {said}")),
             Ok(plane) => {
                 let found = plane.in_force().await;
+                let said = plane.process.err();
                 plane.process.kill().await;
                 opened.recovered += usize::from(found.epoch != self.epoch);
                 let wrong = self.compare(&found, cut);
-                opened
-                    .wrong
-                    .extend(wrong.map(|what| format!("{where_cut}: {what}")));
+                let wrong = wrong.map(|what| format!("{where_cut}: {what}: {said}"));
+                opened.wrong.extend(wrong);
             }
         }
     }

@@ -3,9 +3,9 @@
 //! shipped a point is an empty function, and nothing can be left out.
 
 #[cfg(any(test, feature = "crash-points"))]
-pub(crate) use self::armed::{at, omits};
+pub(crate) use self::armed::{at, step};
 #[cfg(not(any(test, feature = "crash-points")))]
-pub(crate) use self::unarmed::{at, omits};
+pub(crate) use self::unarmed::{at, step};
 
 /// The variable that asks: `POINT:N` ends the process at the N-th pass.
 #[cfg(test)]
@@ -17,10 +17,13 @@ mod unarmed {
     #[inline]
     pub(crate) const fn at(_point: &'static str) {}
 
-    /// Never.
+    /// Takes the step.
     #[inline]
-    pub(crate) const fn omits(_step: &'static str) -> bool {
-        false
+    pub(crate) fn step<E>(
+        _name: &'static str,
+        take: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        take()
     }
 }
 
@@ -57,9 +60,15 @@ mod armed {
         }
     }
 
-    /// Whether a test asked for this step to be left out.
-    pub(crate) fn omits(step: &'static str) -> bool {
-        static ASKED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var(OMIT).ok());
-        ASKED.as_deref() == Some(step)
+    /// Takes the step, unless a test asked for it to be left out.
+    pub(crate) fn step<E>(
+        name: &'static str,
+        take: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        static OMITTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var(OMIT).ok());
+        match OMITTED.as_deref() == Some(name) {
+            true => Ok(()),
+            false => take(),
+        }
     }
 }

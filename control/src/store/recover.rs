@@ -27,8 +27,10 @@ use forebay_proto::{PoolSettings, Revision};
 
 use super::{
     Change, ExportError, ExportHeader, LogRecord, Op, OpenError, SledStore, Store, StoreError,
-    Stored, crash, export,
-    sled::{MARKER, read_marker, sleep, write_marker},
+    Stored,
+    beside::{MARKER, read_marker, write_marker},
+    crash, export,
+    sled::sleep,
 };
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use super::{
     Change, LogRecord, Op, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES,
+    beside::{read_marker, sync_settings, write_marker},
     crash, records,
 };
 
@@ -48,8 +49,6 @@ const KEY_EPOCH: &str = "epoch";
 const KEY_REVISION: &str = "revision";
 const KEY_SETTINGS: &str = "pool";
 const KEY_MODELS: &str = "models";
-/// The marker's file name.
-pub(super) const MARKER: &str = "forebay-epoch";
 
 /// A store in a directory.
 #[derive(Debug)]
@@ -80,6 +79,7 @@ impl SledStore {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES);
         let db = open_patiently(&config).map_err(|error| open_error(dir, error))?;
+        sync_settings(dir).map_err(io_error)?;
         let tree = |name: &str| db.open_tree(name).map_err(|error| open_error(dir, error));
         // Before anything is written: a newer format stays as it is.
         let meta = tree("meta")?;
@@ -195,16 +195,10 @@ impl SledStore {
 
     /// The barrier. Afterwards the commit survives a power cut.
     fn sync(&mut self) -> Result<(), StoreError> {
-        let flushed = match crash::omits("flush") {
-            true => Ok(()),
-            false => self.db.flush().map(drop),
-        };
-        let flushed = flushed.map_err(|error| error.to_string());
+        let flush = || self.db.flush().map(drop);
+        let flushed = crash::step("flush", flush).map_err(|error| error.to_string());
         crash::at("flushed");
-        let sync = || match crash::omits("fdatasync") {
-            true => Ok(()),
-            false => self.file.sync_data(),
-        };
+        let sync = || crash::step("fdatasync", || self.file.sync_data());
         let synced = flushed.and_then(|()| sync().map_err(|error| error.to_string()));
         crash::at("synced");
         synced.map_err(|error| {
@@ -420,23 +414,6 @@ fn count_models(
 /// A number as it is kept. One that is malformed matches nothing it is compared with.
 fn number(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(u64::MAX / 2, u64::from_be_bytes)
-}
-
-pub(super) fn read_marker(dir: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(dir.join(MARKER)) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Beside its place, synced, renamed: it is there whole or not at all.
-pub(super) fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
-    let fresh = dir.join(format!("{MARKER}.writing"));
-    fs::write(&fresh, format!("{epoch}\n"))?;
-    File::open(&fresh)?.sync_all()?;
-    fs::rename(&fresh, dir.join(MARKER))?;
-    File::open(dir)?.sync_all()
 }
 
 fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
