@@ -4,6 +4,7 @@
 //! writer. [`Store::commit`] returns only when every change is on the disk platter's side of the last
 //! cache that we can reach; an error says whether the changes may be there all the same.
 
+mod beside;
 pub(crate) mod crash;
 pub(crate) mod export;
 pub(crate) mod history;
@@ -12,6 +13,8 @@ mod records;
 pub(crate) mod recover;
 mod sled;
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod kill_tests;
 #[cfg(any(test, feature = "simulation"))]

@@ -26,10 +26,11 @@ use std::{
 use forebay_proto::{PoolSettings, Revision};
 
 use super::{
-    Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
-    export,
+    Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored,
+    beside::{MARKER, read_marker, write_marker},
+    crash, export,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
-    sled::{MARKER, read_marker, sleep, write_marker},
+    sled::sleep,
 };
 
 #[cfg(test)]
