@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::{
     registry::{self, Command, RegistryHandle, Write},
-    store::memory::MemoryStore,
+    store::{history::Origin, memory::MemoryStore},
 };
 
 /// Longer than anything here takes.
@@ -73,6 +73,7 @@ impl Bench {
         };
         let write = Write {
             command: Command::Create(model),
+            origin: Origin::default(),
             request_id: None,
             validate_only: false,
         };

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use wire::fleet_client::FleetClient;
 
+use super::revisions;
 use crate::{
     args::{ClientArgs, Fleet, Output},
     client::{self, call},
@@ -20,6 +21,13 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
     match command {
         Fleet::Workers { client } => workers(&client).await,
+        Fleet::Revisions { limit, client } => revisions::list(limit, &client).await,
+        Fleet::Diff { from, to, client } => revisions::diff(from, to, &client).await,
+        Fleet::Rollback {
+            revision,
+            write,
+            client,
+        } => revisions::rollback(revision, write, &client).await,
         Fleet::Rollout {
             revision,
             wait,
