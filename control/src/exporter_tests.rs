@@ -73,6 +73,7 @@ impl Bench {
         };
         let write = Write {
             command: Command::Create(model),
+            origin: Origin::default(),
             request_id: None,
             validate_only: false,
             origin: Origin::default(),

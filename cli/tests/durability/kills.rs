@@ -138,6 +138,9 @@ async fn nothing_is_lost_to_a_kill_under_load() {
         if kill % 8 == 0 {
             killed.kill_a_start().await;
         }
+        if kill % 100 == 99 {
+            println!("{} kills, {} writes", kill + 1, killed.ledger.acknowledged);
+        }
     }
     let last = Plane::start(dir.path(), &[]).await;
     let wrong = killed.ledger.check(&last).await;

@@ -82,7 +82,7 @@ impl Plane {
             let request = wire::ListModelsRequest {
                 page_size: i32::try_from(PAGE).unwrap(),
                 page_token,
-                ..wire::ListModelsRequest::default()
+                ..Default::default()
             };
             let page = registry.list_models(request).await.unwrap().into_inner();
             models.extend(

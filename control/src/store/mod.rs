@@ -4,7 +4,6 @@
 //! writer. [`Store::commit`] returns only when every change is on the disk platter's side of the last
 //! cache that we can reach; an error says whether the changes may be there all the same.
 
-mod beside;
 pub(crate) mod crash;
 pub(crate) mod export;
 pub(crate) mod history;

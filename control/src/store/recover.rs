@@ -26,11 +26,10 @@ use std::{
 use forebay_proto::{PoolSettings, Revision};
 
 use super::{
-    Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored,
-    beside::{MARKER, read_marker, write_marker},
-    crash, export,
+    Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
+    export,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
-    sled::sleep,
+    sled::{MARKER, read_marker, sleep, write_marker},
 };
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! The lock of a database's directory, and what sled's errors mean.
+//! The files of a database's directory beside its content: the lock, the marker, sled's settings, and what errors of
+//! any of them mean.
 
 use std::{
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,9 +12,36 @@ use sled::Db;
 
 use crate::store::OpenError;
 
+/// The marker's file name.
+pub(in crate::store) const MARKER: &str = "forebay-epoch";
+/// What sled calls its settings.
+const SETTINGS: &str = "conf";
 /// How often, and with what pause between, a lock that somebody holds is tried.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+pub(in crate::store) fn read_marker(dir: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(dir.join(MARKER)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Beside its place, synced, renamed: it is there whole or not at all.
+pub(in crate::store) fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
+    let fresh = dir.join(format!("{MARKER}.writing"));
+    fs::write(&fresh, format!("{epoch}\n"))?;
+    File::open(&fresh)?.sync_all()?;
+    fs::rename(&fresh, dir.join(MARKER))?;
+    File::open(dir)?.sync_all()
+}
+
+/// sled never syncs its settings, and does not open with a part of them, which a power cut may leave.
+pub(super) fn sync_settings(dir: &Path) -> io::Result<()> {
+    File::open(dir.join(SETTINGS))?.sync_all()?;
+    File::open(dir)?.sync_all()
+}
 
 /// One who is just about to go holds the lock for a moment longer: a process that ends, or sled's own
 /// thread after a close.

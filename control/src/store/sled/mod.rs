@@ -33,15 +33,13 @@ use sled::{
 };
 use uuid::Uuid;
 
-pub(super) use self::files::sleep;
+pub(super) use self::files::{MARKER, read_marker, sleep, write_marker};
 use self::{
-    files::{open_error, open_patiently},
+    files::{open_error, open_patiently, sync_settings},
     write::{Trees, check_sizes, number, write},
 };
 use super::{
-    Change, OpenError, SettingsRecord, Store, StoreError, Stored,
-    beside::{read_marker, sync_settings, write_marker},
-    crash,
+    Change, OpenError, SettingsRecord, Store, StoreError, Stored, crash,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
     records,
 };
