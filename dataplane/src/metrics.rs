@@ -58,6 +58,7 @@ pub struct Metrics {
     replays: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
+    models_rejected: IntCounterVec,
     resyncs: IntCounter,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
@@ -186,6 +187,12 @@ impl Metrics {
                 "Pushed configurations refused, by reason.",
                 &["reason"],
             )?,
+            models_rejected: counter(
+                registry,
+                "forebay_config_models_rejected_total",
+                "Reasons for which models of configurations that were put in force were not taken.",
+                &["reason"],
+            )?,
             resyncs: {
                 let counter = IntCounter::new(
                     "forebay_config_resyncs_total",
@@ -247,6 +254,12 @@ impl Metrics {
 
     pub(crate) fn rejected(&self, reason: RefusalReason) {
         self.rejected.with_label_values(&[reason.word()]).inc();
+    }
+
+    pub(crate) fn model_rejected(&self, reason: RefusalReason) {
+        self.models_rejected
+            .with_label_values(&[reason.word()])
+            .inc();
     }
 
     /// The histogram of a pool's connects.
