@@ -7,6 +7,8 @@
 //!                                │ the end in good order: kept, on trial after the next start
 //! ```
 //!
+//! A worker that has nothing on disk to start from keeps the first one at once, on trial: better that than nothing.
+//!
 //! Two are on trial at most: the one whose soak runs, and the newest. What came and went between them is skipped, so a
 //! storm of writes costs two configurations of memory, and leaves the disk behind for two soaks at most. Level-triggered:
 //! it looks at what is wanted, however often that changed. It must not delay the client: who waits for a mark does so
@@ -94,6 +96,8 @@ pub(super) struct Keeper {
     lkg: LastKnownGood,
     soak: Duration,
     attempts: Attempts,
+    /// There is nothing on disk to start from.
+    empty: bool,
     wanted: watch::Receiver<Wanted>,
     marked: watch::Sender<Option<Position>>,
     /// The number of the last candidate that was looked at.
@@ -119,6 +123,7 @@ impl Keeper {
             lkg,
             soak,
             attempts,
+            empty: true,
             wanted: follow,
             marked,
             taken: 0,
@@ -158,6 +163,11 @@ impl Keeper {
         on_trial
     }
 
+    /// One of disk is in force.
+    pub(super) fn found(&mut self) {
+        self.empty = false;
+    }
+
     /// Follows until the client ends.
     pub(super) async fn run(mut self) {
         loop {
@@ -190,6 +200,14 @@ impl Keeper {
             self.write_soon().await;
         }
         self.marked.send_replace(wanted.trying);
+        let first = self.soaking.as_ref().filter(|_| self.empty);
+        if let Some(kept) = first.map(|candidate| candidate.kept.clone()) {
+            let position = kept.position.clone();
+            match self.save(kept).await {
+                Ok(()) => self.empty = false,
+                Err(error) => tracing::error!(%position, %error, "first configuration not saved"),
+            }
+        }
     }
 
     fn take(&mut self, in_force: Option<Candidate>) {

@@ -146,6 +146,7 @@ impl ConfigClient {
                 .apply(&kept.position, &kept.config, &kept.retained)
             {
                 Ok(applied) => {
+                    keeper.found();
                     self.took(kept, applied, ConfigSource::LastKnownGood, on_trial);
                     break;
                 }

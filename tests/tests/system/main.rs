@@ -16,6 +16,7 @@ mod http2;
 mod lifecycle;
 mod registry;
 mod sessions;
+mod skeptic;
 mod stale;
 mod stream;
 mod transports;
