@@ -29,7 +29,8 @@ async fn a_control_plane_that_was_paused_while_another_took_over_applies_nothing
         models: ["m", "n", "x"].map(str::to_owned).to_vec(),
         ..MockConfig::default()
     });
-    let url = upstream.await.unwrap().url();
+    let upstream = upstream.await.unwrap();
+    let url = upstream.url();
     let old = Control::start(ANY, &old_store, &[]).await;
     let first = old.create(model_at("m", &url)).await;
     old.process.pause();
@@ -75,8 +76,9 @@ async fn a_control_plane_that_was_paused_while_another_took_over_applies_nothing
     assert_eq!(other.revision, second.revision);
     let refused = eventually("the worker refuses", async || {
         let id = "w".to_owned();
-        let known = old.fleet().get_worker(wire::GetWorkerRequest { id });
-        let known = known.await.ok()?.into_inner();
+        let mut fleet = old.fleet();
+        let known = fleet.get_worker(wire::GetWorkerRequest { id }).await;
+        let known = known.ok()?.into_inner();
         (known.refused_revision == other.revision).then_some(known)
     })
     .await;

@@ -198,8 +198,9 @@ async fn a_rollout_says_who_has_it_in_quarantine() {
     }
     let refused = eventually("the worker says so", async || {
         let id = "w".to_owned();
-        let known = control.fleet().get_worker(wire::GetWorkerRequest { id });
-        let known = known.await.ok()?.into_inner();
+        let mut fleet = control.fleet();
+        let known = fleet.get_worker(wire::GetWorkerRequest { id }).await;
+        let known = known.ok()?.into_inner();
         (known.state() == wire::WorkerState::Refused).then_some(known)
     })
     .await;

@@ -7,7 +7,7 @@
 //!                                │ the end in good order: kept, on trial after the next start
 //! ```
 //!
-//! A worker that has nothing on disk to start from keeps the first one at once, on trial: better that than nothing.
+//! A worker that has nothing to serve on disk keeps what it gets at once, on trial: better that than nothing.
 //!
 //! Two are on trial at most: the one whose soak runs, and the newest. What came and went between them is skipped, so a
 //! storm of writes costs two configurations of memory, and leaves the disk behind for two soaks at most. Level-triggered:
@@ -96,7 +96,7 @@ pub(super) struct Keeper {
     lkg: LastKnownGood,
     soak: Duration,
     attempts: Attempts,
-    /// There is nothing on disk to start from.
+    /// There is nothing on disk to start from, or it has no models.
     empty: bool,
     wanted: watch::Receiver<Wanted>,
     marked: watch::Sender<Option<Position>>,
@@ -163,9 +163,9 @@ impl Keeper {
         on_trial
     }
 
-    /// One of disk is in force.
-    pub(super) fn found(&mut self) {
-        self.empty = false;
+    /// This one of disk is in force.
+    pub(super) fn found(&mut self, kept: &Kept) {
+        self.empty = !kept.has_models();
     }
 
     /// Follows until the client ends.
@@ -200,11 +200,12 @@ impl Keeper {
             self.write_soon().await;
         }
         self.marked.send_replace(wanted.trying);
-        let first = self.soaking.as_ref().filter(|_| self.empty);
+        let newest = self.newest.as_ref().or(self.soaking.as_ref());
+        let first = newest.filter(|_| self.empty);
         if let Some(kept) = first.map(|candidate| candidate.kept.clone()) {
             let position = kept.position.clone();
-            match self.save(kept).await {
-                Ok(()) => self.empty = false,
+            match self.save(kept.clone()).await {
+                Ok(()) => self.found(&kept),
                 Err(error) => tracing::error!(%position, %error, "first configuration not saved"),
             }
         }

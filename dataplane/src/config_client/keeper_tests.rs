@@ -1,7 +1,8 @@
 //! When something is good, and what a crash leaves behind.
 
 use bytes::Bytes;
-use forebay_proto::{Digest, Epoch, Revision};
+use forebay_proto::{Digest, Epoch, Revision, wire};
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -10,7 +11,13 @@ use super::*;
 const SOAK: Duration = Duration::from_secs(10);
 
 fn kept(revision: u64) -> Kept {
-    let config = Bytes::from(vec![revision as u8; 100]);
+    let model = Bytes::from(vec![revision as u8; 100]);
+    config(revision, vec![model])
+}
+
+fn config(revision: u64, models: Vec<Bytes>) -> Kept {
+    let envelope = wire::Envelope { budget: 1, models };
+    let config = Bytes::from(envelope.encode_to_vec());
     let position = Position {
         epoch: Epoch::new("ab").unwrap(),
         revision: Revision::new(revision),
@@ -62,16 +69,20 @@ impl Scene {
     fn start(&mut self) {
         let (mut keeper, marks) = Keeper::new(self.lkg(), SOAK);
         self.crashed = keeper.begin();
-        if !keeper.load().is_empty() {
-            keeper.found();
+        if let Some(kept) = keeper.load().first() {
+            keeper.found(kept);
         }
         self.marks = Some(marks);
         self.running = Some(tokio::spawn(keeper.run()));
     }
 
     async fn push(&mut self, revision: u64) {
+        self.push_kept(kept(revision)).await;
+    }
+
+    async fn push_kept(&mut self, kept: Kept) {
         let marks = self.marks.as_mut().unwrap();
-        let kept = kept(revision);
+        let revision = kept.position.revision;
         marks.trying(&kept.position).await;
         let on_disk = LastKnownGood::open(self.dir.path()).unwrap().attempts();
         assert!(
@@ -235,4 +246,23 @@ async fn the_first_of_all_is_kept_at_once_and_on_trial() {
         assert_eq!(scene.crashed.take().unwrap().crashes, crashes);
     }
     assert_eq!(scene.lkg().attempts().quarantined(), [kept(1).position]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_without_models_is_as_good_as_none() {
+    let mut scene = Scene::empty();
+    let nothing = config(1, Vec::new());
+    scene.push_kept(nothing.clone()).await;
+    scene
+        .until(|lkg| lkg.load().next() == Some(nothing.clone()))
+        .await;
+    scene.push(2).await;
+    scene.until(|lkg| lkg.load().next() == Some(kept(2))).await;
+    scene.push(3).await;
+    pass(SOAK / 2).await;
+    assert_eq!(
+        scene.lkg().load().next(),
+        Some(kept(2)),
+        "this one has time"
+    );
 }

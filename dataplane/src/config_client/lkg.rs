@@ -43,6 +43,14 @@ pub struct Kept {
     pub retained: Vec<ResolvedModel>,
 }
 
+impl Kept {
+    /// There is something in it to serve.
+    pub(super) fn has_models(&self) -> bool {
+        let envelope = wire::Envelope::decode(self.config.clone());
+        envelope.is_ok_and(|envelope| !envelope.models.is_empty()) || !self.retained.is_empty()
+    }
+}
+
 /// The folder that holds the files.
 #[derive(Debug, Clone)]
 pub struct LastKnownGood {

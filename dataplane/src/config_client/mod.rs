@@ -146,7 +146,7 @@ impl ConfigClient {
                 .apply(&kept.position, &kept.config, &kept.retained)
             {
                 Ok(applied) => {
-                    keeper.found();
+                    keeper.found(&kept);
                     self.took(kept, applied, ConfigSource::LastKnownGood, on_trial);
                     break;
                 }
