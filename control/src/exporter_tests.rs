@@ -76,7 +76,6 @@ impl Bench {
             origin: Origin::default(),
             request_id: None,
             validate_only: false,
-            origin: Origin::default(),
         };
         self.registry.write(write).await.unwrap();
     }

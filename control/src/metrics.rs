@@ -66,6 +66,7 @@ impl Limit {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RolloutCounts {
     pub(crate) applied: u32,
+    pub(crate) partial: u32,
     pub(crate) pending: u32,
     pub(crate) refused: u32,
     pub(crate) gone: u32,
@@ -197,6 +198,7 @@ impl Metrics {
         self.models.set(i64::try_from(models).unwrap_or(i64::MAX));
         for (state, count) in [
             ("applied", rollout.applied),
+            ("partial", rollout.partial),
             ("pending", rollout.pending),
             ("refused", rollout.refused),
             ("gone", rollout.gone),

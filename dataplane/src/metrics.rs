@@ -58,6 +58,7 @@ pub struct Metrics {
     replays: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
+    models_rejected: IntCounterVec,
     resyncs: IntCounter,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
@@ -186,14 +187,17 @@ impl Metrics {
                 "Pushed configurations refused, by reason.",
                 &["reason"],
             )?,
-            resyncs: {
-                let counter = IntCounter::new(
-                    "forebay_config_resyncs_total",
-                    "Deltas that could not be used; the whole configuration was asked for.",
-                )?;
-                registry.register(Box::new(counter.clone()))?;
-                counter
-            },
+            models_rejected: counter(
+                registry,
+                "forebay_config_models_rejected_total",
+                "Reasons for which models of configurations that were put in force were not taken.",
+                &["reason"],
+            )?,
+            resyncs: single(
+                registry,
+                "forebay_config_resyncs_total",
+                "Deltas that could not be used; the whole configuration was asked for.",
+            )?,
             models: Mutex::default(),
         })
     }
@@ -249,6 +253,12 @@ impl Metrics {
         self.rejected.with_label_values(&[reason.word()]).inc();
     }
 
+    pub(crate) fn model_rejected(&self, reason: RefusalReason) {
+        self.models_rejected
+            .with_label_values(&[reason.word()])
+            .inc();
+    }
+
     /// The histogram of a pool's connects.
     pub(crate) fn connect_seconds(&self, model: &ModelId) -> Histogram {
         self.connect_seconds.with_label_values(&[model.as_str()])
@@ -300,6 +310,12 @@ fn counter(
     labels: &[&str],
 ) -> Result<IntCounterVec, Error> {
     let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
+    let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
 }

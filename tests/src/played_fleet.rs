@@ -284,6 +284,7 @@ impl Player {
             push_id: push.push_id,
             applied: push.to,
             apply_millis: 1,
+            ..wire::Ack::default()
         };
         tell(say, Say::Ack(ack)).await
     }

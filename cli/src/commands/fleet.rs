@@ -86,6 +86,7 @@ async fn rollout(
     while wait.is_some_and(|within| began.elapsed() < within)
         && !rollout.complete
         && rollout.refused == 0
+        && rollout.partial == 0
     {
         sleep(ASK_EVERY).await;
         rollout = call(fleet.get_rollout(wire::GetRolloutRequest { revision })).await?;
@@ -102,6 +103,13 @@ async fn rollout(
             bail!(
                 "{} workers refused revision {}",
                 rollout.refused,
+                rollout.revision
+            )
+        }
+        Some(_) if rollout.partial > 0 => {
+            bail!(
+                "{} workers could not take all models of revision {}",
+                rollout.partial,
                 rollout.revision
             )
         }

@@ -17,6 +17,7 @@ mod lifecycle;
 mod registry;
 mod revisions;
 mod sessions;
+mod skeptic;
 mod stale;
 mod stream;
 mod transports;
