@@ -200,7 +200,10 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
         "WORKER",
         "STATE",
         ">REVISION",
-        ">APPLY",
+        ">LAG",
+        "APPLIED",
+        ">TOOK",
+        ">DRAINING",
         "SEEN",
         "GATEWAY",
         "VERSION",
@@ -210,7 +213,13 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
             worker.id.clone(),
             state(worker.state()).to_owned(),
             worker.applied_revision.to_string(),
+            worker.lag_revisions.to_string(),
+            worker
+                .applied_time
+                .as_ref()
+                .map_or("-".to_owned(), |time| ago(Some(time))),
             format!("{}ms", worker.apply_millis),
+            worker.draining_requests.to_string(),
             ago(worker.last_seen_time.as_ref()),
             worker.gateway_address.clone(),
             worker.build.clone(),

@@ -33,7 +33,7 @@ use crate::{
     http,
     metrics::Metrics,
     registry::{self, WriterThread},
-    service::{Context, FleetService, ModelsService, SettingsService, SyncService},
+    service::{Context, FleetService, ModelsService, SettingsService, SyncService, Watchers},
     session,
     store::{OpenError, Recovery, StoreLocation, recover},
 };
@@ -325,7 +325,10 @@ fn routes(
     let v1alpha = reflection().build_v1alpha().map_err(internal)?;
     let models = ModelRegistryServer::new(ModelsService(context.clone()));
     let settings = PoolSettingsServer::new(SettingsService(context.clone()));
-    let fleet = FleetServer::new(FleetService(context.clone()));
+    let fleet = FleetServer::new(FleetService {
+        context: context.clone(),
+        watchers: Watchers::new(sync.stopping.clone()),
+    });
     let sync = WorkerSyncServer::new(sync)
         .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);

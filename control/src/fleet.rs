@@ -13,6 +13,7 @@ use forebay_proto::{
     InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::RolloutCounts;
@@ -24,7 +25,11 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
 /// The workers.
 #[derive(Debug, Default)]
-pub(crate) struct Fleet(Mutex<Inner>);
+pub(crate) struct Fleet {
+    inner: Mutex<Inner>,
+    /// Told when a worker came, went, or stands elsewhere than before.
+    changed: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -60,6 +65,8 @@ struct Known {
     session: Option<(SessionId, CancellationToken)>,
     applied: Option<(Position, SystemTime, u32)>,
     refused: Option<Refused>,
+    /// Its requests on what an earlier revision had.
+    draining: u32,
     connected: SystemTime,
     seen: SystemTime,
     gone: Option<SystemTime>,
@@ -83,7 +90,7 @@ impl Fleet {
         end: CancellationToken,
     ) -> Option<Joined> {
         let now = SystemTime::now();
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.forget(now);
         let known = inner.workers.contains_key(&introduction.worker);
         if !known && inner.workers.len() >= MOST {
@@ -117,11 +124,14 @@ impl Fleet {
                 session: session_and_end,
                 applied,
                 refused,
+                draining: 0,
                 connected: now,
                 seen: now,
                 gone: None,
             },
         );
+        drop(inner);
+        self.changed.send_replace(());
         Some(Joined {
             session,
             refused: position,
@@ -131,7 +141,14 @@ impl Fleet {
 
     /// The worker was heard.
     pub(crate) fn seen(&self, worker: &WorkerId, session: SessionId) {
-        self.with(worker, session, |known| known.seen = SystemTime::now());
+        self.with(worker, session, |_| false);
+    }
+
+    /// The worker gave a sign of life.
+    pub(crate) fn beat(&self, worker: &WorkerId, session: SessionId, draining: u32) {
+        self.with(worker, session, |known| {
+            std::mem::replace(&mut known.draining, draining) != draining
+        });
     }
 
     /// The worker put a configuration in force.
@@ -145,12 +162,16 @@ impl Fleet {
         self.with(worker, session, |known| {
             known.applied = Some((position, SystemTime::now(), millis));
             known.refused = None;
+            true
         });
     }
 
     /// The worker refused one.
     pub(crate) fn refused(&self, worker: &WorkerId, session: SessionId, refused: Refused) {
-        self.with(worker, session, |known| known.refused = Some(refused));
+        self.with(worker, session, |known| {
+            known.refused = Some(refused);
+            true
+        });
     }
 
     /// The stream ended.
@@ -158,12 +179,14 @@ impl Fleet {
         self.with(worker, session, |known| {
             known.session = None;
             known.gone = Some(SystemTime::now());
+            known.draining = 0;
+            true
         });
     }
 
     /// One worker, with respect to this revision.
     pub(crate) fn worker(&self, id: &str, target: &Position) -> Option<wire::Worker> {
-        self.0
+        self.inner
             .lock()
             .workers
             .get(id)
@@ -177,7 +200,7 @@ impl Fleet {
         most: usize,
         target: &Position,
     ) -> (Vec<wire::Worker>, bool) {
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
         let mut rest = inner
             .workers
@@ -194,7 +217,7 @@ impl Fleet {
 
     /// How far a revision has come.
     pub(crate) fn rollout(&self, revision: Revision, newest: &Position) -> wire::Rollout {
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         let workers: Vec<_> = inner
             .workers
             .values()
@@ -223,7 +246,7 @@ impl Fleet {
     /// The counts alone, for metrics.
     pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
         let mut counts = RolloutCounts::default();
-        for known in self.0.lock().workers.values() {
+        for known in self.inner.lock().workers.values() {
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
                 wire::WorkerState::Refused => counts.refused += 1,
@@ -234,9 +257,14 @@ impl Fleet {
         counts
     }
 
-    /// Only the stream that counts may say something of its worker.
-    fn with(&self, worker: &WorkerId, session: SessionId, change: impl FnOnce(&mut Known)) {
-        let mut inner = self.0.lock();
+    /// Tells of changes, as they come; several at once are told of once.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Only the stream that counts may say something of its worker. The change tells whether others want to know.
+    fn with(&self, worker: &WorkerId, session: SessionId, change: impl FnOnce(&mut Known) -> bool) {
+        let mut inner = self.inner.lock();
         let known = inner.workers.get_mut(worker);
         let current = |known: &&mut Known| {
             known
@@ -246,7 +274,11 @@ impl Fleet {
         };
         if let Some(known) = known.filter(current) {
             known.seen = SystemTime::now();
-            change(known);
+            let told = change(known);
+            drop(inner);
+            if told {
+                self.changed.send_replace(());
+            }
         }
     }
 }
@@ -326,7 +358,17 @@ impl Known {
             gone_time: self.gone.map(timestamp_to_wire),
             gateway_address: who.gateway.clone(),
             apply_millis: applied.map_or(0, |(_, _, millis)| *millis),
+            lag_revisions: self.lag(newest, revision),
+            draining_requests: self.draining,
         }
+    }
+
+    /// What is of another history counts as nothing.
+    fn lag(&self, newest: &Position, revision: Revision) -> u64 {
+        let applied = self.applied.as_ref().map(|(position, ..)| position);
+        let held = applied.filter(|held| held.epoch == newest.epoch);
+        let held = held.map_or(0, |held| held.revision.get());
+        revision.get().saturating_sub(held)
     }
 }
 
@@ -437,8 +479,37 @@ mod tests {
             rollout.gone,
         );
         assert_eq!((counts, rollout.complete), ((1, 2, 1, 1), false));
+        let lag = |id: &str| {
+            let worker = rollout.workers.iter().find(|worker| worker.id == id);
+            worker.unwrap().lag_revisions
+        };
+        assert_eq!(
+            (lag("applied"), lag("behind"), lag("other-epoch")),
+            (0, 1, 5)
+        );
         let before = fleet.rollout(Revision::new(4), &newest);
         assert_eq!((before.applied, before.pending), (3, 1));
+    }
+
+    #[test]
+    fn a_change_is_told_of_and_a_sign_of_life_is_not() {
+        let fleet = Fleet::default();
+        let worker = WorkerId::new("w").unwrap();
+        let mut changes = fleet.watch();
+        let mut told = |after: &dyn Fn()| {
+            changes.borrow_and_update();
+            after();
+            changes.has_changed().unwrap()
+        };
+        let session = join(&fleet, "w", None).0.session;
+        assert!(!told(&|| fleet.seen(&worker, session)));
+        assert!(!told(&|| fleet.beat(&worker, session, 0)));
+        assert!(told(&|| fleet.beat(&worker, session, 3)));
+        let newest = position("aa", 5);
+        assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
+        assert!(told(&|| fleet.applied(&worker, session, newest.clone(), 1)));
+        assert!(told(&|| fleet.leave(&worker, session)));
+        assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 0);
     }
 
     #[test]

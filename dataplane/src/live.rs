@@ -141,6 +141,12 @@ impl LiveCell {
         pools.chain(self.retired()).collect()
     }
 
+    /// Requests in flight on what an earlier revision had.
+    pub(crate) fn draining_requests(&self) -> usize {
+        let pools = self.all_pools();
+        pools.iter().map(|pool| pool.draining_requests()).sum()
+    }
+
     /// Pools that still drain.
     #[must_use]
     pub fn retired(&self) -> Vec<Arc<Pool>> {

@@ -10,10 +10,12 @@ mod offline;
 mod pool;
 mod pool_args;
 mod roles;
+mod rollout;
 mod standalone;
 
 use clap::CommandFactory as _;
 
+pub(crate) use self::rollout::NotEverywhere;
 use crate::args::{Cli, Command};
 
 /// Runs one.

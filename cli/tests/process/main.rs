@@ -14,6 +14,7 @@ mod durability;
 mod nack;
 mod offline;
 mod roles;
+mod rollout;
 mod stopping;
 mod traces;
 mod zero_loss;

@@ -6,6 +6,7 @@ mod page;
 mod settings;
 mod status;
 mod sync;
+mod watch;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use tracing::{Instrument as _, Span};
 
 pub(crate) use self::{
     fleet::FleetService, models::ModelsService, settings::SettingsService, sync::SyncService,
+    watch::Watchers,
 };
 use crate::{
     exporter::StoreStatus,

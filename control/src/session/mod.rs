@@ -227,6 +227,10 @@ impl Session {
                 }))
             }
             Some(Heard::Heartbeat(beat)) => {
+                if let Some((worker, joined)) = &self.joined {
+                    self.fleet
+                        .beat(worker, joined.session, beat.draining_requests);
+                }
                 let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
                 Ok(Some(Event::Heartbeat {
                     applied: applied.transpose()?,
