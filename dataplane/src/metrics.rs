@@ -12,7 +12,7 @@ use prometheus::{
     core::Collector as _,
 };
 
-use crate::apply::RefusalReason;
+use crate::{apply::RefusalReason, health::HealthCounters};
 
 /// Buckets from 100 µs to 2 h: a pool's wait, a connect, a long generation.
 const SECONDS: [f64; 18] = [
@@ -49,6 +49,7 @@ impl Source {
 /// The worker's counters and histograms.
 #[derive(Debug)]
 pub struct Metrics {
+    pub(crate) health: HealthCounters,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     first_byte_seconds: HistogramVec,
@@ -128,6 +129,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let model = &["model"];
         Ok(Self {
+            health: HealthCounters::default(),
             requests: counter(
                 registry,
                 "forebay_requests_total",
@@ -186,14 +188,11 @@ impl Metrics {
                 "Pushed configurations refused, by reason.",
                 &["reason"],
             )?,
-            resyncs: {
-                let counter = IntCounter::new(
-                    "forebay_config_resyncs_total",
-                    "Deltas that could not be used; the whole configuration was asked for.",
-                )?;
-                registry.register(Box::new(counter.clone()))?;
-                counter
-            },
+            resyncs: single(
+                registry,
+                "forebay_config_resyncs_total",
+                "Deltas that could not be used; the whole configuration was asked for.",
+            )?,
             models: Mutex::default(),
         })
     }
@@ -300,6 +299,12 @@ fn counter(
     labels: &[&str],
 ) -> Result<IntCounterVec, Error> {
     let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
+    let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
 }

@@ -283,6 +283,7 @@ impl<'a> Session<'a> {
         self.say(Say::Heartbeat(wire::Heartbeat {
             applied: self.applied(),
             draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
+            health: Some((&self.client.metrics.health.read()).into()),
         }))
     }
 

@@ -27,6 +27,8 @@ pub(super) struct RequestRecord {
     route: Option<Arc<Route>>,
     /// The upstream's status, counted only once its body is complete.
     passing_on: u16,
+    /// Its answer has begun.
+    begun: bool,
     outcome: Option<(u16, Source)>,
 }
 
@@ -41,6 +43,7 @@ impl RequestRecord {
             request_id,
             route: None,
             passing_on: 0,
+            begun: false,
             outcome: None,
         }
     }
@@ -77,6 +80,14 @@ impl RequestRecord {
     /// The upstream's head is on its way to the client.
     pub(super) fn passing_on(&mut self, status: u16) {
         self.passing_on = status;
+        self.begin();
+    }
+
+    /// The answer begins, or will never.
+    fn begin(&mut self) {
+        if self.route.is_some() && !std::mem::replace(&mut self.begun, true) {
+            self.metrics.health.answered(self.began.elapsed());
+        }
     }
 
     /// The upstream's body was passed on to its end.
@@ -96,8 +107,12 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
+        self.begin();
         match &self.route {
-            Some(route) => route.metrics.request(self.path, status, source, seconds),
+            Some(route) => {
+                self.metrics.health.over(status, source);
+                route.metrics.request(self.path, status, source, seconds);
+            }
             None => self.metrics.unrouted(self.path, status, source, seconds),
         }
         tracing::debug!(
