@@ -10,6 +10,7 @@ mod fleet;
 mod http;
 mod metrics;
 mod registry;
+mod rollout;
 mod service;
 mod session;
 #[cfg(feature = "simulation")]

@@ -1,0 +1,4 @@
+mod gate;
+mod machine;
+mod settings;
+mod soak;
