@@ -6,17 +6,21 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use forebay_proto::{
-    InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
+    Health, InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::RolloutCounts;
+use crate::{
+    metrics::RolloutCounts,
+    rollout::{Seen, Staging},
+};
 
 /// Most workers remembered.
 const MOST: usize = 10_000;
@@ -29,6 +33,8 @@ pub(crate) struct Fleet {
     inner: Mutex<Inner>,
     /// Told when a worker came, went, or stands elsewhere than before.
     changed: watch::Sender<()>,
+    /// How rollouts in rings stand; nothing without rings.
+    staging: Mutex<Option<Arc<Staging>>>,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +73,8 @@ struct Known {
     refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
     draining: u32,
+    /// How requests went in its process.
+    health: Health,
     connected: SystemTime,
     seen: SystemTime,
     gone: Option<SystemTime>,
@@ -111,9 +119,9 @@ impl Fleet {
         });
         // Another process may have the files, the version or the patience that this one lacked.
         let instance = &introduction.instance;
-        let refused = old
-            .filter(|old| old.introduction.instance == *instance)
-            .and_then(|old| old.refused);
+        let same = old.filter(|old| old.introduction.instance == *instance);
+        let health = same.as_ref().map_or_else(Health::default, |old| old.health);
+        let refused = same.and_then(|old| old.refused);
         let position = refused.as_ref().map(|refused| refused.position.clone());
         let worker = introduction.worker.clone();
         let session_and_end = Some((session, end));
@@ -125,6 +133,7 @@ impl Fleet {
                 applied,
                 refused,
                 draining: 0,
+                health,
                 connected: now,
                 seen: now,
                 gone: None,
@@ -145,8 +154,15 @@ impl Fleet {
     }
 
     /// The worker gave a sign of life.
-    pub(crate) fn beat(&self, worker: &WorkerId, session: SessionId, draining: u32) {
+    pub(crate) fn beat(
+        &self,
+        worker: &WorkerId,
+        session: SessionId,
+        draining: u32,
+        health: Option<Health>,
+    ) {
         self.with(worker, session, |known| {
+            known.health = health.unwrap_or(known.health);
             std::mem::replace(&mut known.draining, draining) != draining
         });
     }
@@ -217,12 +233,18 @@ impl Fleet {
 
     /// How far a revision has come.
     pub(crate) fn rollout(&self, revision: Revision, newest: &Position) -> wire::Rollout {
+        let staging = self.staging();
         let inner = self.inner.lock();
-        let workers: Vec<_> = inner
-            .workers
-            .values()
-            .map(|known| known.show(newest, revision))
-            .collect();
+        let show = |known: &Known| {
+            let mut worker = known.show(newest, revision);
+            let staging = staging.as_ref();
+            worker.in_ring = staging.is_some_and(|staging| {
+                staging.has(&known.introduction.worker) && known.gone.is_none()
+            });
+            worker
+        };
+        let workers: Vec<_> = inner.workers.values().map(show).collect();
+        drop(inner);
         let count = |state: wire::WorkerState| {
             let in_state = workers.iter().filter(|worker| worker.state() == state);
             u32::try_from(in_state.count()).unwrap_or(u32::MAX)
@@ -231,7 +253,7 @@ impl Fleet {
             count(wire::WorkerState::Pending),
             count(wire::WorkerState::Refused),
         );
-        wire::Rollout {
+        let mut rollout = wire::Rollout {
             revision: revision.get(),
             newest_revision: newest.revision.get(),
             applied: count(wire::WorkerState::Applied),
@@ -240,7 +262,12 @@ impl Fleet {
             gone: count(wire::WorkerState::Gone),
             complete: pending == 0 && refused == 0,
             workers,
+            ..wire::Rollout::default()
+        };
+        if let Some(staging) = staging {
+            staging.describe(revision, &mut rollout);
         }
+        rollout
     }
 
     /// The counts alone, for metrics.
@@ -255,6 +282,27 @@ impl Fleet {
             }
         }
         counts
+    }
+
+    /// How rollouts in rings stand from now on.
+    pub(crate) fn stage(&self, staging: Arc<Staging>) {
+        *self.staging.lock() = Some(staging);
+        self.changed.send_replace(());
+    }
+
+    fn staging(&self) -> Option<Arc<Staging>> {
+        self.staging.lock().clone()
+    }
+
+    /// How often workers are to report, if rollouts need it.
+    pub(crate) fn report_every(&self) -> Option<Duration> {
+        self.staging().map(|staging| staging.report_every)
+    }
+
+    /// All workers as they stand.
+    pub(crate) fn look(&self) -> Vec<Seen> {
+        let inner = self.inner.lock();
+        inner.workers.values().map(Known::seen).collect()
     }
 
     /// Tells of changes, as they come; several at once are told of once.
@@ -360,6 +408,18 @@ impl Known {
             apply_millis: applied.map_or(0, |(_, _, millis)| *millis),
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
+            in_ring: false,
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            worker: self.introduction.worker.clone(),
+            instance: self.introduction.instance.clone(),
+            connected: self.gone.is_none(),
+            applied: self.applied.as_ref().map(|(held, ..)| held.clone()),
+            refused: self.refused.as_ref().map(|r| r.position.clone()),
+            health: self.health,
         }
     }
 
@@ -503,8 +563,8 @@ mod tests {
         };
         let session = join(&fleet, "w", None).0.session;
         assert!(!told(&|| fleet.seen(&worker, session)));
-        assert!(!told(&|| fleet.beat(&worker, session, 0)));
-        assert!(told(&|| fleet.beat(&worker, session, 3)));
+        assert!(!told(&|| fleet.beat(&worker, session, 0, None)));
+        assert!(told(&|| fleet.beat(&worker, session, 3, None)));
         let newest = position("aa", 5);
         assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
         assert!(told(&|| fleet.applied(&worker, session, newest.clone(), 1)));

@@ -7,6 +7,8 @@ use prometheus::{
 };
 use tonic::Code;
 
+use crate::rollout::RingMetrics;
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -23,6 +25,7 @@ pub(crate) struct Metrics {
     pushes: IntCounterVec,
     push_bytes: IntCounterVec,
     used: GaugeVec,
+    pub(crate) rings: RingMetrics,
 }
 
 /// In what form a configuration went to a worker.
@@ -126,6 +129,7 @@ impl Metrics {
                 ),
                 &["limit"],
             )?,
+            rings: RingMetrics::new(registry)?,
         };
         metrics.register(registry)?;
         Ok(metrics)

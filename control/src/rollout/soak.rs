@@ -31,8 +31,16 @@ pub(super) struct Soak {
     members: BTreeMap<WorkerId, Member>,
     /// Members that went away, as what process.
     left: BTreeMap<WorkerId, InstanceId>,
-    /// When all had taken it for the first time, and what the other workers had counted then.
-    all_took: Option<(Duration, BTreeMap<WorkerId, (InstanceId, Health)>)>,
+    /// Since all had taken it for the first time.
+    all_took: Option<AllTook>,
+}
+
+/// All workers of a ring have taken it.
+#[derive(Debug)]
+struct AllTook {
+    at: Duration,
+    /// What the other workers had counted then, and as what process.
+    others: BTreeMap<WorkerId, (InstanceId, Health)>,
 }
 
 #[derive(Debug)]
@@ -257,16 +265,19 @@ impl Soak {
                 .filter(|seen| !self.members.contains_key(&seen.worker));
             let counted =
                 others.map(|seen| (seen.worker.clone(), (seen.instance.clone(), seen.health)));
-            self.all_took = Some((now, counted.collect()));
+            self.all_took = Some(AllTook {
+                at: now,
+                others: counted.collect(),
+            });
         }
         let compared = self.compare(connected);
         if let Some(why) = compared.errors(settings) {
             return Verdict::Failed(why);
         }
-        let (Some((first, _)), Some(Some(latest)), true) = (&self.all_took, latest, all) else {
+        let (Some(first), Some(Some(latest)), true) = (&self.all_took, latest, all) else {
             return Verdict::Soaking;
         };
-        let soaked = now >= latest + settings.soak || now >= *first + settings.soak * PATIENCE;
+        let soaked = now >= latest + settings.soak || now >= first.at + settings.soak * PATIENCE;
         match (soaked, compared.slowness(settings)) {
             (false, _) => Verdict::Soaking,
             (true, Some(why)) => Verdict::Failed(why),
@@ -282,7 +293,7 @@ impl Soak {
                 compared.before.add(&member.before);
             }
         }
-        let others = self.all_took.iter().flat_map(|(_, others)| others);
+        let others = self.all_took.iter().flat_map(|all| &all.others);
         for (worker, (instance, before)) in others {
             let seen = connected
                 .get(worker)

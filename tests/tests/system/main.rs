@@ -15,6 +15,7 @@ mod hard_upstreams;
 mod http2;
 mod lifecycle;
 mod registry;
+mod rings;
 mod rollouts;
 mod sessions;
 mod stale;
