@@ -6,8 +6,15 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=forebay");
-    let files = ["fleet", "model", "pool_settings", "registry", "sync"]
-        .map(|name| format!("forebay/v1/{name}.proto"));
+    let files = [
+        "fleet",
+        "model",
+        "pool_settings",
+        "registry",
+        "revisions",
+        "sync",
+    ]
+    .map(|name| format!("forebay/v1/{name}.proto"));
 
     // Source info is kept, so that `grpcurl describe` shows the comments.
     let mut compiler = protox::Compiler::new(["."])?;

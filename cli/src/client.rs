@@ -1,17 +1,18 @@
 //! Calls to the control plane: connecting, deadlines, safe repetition of writes, and errors that say
 //! what to do.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{env, fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use http::Uri;
 use tonic::{
     Code, Request, Status,
+    metadata::{BinaryMetadataKey, BinaryMetadataValue},
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
-use crate::args::ClientArgs;
+use crate::args::{ClientArgs, WriteArgs};
 
 const CONNECT: Duration = Duration::from_secs(3);
 /// How often a write is repeated when its answer was lost. It carries a request id, so that it is
@@ -53,10 +54,29 @@ pub(crate) async fn call<T>(
         .map_err(|status| explain(&status))
 }
 
+/// A message under the name of who writes, with the reason.
+fn signed<M>(message: M, args: &WriteArgs) -> Request<M> {
+    let user = || env::var("USER").or_else(|_| env::var("LOGNAME")).ok();
+    let author = args.author.clone().or_else(user);
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    for (key, text) in [
+        ("x-forebay-author-bin", author.as_ref()),
+        ("x-forebay-reason-bin", args.reason.as_ref()),
+    ] {
+        if let Some(text) = text {
+            let value = BinaryMetadataValue::from_bytes(text.as_bytes());
+            metadata.insert_bin(BinaryMetadataKey::from_static(key), value);
+        }
+    }
+    request
+}
+
 /// Makes a write that carries a request id, again if its answer was lost. It is made once: the id says
 /// so. When its fate stays unknown, that is what is told, whatever the last attempt said.
 pub(crate) async fn write<M: Clone, T, F>(
     message: M,
+    args: &WriteArgs,
     send: impl Fn(Request<M>) -> F,
 ) -> anyhow::Result<T>
 where
@@ -65,7 +85,7 @@ where
     let mut repeats = 0;
     let mut lost = false;
     loop {
-        let status = match send(Request::new(message.clone())).await {
+        let status = match send(signed(message.clone(), args)).await {
             Ok(response) => return Ok(response.into_inner()),
             Err(status) => status,
         };

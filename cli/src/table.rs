@@ -257,6 +257,68 @@ pub(crate) fn rollout(rollout: &wire::Rollout) -> String {
     )
 }
 
+/// The history, the newest first.
+pub(crate) fn revisions(list: &wire::ListRevisionsResponse) -> String {
+    let mut table = table(&[">REVISION", "WHEN", "AUTHOR", "WHAT", "OF", "REASON"]);
+    for revision in &list.revisions {
+        let more = (revision.changes as usize).saturating_sub(revision.targets.len());
+        let targets = match more {
+            0 => revision.targets.join(", "),
+            more => format!("{} +{more}", revision.targets.join(", ")),
+        };
+        let what = match revision.rolled_back_to {
+            0 => revision.method.clone(),
+            to => format!("{} {to}", revision.method),
+        };
+        table.add_row([
+            revision.revision.to_string(),
+            ago(revision.create_time.as_ref()),
+            dash(revision.author.clone()),
+            what,
+            targets,
+            revision.reason.clone(),
+        ]);
+    }
+    let text = text(&table);
+    match list.earliest_revision {
+        0 | 1 => text,
+        earliest => format!("{text}\n\nrevisions from {earliest} on can be gone back to"),
+    }
+}
+
+/// What became of resources: `+` new, `-` gone, `~` different.
+pub(crate) fn changes(changes: &[wire::ResourceChange]) -> String {
+    use wire::resource_change::Kind;
+    let mut lines = Vec::new();
+    for change in changes {
+        let sign = match change.kind() {
+            Kind::Created => '+',
+            Kind::Deleted => '-',
+            Kind::Updated | Kind::Unspecified => '~',
+        };
+        let name = match change.model.as_str() {
+            "" => "pool settings",
+            model => model,
+        };
+        lines.push(format!("{sign} {name}"));
+        let width = change.fields.iter().map(|field| field.path.chars().count());
+        let width = width.max().unwrap_or_default();
+        // Of what is gone the name says enough.
+        for field in change.fields.iter().filter(|_| sign != '-') {
+            let value = match (field.before.as_str(), field.after.as_str()) {
+                ("", after) => after.to_owned(),
+                (before, "") => format!("{before} → not set"),
+                (before, after) => format!("{before} → {after}"),
+            };
+            lines.push(format!("    {:<width$}   {value}", field.path));
+        }
+        if change.more_fields > 0 {
+            lines.push(format!("    and {} more fields", change.more_fields));
+        }
+    }
+    lines.join("\n")
+}
+
 fn facts(rows: &[(&str, String)]) -> String {
     let lines: Vec<_> = rows
         .iter()

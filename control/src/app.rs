@@ -24,7 +24,8 @@ use tonic_health::{
 };
 use wire::{
     fleet_server::FleetServer, model_registry_server::ModelRegistryServer,
-    pool_settings_server::PoolSettingsServer, worker_sync_server::WorkerSyncServer,
+    pool_settings_server::PoolSettingsServer, revisions_server::RevisionsServer,
+    worker_sync_server::WorkerSyncServer,
 };
 
 use crate::{
@@ -34,7 +35,10 @@ use crate::{
     metrics::Metrics,
     registry::{self, WriterThread},
     rollout::{self, RegistryPast, RolloutSettings},
-    service::{Context, FleetService, ModelsService, SettingsService, SyncService, Watchers},
+    service::{
+        Context, FleetService, ModelsService, RevisionsService, SettingsService, SyncService,
+        Watchers,
+    },
     session,
     store::{OpenError, Recovery, StoreLocation, recover},
 };
@@ -314,15 +318,18 @@ fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> 
 async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: HealthReporter) {
     type Models = ModelRegistryServer<ModelsService>;
     type Settings = PoolSettingsServer<SettingsService>;
+    type Revisions = RevisionsServer<RevisionsService>;
     health.set_serving::<FleetServer<FleetService>>().await;
     loop {
         let failed = trouble.borrow_and_update().is_some();
         if failed {
             health.set_not_serving::<Models>().await;
             health.set_not_serving::<Settings>().await;
+            health.set_not_serving::<Revisions>().await;
         } else {
             health.set_serving::<Models>().await;
             health.set_serving::<Settings>().await;
+            health.set_serving::<Revisions>().await;
         }
         if trouble.changed().await.is_err() {
             return;
@@ -352,6 +359,7 @@ fn routes(
         context: context.clone(),
         watchers: Watchers::new(sync.stopping.clone()),
     });
+    let revisions = RevisionsServer::new(RevisionsService(context.clone()));
     let sync = WorkerSyncServer::new(sync)
         .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
@@ -362,6 +370,7 @@ fn routes(
         .add_service(v1alpha)
         .add_service(models.max_decoding_message_size(limits::MESSAGE_BYTES))
         .add_service(settings.max_decoding_message_size(limits::MESSAGE_BYTES))
+        .add_service(revisions)
         .add_service(fleet.max_encoding_message_size(4 * limits::MESSAGE_BYTES))
         .add_service(sync))
 }

@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) recovered: IntGauge,
     revision: IntGauge,
     models: IntGauge,
+    history_revisions: IntGauge,
+    history_bytes: IntGauge,
     rollout: IntGaugeVec,
     rpcs: IntCounterVec,
     pushes: IntCounterVec,
@@ -100,6 +102,14 @@ impl Metrics {
             )?,
             revision: IntGauge::new("forebay_config_revision", "The newest revision.")?,
             models: IntGauge::new("forebay_control_models", "Registered models.")?,
+            history_revisions: IntGauge::new(
+                "forebay_control_history_revisions",
+                "Revisions that are kept.",
+            )?,
+            history_bytes: IntGauge::new(
+                "forebay_control_history_bytes",
+                "Bytes of the content of revisions that are kept.",
+            )?,
             rollout: IntGaugeVec::new(
                 Opts::new(
                     "forebay_rollout_workers",
@@ -144,6 +154,8 @@ impl Metrics {
         registry.register(Box::new(self.recovered.clone()))?;
         registry.register(Box::new(self.revision.clone()))?;
         registry.register(Box::new(self.models.clone()))?;
+        registry.register(Box::new(self.history_revisions.clone()))?;
+        registry.register(Box::new(self.history_bytes.clone()))?;
         registry.register(Box::new(self.rollout.clone()))?;
         registry.register(Box::new(self.rpcs.clone()))?;
         registry.register(Box::new(self.pushes.clone()))?;
@@ -164,6 +176,14 @@ impl Metrics {
         let kind = &[kind.label()];
         self.pushes.with_label_values(kind).inc();
         self.push_bytes.with_label_values(kind).inc_by(bytes as u64);
+    }
+
+    /// So many revisions are kept, whose content takes so many bytes.
+    pub(crate) fn history(&self, (revisions, bytes): (usize, u64)) {
+        self.history_revisions
+            .set(i64::try_from(revisions).unwrap_or(i64::MAX));
+        self.history_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The configuration uses this share of a limit.

@@ -20,6 +20,7 @@ use crate::{
     service::Context,
     store::{
         Change, Store, StoreError, Stored,
+        history::{History, Past},
         memory::{MemoryStore, Next},
     },
 };
@@ -77,6 +78,14 @@ impl Disk {
 impl Store for Disk {
     fn load(&mut self) -> Result<Stored, StoreError> {
         self.0.lock().load()
+    }
+
+    fn past(&mut self) -> Result<Past, StoreError> {
+        self.0.lock().past()
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        self.0.lock().history()
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {

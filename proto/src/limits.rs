@@ -22,6 +22,12 @@ pub const ALIASES: usize = 16;
 pub const ENDPOINTS: usize = 64;
 /// Most models in a configuration.
 pub const MODELS: usize = 10_000;
+/// Most changes in a batch.
+pub const BATCH: usize = 1_000;
+/// Longest author of a revision, in characters.
+pub const AUTHOR_CHARS: usize = 128;
+/// Longest reason of a revision, in characters.
+pub const REASON_CHARS: usize = 512;
 /// Largest encoded configuration, in bytes.
 pub const CONFIG_BYTES: usize = 8 << 20;
 /// Largest message on any gRPC stream of ours, in bytes: a configuration and its envelope.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Uri;
 
 use super::examples::{
-    APPLY_EXAMPLES, CREATE_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES, UPDATE_EXAMPLES,
+    APPLY_EXAMPLES, CREATE_EXAMPLES, DIFF_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES, UPDATE_EXAMPLES,
 };
 
 /// Where client commands and workers look for the control plane unless told otherwise.
@@ -55,11 +55,22 @@ pub(crate) enum Output {
 #[command(next_help_heading = "Write")]
 pub(crate) struct WriteArgs {
     /// Check everything, but write nothing.
-    #[arg(long)]
+    #[arg(long, visible_alias = "dry-run")]
     pub(crate) validate_only: bool,
     /// Makes the write idempotent. [default: a new UUID]
     #[arg(long, value_name = "ID")]
     pub(crate) request_id: Option<String>,
+    /// Why, for the history of revisions.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Who, for the history of revisions. [default: the name of the user]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_AUTHOR",
+        value_name = "NAME"
+    )]
+    pub(crate) author: Option<String>,
 }
 
 /// What can be said of a model's pool and deadlines.
@@ -168,6 +179,9 @@ pub(crate) enum Models {
     },
     /// Show all models.
     List {
+        /// As they were at this revision. [default: the newest]
+        #[arg(long, value_name = "N")]
+        revision: Option<u64>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -210,17 +224,26 @@ pub(crate) enum Models {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Create or replace the models of a file: JSON or YAML, one model, a list, or `models:`.
+    /// Make the registry hold what a file says: JSON or YAML, one model, a list, or `models:`.
+    /// What differs is shown first, and written as one revision.
     #[command(after_help = APPLY_EXAMPLES)]
     Apply {
         /// The file; - is standard input.
         #[arg(short, long)]
         file: PathBuf,
+        /// Remove the models that the file does not have.
+        #[arg(long)]
+        prune: bool,
+        #[command(flatten)]
+        write: WriteArgs,
         #[command(flatten)]
         client: ClientArgs,
     },
     /// Print all models in the form that `apply` reads.
     Export {
+        /// As they were at this revision. [default: the newest]
+        #[arg(long, value_name = "N")]
+        revision: Option<u64>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -256,6 +279,33 @@ pub(crate) enum Pool {
 pub(crate) enum Fleet {
     /// Show the workers.
     Workers {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show what was changed, when, by whom and why; the newest first.
+    Revisions {
+        /// How many.
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show what differs between two revisions.
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff {
+        /// The revision to begin with. [default: the one before the other]
+        from: Option<u64>,
+        /// The revision to end with. [default: the newest]
+        to: Option<u64>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Make a new revision with the content of an earlier one; what differs is shown first.
+    Rollback {
+        /// The revision whose content is wanted.
+        revision: u64,
+        #[command(flatten)]
+        write: WriteArgs,
         #[command(flatten)]
         client: ClientArgs,
     },

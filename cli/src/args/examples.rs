@@ -32,10 +32,17 @@ Examples:
   forebay models update llama --endpoint http://10.0.0.7:8000
   forebay models update llama --clear pool.max_concurrent  back to what is inherited";
 
+pub(super) const DIFF_EXAMPLES: &str = "\
+Examples:
+  forebay fleet diff                        what the newest revision changed
+  forebay fleet diff 12                     what changed since revision 12
+  forebay fleet diff 12 15                  what changed between the two";
+
 pub(super) const APPLY_EXAMPLES: &str = "\
 Examples:
   forebay models export > models.yaml
-  forebay models apply -f models.yaml
+  forebay models apply -f models.yaml --dry-run     what would change
+  forebay models apply -f models.yaml --prune       and nothing else is left
   echo '{\"id\": \"llama\", \"endpoints\": [{\"url\": \"http://10.0.0.5:8000\"}]}' |
       forebay models apply -f -";
 

@@ -1,118 +1,194 @@
-//! `forebay models apply`: makes the registry hold what a file says. It removes nothing.
+//! `forebay models apply`: makes the registry hold what a file says, in one revision, after showing what differs.
 //!
-//! Each model is a write of its own. One that is refused because another still has its name is tried
-//! again after the others, for as long as that helps.
+//! What was looked at is what is changed: each model that exists is written with the etag that it had, and one that did
+//! not exist is created. Files of more models than a batch holds are written in several, each of which is all or nothing.
 
-use std::{io::Read as _, path::Path};
+use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 use anyhow::{Context as _, anyhow, bail};
-use forebay_proto::wire;
+use forebay_proto::{limits, wire};
 use prost_types::FieldMask;
-use serde_json::{Value, json};
-use tonic::Code;
+use wire::batch_item::Change;
 
-use super::models::{Registry, registry};
+use super::{
+    models::{Registry, all, registry},
+    revisions,
+};
 use crate::{
-    args::{ClientArgs, Output},
+    args::{ClientArgs, Output, WriteArgs},
     client::{self, request_id},
-    document, ui,
+    document, table, ui,
 };
 
-/// What became of one model.
-struct Applied {
-    model: wire::Model,
-    what: &'static str,
-}
-
 /// Runs it.
-pub(super) async fn run(file: &Path, client: &ClientArgs) -> anyhow::Result<()> {
+pub(super) async fn run(
+    file: &Path,
+    prune: bool,
+    write: &WriteArgs,
+    client: &ClientArgs,
+) -> anyhow::Result<()> {
     let text = read(file)?;
-    let mut waiting = document::read_models(&text).with_context(|| file.display().to_string())?;
+    let wanted = document::read_models(&text).with_context(|| file.display().to_string())?;
     let mut registry = registry(client).await?;
-    let mut applied = Vec::new();
-    let mut refused = Vec::new();
-    loop {
-        let before = waiting.len();
-        for model in std::mem::take(&mut waiting) {
-            match put(&mut registry, model.clone()).await {
-                Ok(done) => {
-                    report(&done, client.output);
-                    applied.push(done);
-                }
-                Err(error) => {
-                    refused.push(error.context(format!("model {}", model.id)));
-                    waiting.push(model);
-                }
-            }
-        }
-        if waiting.is_empty() || waiting.len() == before {
-            break;
-        }
-        refused.clear();
+    let there = all(&mut registry, None).await?.models;
+    let items = items(wanted, there, prune)?;
+    if items.is_empty() {
+        bail!("the file has no models; nothing was changed");
     }
-    if client.output != Output::Table {
-        let models: Result<Vec<Value>, _> = applied.iter().map(as_value).collect();
-        let value = json!({ "models": models? });
-        ui::say(&document::print(&value, client.output)?);
+    let batches: Vec<_> = items.chunks(limits::BATCH).map(<[_]>::to_vec).collect();
+    let several = batches.len() > 1;
+    if several && write.request_id.is_some() {
+        bail!(
+            "--request-id names one write, and {} changes take {}; leave it out",
+            items.len(),
+            batches.len()
+        );
     }
-    let Some(first) = refused.pop() else {
-        return Ok(());
-    };
-    if refused.is_empty() {
-        return Err(first);
+    for items in batches {
+        one(&registry, items, write, client.output).await?;
     }
-    let all = refused.into_iter().chain([first]);
-    let all: Vec<_> = all.map(|error| format!("{error:#}")).collect();
-    bail!("{} models were refused\n  {}", all.len(), all.join("\n  "))
+    Ok(())
 }
 
-async fn put(registry: &mut Registry, model: wire::Model) -> anyhow::Result<Applied> {
-    let get = wire::GetModelRequest {
-        id: model.id.clone(),
-    };
-    let before = match registry.get_model(get).await {
-        Ok(found) => Some(found.into_inner().revision),
-        Err(status) if status.code() == Code::NotFound => None,
-        Err(status) => return Err(client::explain(&status)),
-    };
-    let request = wire::UpdateModelRequest {
-        model: Some(model),
-        update_mask: Some(FieldMask {
-            paths: vec!["*".to_owned()],
-        }),
-        allow_missing: true,
-        request_id: request_id(None),
-        validate_only: false,
+/// Shows what a batch changes, and makes it.
+async fn one(
+    registry: &Registry,
+    items: Vec<wire::BatchItem>,
+    write: &WriteArgs,
+    output: Output,
+) -> anyhow::Result<()> {
+    let batch = |validate_only: bool| wire::BatchUpdateModelsRequest {
+        items: items.clone(),
+        request_id: request_id(write.request_id.as_ref().filter(|_| !validate_only)),
+        validate_only,
     };
     let send = |request| {
         let mut registry = registry.clone();
-        async move { registry.update_model(request).await }
+        async move { registry.batch_update_models(request).await }
     };
-    let model: wire::Model = client::write(request, send).await?;
-    let what = match before {
-        None => "created",
-        Some(revision) if revision == model.revision => "unchanged",
-        Some(_) => "updated",
+    let trial = client::write(batch(true), write, send).await;
+    let trial: wire::BatchUpdateModelsResponse = trial.map_err(|error| named(&error, &items))?;
+    if output == Output::Table && !trial.changes.is_empty() {
+        ui::say(&table::changes(&trial.changes));
+    }
+    let made = match write.validate_only {
+        true => trial,
+        false => {
+            let made = client::write(batch(false), write, send).await;
+            made.map_err(|error| named(&error, &items))?
+        }
     };
-    Ok(Applied { model, what })
-}
-
-fn report(Applied { model, what }: &Applied, output: Output) {
-    if output == Output::Table {
-        ui::say(&format!(
-            "model {} {what}, revision {}",
-            model.id, model.revision
-        ));
+    match output {
+        Output::Table => {
+            let counts = counts(&made);
+            let end = match (
+                write.validate_only,
+                made.created + made.updated + made.deleted,
+            ) {
+                (true, _) => "nothing was written".to_owned(),
+                (false, 0) => format!("revision {} is what the file says", made.revision),
+                (false, _) => format!("revision {}", made.revision),
+            };
+            ui::say(&format!("{counts}; {end}"));
+            Ok(())
+        }
+        output => revisions::print("BatchUpdateModelsResponse", &made, output),
     }
 }
 
-fn as_value(Applied { model, what }: &Applied) -> anyhow::Result<Value> {
-    let mut value = document::to_value("Model", model)?;
-    let fields = value
-        .as_object_mut()
-        .ok_or_else(|| anyhow!("a model is an object"))?;
-    fields.insert("applied".to_owned(), json!(what));
-    Ok(value)
+/// An error that says which model it is about, in place of the number in the batch.
+fn named(error: &anyhow::Error, items: &[wire::BatchItem]) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let mut parts = text.split("items[");
+    let mut told = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let number = part.split_once(']');
+        let item = number.and_then(|(n, rest)| Some((items.get(n.parse::<usize>().ok()?)?, rest)));
+        let of_model = item.and_then(|(item, rest)| Some((id_of(item)?, rest)));
+        // What follows is the kind of the change, and the path within it.
+        let path = of_model.and_then(|(id, rest)| Some((id, rest.split_once(['.', ':'])?.1)));
+        let path = path.and_then(|(id, rest)| Some((id, rest.split_once(['.', ':'])?)));
+        match (of_model, path) {
+            (Some((_, rest)), Some((id, (_, field)))) if rest.starts_with('.') => {
+                told.push_str(&format!("model {id}: {}", field.trim_start()));
+            }
+            _ => told.push_str(&format!("items[{part}")),
+        }
+    }
+    anyhow!(told)
+}
+
+fn id_of(item: &wire::BatchItem) -> Option<&str> {
+    match item.change.as_ref()? {
+        Change::Create(create) => create.model.as_ref().map(|model| model.id.as_str()),
+        Change::Update(update) => update.model.as_ref().map(|model| model.id.as_str()),
+        Change::Delete(delete) => Some(delete.id.as_str()),
+    }
+}
+
+fn counts(made: &wire::BatchUpdateModelsResponse) -> String {
+    let counts = [
+        (made.created, "created"),
+        (made.updated, "updated"),
+        (made.deleted, "removed"),
+        (made.unchanged, "unchanged"),
+    ];
+    let told = counts.iter().filter(|(count, _)| *count > 0);
+    let told: Vec<_> = told
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    told.join(", ")
+}
+
+/// What makes the models that are there the ones that are wanted.
+fn items(
+    wanted: Vec<wire::Model>,
+    there: Vec<wire::Model>,
+    prune: bool,
+) -> anyhow::Result<Vec<wire::BatchItem>> {
+    let mut etags: BTreeMap<String, String> = there
+        .into_iter()
+        .map(|model| (model.id, model.etag))
+        .collect();
+    let mut seen = BTreeMap::new();
+    let mut items = Vec::new();
+    for (n, mut model) in wanted.into_iter().enumerate() {
+        if let Some(first) = seen.insert(model.id.clone(), n) {
+            let (id, first, second) = (&model.id, first + 1, n + 1);
+            bail!("model `{id}` is in the file twice, as number {first} and {second}; remove one");
+        }
+        let change = match etags.remove(&model.id) {
+            None => Change::Create(wire::CreateModelRequest {
+                model: Some(model),
+                ..wire::CreateModelRequest::default()
+            }),
+            Some(etag) => {
+                if model.etag.is_empty() {
+                    model.etag = etag;
+                }
+                Change::Update(wire::UpdateModelRequest {
+                    model: Some(model),
+                    update_mask: Some(FieldMask {
+                        paths: vec!["*".to_owned()],
+                    }),
+                    ..wire::UpdateModelRequest::default()
+                })
+            }
+        };
+        items.push(change);
+    }
+    let surplus = etags.into_iter().filter(|_| prune);
+    items.extend(surplus.map(|(id, etag)| {
+        Change::Delete(wire::DeleteModelRequest {
+            id,
+            etag,
+            ..wire::DeleteModelRequest::default()
+        })
+    }));
+    let items = items.into_iter().map(|change| wire::BatchItem {
+        change: Some(change),
+    });
+    Ok(items.collect())
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
@@ -124,4 +200,69 @@ fn read(file: &Path) -> anyhow::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(id: &str, etag: &str) -> wire::Model {
+        wire::Model {
+            id: id.into(),
+            etag: etag.into(),
+            ..wire::Model::default()
+        }
+    }
+
+    fn lines(items: &[wire::BatchItem]) -> Vec<String> {
+        let line = |item: &wire::BatchItem| match item.change.clone() {
+            Some(Change::Create(create)) => format!("create {}", create.model.unwrap().id),
+            Some(Change::Update(update)) => {
+                let model = update.model.unwrap();
+                format!("update {} {}", model.id, model.etag)
+            }
+            Some(Change::Delete(delete)) => format!("delete {} {}", delete.id, delete.etag),
+            None => "nothing".to_owned(),
+        };
+        items.iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_was_looked_at_is_what_is_changed() {
+        let wanted = vec![model("new", ""), model("old", ""), model("own", "3")];
+        let there = vec![model("old", "1"), model("own", "2"), model("rest", "4")];
+        let kept = items(wanted.clone(), there.clone(), false).unwrap();
+        assert_eq!(lines(&kept), ["create new", "update old 1", "update own 3"]);
+        let pruned = items(wanted, there, true).unwrap();
+        assert_eq!(lines(&pruned)[3], "delete rest 4");
+    }
+
+    #[test]
+    fn an_error_names_the_model_and_not_its_number() {
+        let items = items(vec![model("a", ""), model("b", "")], Vec::new(), false).unwrap();
+        let told = |text: &'static str| named(&anyhow!(text), &items).to_string();
+        assert_eq!(
+            told(
+                "2 fields are not valid\n  items[0].create.model.id: bad\n  items[1].create.model.pool: odd (X)"
+            ),
+            "2 fields are not valid\n  model a: model.id: bad\n  model b: model.pool: odd (X)"
+        );
+        assert_eq!(
+            told("items[1].delete: model `b` does not exist"),
+            "model b: model `b` does not exist"
+        );
+        for other in ["items: 7 changes", "items[9].create.x: y", "items[x"] {
+            assert_eq!(told(other), other);
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_there_twice_is_refused() {
+        let twice = vec![model("a", ""), model("b", ""), model("a", "")];
+        let error = items(twice, Vec::new(), false).unwrap_err().to_string();
+        assert!(
+            error.contains("`a` is in the file twice, as number 1 and 3"),
+            "{error}"
+        );
+    }
 }

@@ -80,6 +80,8 @@ impl Demo {
             let write = WriteArgs {
                 validate_only: false,
                 request_id: None,
+                reason: Some("a model of the demo".to_owned()),
+                author: None,
             };
             match models::create(&mut registry, model, &write).await {
                 // With --data-dir the models of an earlier demo are there, at other ports.

@@ -4,7 +4,7 @@ use forebay_proto::{limits, wire};
 use tonic::transport::Channel;
 use wire::fleet_client::FleetClient;
 
-use super::rollout;
+use super::{revisions, rollout};
 use crate::{
     args::{ClientArgs, Fleet, Output},
     client::{self, call},
@@ -15,6 +15,13 @@ use crate::{
 pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
     match command {
         Fleet::Workers { client } => workers(&client).await,
+        Fleet::Revisions { limit, client } => revisions::list(limit, &client).await,
+        Fleet::Diff { from, to, client } => revisions::diff(from, to, &client).await,
+        Fleet::Rollback {
+            revision,
+            write,
+            client,
+        } => revisions::rollback(revision, write, &client).await,
         Fleet::Rollout {
             revision,
             wait,

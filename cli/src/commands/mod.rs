@@ -9,6 +9,7 @@ mod models;
 mod offline;
 mod pool;
 mod pool_args;
+mod revisions;
 mod roles;
 mod rollout;
 mod standalone;

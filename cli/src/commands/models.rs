@@ -44,7 +44,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
             show(&model, client.output)
         }
-        Models::List { client } => list(&client).await,
+        Models::List { revision, client } => list(revision, &client).await,
         Models::Update {
             id,
             endpoints,
@@ -63,14 +63,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
                     "nothing to change; see `forebay models update --help`".into()
                 ));
             }
-            let request = wire::UpdateModelRequest {
-                model: Some(model),
-                update_mask: Some(mask),
-                allow_missing: false,
-                request_id: request_id(write.request_id.as_ref()),
-                validate_only: write.validate_only,
-            };
-            let updated = update(&registry(&client).await?, request).await?;
+            let updated = update(&registry(&client).await?, model, mask, &write).await?;
             show(&updated, client.output)
         }
         Models::Delete {
@@ -80,8 +73,13 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             write,
             client,
         } => delete(id, etag, allow_missing, &write, &client).await,
-        Models::Apply { file, client } => apply::run(&file, &client).await,
-        Models::Export { client } => export(&client).await,
+        Models::Apply {
+            file,
+            prune,
+            write,
+            client,
+        } => apply::run(&file, prune, &write, &client).await,
+        Models::Export { revision, client } => export(revision, &client).await,
     }
 }
 
@@ -100,18 +98,27 @@ pub(crate) async fn create(
         let mut registry = registry.clone();
         async move { registry.create_model(request).await }
     };
-    client::write(request, send).await
+    client::write(request, write, send).await
 }
 
 async fn update(
     registry: &Registry,
-    request: wire::UpdateModelRequest,
+    model: wire::Model,
+    mask: FieldMask,
+    write: &WriteArgs,
 ) -> anyhow::Result<wire::Model> {
+    let request = wire::UpdateModelRequest {
+        model: Some(model),
+        update_mask: Some(mask),
+        allow_missing: false,
+        request_id: request_id(write.request_id.as_ref()),
+        validate_only: write.validate_only,
+    };
     let send = |request| {
         let mut registry = registry.clone();
         async move { registry.update_model(request).await }
     };
-    client::write(request, send).await
+    client::write(request, write, send).await
 }
 
 /// The endpoint at this url, named by the server.
@@ -203,7 +210,7 @@ async fn delete(
         let mut registry = registry.clone();
         async move { registry.delete_model(request).await }
     };
-    let answer: wire::DeleteModelResponse = client::write(request, send).await?;
+    let answer: wire::DeleteModelResponse = client::write(request, write, send).await?;
     match client.output {
         Output::Table if write.validate_only => {
             ui::say(&format!("model {id} would be removed"));
@@ -218,12 +225,16 @@ async fn delete(
 }
 
 /// Every model, page by page, under the revision of the last page.
-async fn all(registry: &mut Registry) -> anyhow::Result<wire::ListModelsResponse> {
+pub(super) async fn all(
+    registry: &mut Registry,
+    revision: Option<u64>,
+) -> anyhow::Result<wire::ListModelsResponse> {
     let mut list = wire::ListModelsResponse::default();
     loop {
         let request = wire::ListModelsRequest {
             page_size: 1_000,
             page_token: std::mem::take(&mut list.next_page_token),
+            at_revision: revision.unwrap_or_default(),
         };
         let page = call(registry.list_models(request)).await?;
         list.models.extend(page.models);
@@ -235,8 +246,8 @@ async fn all(registry: &mut Registry) -> anyhow::Result<wire::ListModelsResponse
     }
 }
 
-async fn list(client: &ClientArgs) -> anyhow::Result<()> {
-    let list = all(&mut registry(client).await?).await?;
+async fn list(revision: Option<u64>, client: &ClientArgs) -> anyhow::Result<()> {
+    let list = all(&mut registry(client).await?, revision).await?;
     match client.output {
         Output::Table => ui::say(&table::models(&list.models)),
         output => {
@@ -247,8 +258,8 @@ async fn list(client: &ClientArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn export(client: &ClientArgs) -> anyhow::Result<()> {
-    let models = all(&mut registry(client).await?).await?;
+async fn export(revision: Option<u64>, client: &ClientArgs) -> anyhow::Result<()> {
+    let models = all(&mut registry(client).await?, revision).await?;
     let models: Result<Vec<_>, _> = models.models.iter().map(document::exported).collect();
     let output = match client.output {
         Output::Json => Output::Json,

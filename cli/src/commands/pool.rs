@@ -47,7 +47,7 @@ pub(crate) async fn run(command: Pool) -> anyhow::Result<()> {
                 let mut settings = settings.clone();
                 async move { settings.update_pool_settings(request).await }
             };
-            show(&client::write(request, send).await?, client.output)
+            show(&client::write(request, &write, send).await?, client.output)
         }
     }
 }

@@ -171,15 +171,16 @@ async fn what_is_exported_can_be_applied_elsewhere() {
     .unwrap();
     let apply = ["models", "apply", "-f", file.to_str().unwrap()];
     let out = typed.ok(&apply).await;
-    assert!(
-        out.contains("model a created") && out.contains("model b created"),
-        "{out}"
-    );
+    for part in [
+        "+ a\n",
+        "pool.max_concurrent    7",
+        "+ b\n",
+        "2 created; revision 2",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
     let out = typed.ok(&apply).await;
-    assert!(
-        out.contains("model a unchanged") && out.contains("model b unchanged"),
-        "{out}"
-    );
+    assert_eq!(out.trim(), "2 unchanged; revision 2 is what the file says");
 
     let exported = typed.ok(&["models", "export"]).await;
     let (other_dir, _other, other) = setup().await;
@@ -219,18 +220,113 @@ async fn an_alias_can_move_between_the_models_of_a_file() {
     typed.ok(&apply).await;
     fs::write(&file, models("\"default\"", "")).unwrap();
     let applied = typed.json(&apply).await;
-    assert_eq!(applied["models"][0]["id"], "b");
-    assert_eq!(applied["models"][1]["aliases"][0], "default");
-    assert_eq!(applied["models"][1]["applied"], "updated");
+    assert_eq!(applied["updated"], 2);
+    assert_eq!(applied["changes"][0]["model"], "a");
+    assert_eq!(
+        applied["changes"][0]["fields"][0]["after"],
+        r#"["default"]"#
+    );
     // What is listed can be applied, too.
     let list = typed.json(&["models", "list"]).await;
     fs::write(&file, list.to_string()).unwrap();
-    assert!(typed.ok(&apply).await.contains("model a unchanged"));
+    assert!(typed.ok(&apply).await.contains("2 unchanged"));
 
     fs::write(&file, models("\"a b\"", "\"c d\"")).unwrap();
     let (code, _, err) = typed.typed(&apply).await;
     assert_eq!(code, Some(1));
     assert!(err.contains("model a") && err.contains("model b"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_file_does_not_have_goes_when_asked_and_is_shown_before() {
+    let (dir, _control, typed) = setup().await;
+    for id in ["keep", "surplus"] {
+        typed
+            .ok(&["models", "create", id, "--endpoint", "http://10.0.0.1:80"])
+            .await;
+    }
+    let file = dir.path().join("models.yaml");
+    fs::write(
+        &file,
+        "id: keep\nendpoints: [{url: 'http://10.0.0.2:80'}]\n",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let trial = ["models", "apply", "-f", file, "--prune", "--dry-run"];
+    let out = typed.ok(&trial).await;
+    for part in [
+        "~ keep\n    endpoints[e1].url   \"http://10.0.0.1:80\" → \"http://10.0.0.2:80\"",
+        "- surplus",
+        "1 updated, 1 removed; nothing was written",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let both = typed.json(&["models", "list"]).await;
+    assert_eq!(both["models"].as_array().unwrap().len(), 2);
+    typed.ok(&["models", "apply", "-f", file]).await;
+    let both = typed.json(&["models", "list"]).await;
+    assert_eq!(
+        both["models"].as_array().unwrap().len(),
+        2,
+        "without --prune"
+    );
+    typed.ok(&["models", "apply", "-f", file, "--prune"]).await;
+    let one = typed.json(&["models", "list"]).await;
+    assert_eq!(one["models"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_says_who_and_why_and_leads_back() {
+    let (_dir, _control, typed) = setup().await;
+    let create = ["models", "create", "m", "--endpoint", "http://10.0.0.1:80"];
+    typed
+        .ok(&[&create[..], &["--author", "ada"]].concat())
+        .await;
+    let update = ["models", "update", "m", "--max-concurrent", "7"];
+    typed
+        .ok(&[&update[..], &["--author", "bob", "--reason", "für später"]].concat())
+        .await;
+    let out = typed.ok(&["fleet", "revisions"]).await;
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.len(), 4, "{out}");
+    for (line, parts) in [
+        (1, ["3", "bob", "UpdateModel", "für später"]),
+        (2, ["2", "ada", "CreateModel", "m"]),
+        (3, ["1", "-", "Create", "store"]),
+    ] {
+        for part in parts {
+            assert!(lines[line].contains(part), "{part}: {out}");
+        }
+    }
+    let out = typed.ok(&["fleet", "diff"]).await;
+    assert_eq!(out.trim(), "~ m\n    pool.max_concurrent   7");
+    let out = typed.ok(&["fleet", "diff", "3", "2"]).await;
+    assert_eq!(out.trim(), "~ m\n    pool.max_concurrent   7 → not set");
+    let out = typed.ok(&["fleet", "diff", "3", "3"]).await;
+    assert!(out.contains("nothing differs"), "{out}");
+
+    let out = typed.ok(&["fleet", "rollback", "1", "--dry-run"]).await;
+    assert!(
+        out.contains("- m\n") && out.contains("nothing was written"),
+        "{out}"
+    );
+    let out = typed
+        .ok(&["fleet", "rollback", "2", "--reason", "too small"])
+        .await;
+    assert!(
+        out.contains("revision 4 has the content of revision 2"),
+        "{out}"
+    );
+    let out = typed.ok(&["fleet", "rollback", "2"]).await;
+    assert!(out.contains("revision 4 has that content already"), "{out}");
+    let then = typed.ok(&["models", "export", "--revision", "3"]).await;
+    assert!(then.contains("maxConcurrent: 7"), "{then}");
+    let (code, _, err) = typed.typed(&["fleet", "rollback", "9"]).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        err.contains("the newest is 4") && err.contains("REVISION_NOT_REACHED"),
+        "{err}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

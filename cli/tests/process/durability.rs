@@ -181,6 +181,7 @@ async fn list(control: &Control) -> BTreeMap<String, u64> {
         let request = wire::ListModelsRequest {
             page_size: 1_000,
             page_token,
+            ..wire::ListModelsRequest::default()
         };
         let page = control.registry().list_models(request).await;
         let page = page.unwrap().into_inner();

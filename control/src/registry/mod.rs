@@ -3,7 +3,9 @@
 //! A write is planned by a pure transition ([`State::plan`]), committed by one writer
 //! ([`RegistryHandle`]), then published, then answered: durable → visible → acknowledged.
 
+pub(crate) mod difference;
 mod mask;
+mod past;
 mod state;
 mod writer;
 
@@ -13,15 +15,19 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay_proto::{Position, Violations, wire};
+use forebay_proto::{Position, Revision, Violations, wire};
 
 #[cfg(feature = "simulation")]
 pub(crate) use self::writer::start_here;
 pub(crate) use self::{
+    past::PastError,
     state::State,
     writer::{RegistryHandle, WriterThread, start},
 };
-use crate::store::StoreError;
+use crate::store::{
+    StoreError,
+    history::{Edit, Origin},
+};
 
 /// A write that somebody asks for. Wire types, because a field mask merges on the wire.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +47,13 @@ pub(crate) enum Command {
         settings: wire::PoolDefaults,
         mask: Option<Vec<String>>,
     },
+    /// Several of the first three as one.
+    Batch(Vec<Command>),
+    /// The content of an earlier revision; if the newest one is what it is expected to be.
+    Rollback {
+        to: Revision,
+        expected: Option<Revision>,
+    },
 }
 
 impl Command {
@@ -51,6 +64,8 @@ impl Command {
             Self::Update { .. } => "UpdateModel",
             Self::Delete { .. } => "DeleteModel",
             Self::UpdateSettings { .. } => "UpdatePoolSettings",
+            Self::Batch(_) => "BatchUpdateModels",
+            Self::Rollback { .. } => "RollbackRevision",
         }
     }
 }
@@ -62,6 +77,7 @@ pub(crate) struct Write {
     /// With the fingerprint of the request that carries it.
     pub(crate) request_id: Option<(String, Vec<u8>)>,
     pub(crate) validate_only: bool,
+    pub(crate) origin: Origin,
 }
 
 /// What a write is answered with.
@@ -70,6 +86,10 @@ pub(crate) enum Answer {
     Model(Box<wire::Model>),
     Settings(Box<wire::PoolDefaults>),
     Deleted(u64),
+    /// Without its changes; they are made of the edits, which a repeated write does not have.
+    Batch(Box<wire::BatchUpdateModelsResponse>, Vec<Edit>),
+    /// In the same way.
+    RolledBack(Box<wire::RollbackRevisionResponse>, Vec<Edit>),
 }
 
 /// Why a write was refused.
@@ -95,12 +115,43 @@ pub(crate) enum WriteError {
     RequestIdReused(String),
     #[error("{0}")]
     LimitReached(String),
+    #[error("{place}: {error}")]
+    Item {
+        place: String,
+        error: Box<WriteError>,
+    },
+    #[error(
+        "the newest revision is {current}, not {expected}: somebody wrote meanwhile; look at what it changed"
+    )]
+    Moved {
+        expected: Revision,
+        current: Revision,
+    },
+    #[error(transparent)]
+    Past(#[from] PastError),
     #[error("the control plane has too many writes waiting; try again")]
     Busy,
     #[error("the store refused the write: {0}")]
     Store(#[from] StoreError),
     #[error("the control plane is stopping; the write was not made")]
     Stopping,
+}
+
+impl WriteError {
+    /// The same, of an item of a batch.
+    fn of_item(self, place: &str) -> Self {
+        match self {
+            Self::AlreadyExists { field, name, owner } => Self::AlreadyExists {
+                field: format!("{place}.{field}"),
+                name,
+                owner,
+            },
+            error => Self::Item {
+                place: place.to_owned(),
+                error: Box::new(error),
+            },
+        }
+    }
 }
 
 /// A whole configuration as it is pushed, and the state that it came from.

@@ -11,10 +11,13 @@ use forebay_proto::{Position, limits};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::{Answer, Published, State, Write, WriteError};
+use super::{Answer, Command, Published, State, Write, WriteError};
 use crate::{
     metrics::Metrics,
-    store::{Change, Op, Store, StoreError},
+    store::{
+        Change, Store, StoreError,
+        history::{Entry, EntryKind, History, LogRecord, Past},
+    },
     trace_context,
 };
 
@@ -35,6 +38,7 @@ pub(crate) struct RegistryHandle {
     jobs: mpsc::Sender<Job>,
     published: watch::Receiver<Arc<Published>>,
     trouble: watch::Receiver<Option<String>>,
+    history: Arc<dyn History>,
 }
 
 impl RegistryHandle {
@@ -58,6 +62,11 @@ impl RegistryHandle {
     /// What is wrong with the store, as it changes; closed when the writer is gone.
     pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.clone()
+    }
+
+    /// Where the history is read.
+    pub(super) fn history(&self) -> Arc<dyn History> {
+        self.history.clone()
     }
 
     /// What is in force.
@@ -106,18 +115,32 @@ fn prepare<S: Store>(
     mut store: S,
     metrics: Arc<Metrics>,
 ) -> Result<(RegistryHandle, Writer<S>, mpsc::Receiver<Job>), String> {
-    let state = store
-        .load()
-        .map(State::new)
-        .map_err(|error| error.to_string())?;
-    let state = Arc::new(state);
-    let first = publish(&state, String::new())?;
+    let unloaded = |error: StoreError| error.to_string();
+    let mut state = store.load().map(State::new).map_err(unloaded)?;
+    let mut past = store.past().map_err(unloaded)?;
+    let mut first = publish(&Arc::new(state.clone()), String::new())?;
+    // A number stands for one content, and workers hold what another version made of it.
+    if past
+        .digest()
+        .is_some_and(|known| known != first.position.digest)
+    {
+        let change = upgrade(&state, &mut past, SystemTime::now())?;
+        store
+            .commit(std::slice::from_ref(&change))
+            .map_err(unloaded)?;
+        state.apply(change);
+        first = publish(&Arc::new(state), String::new())?;
+    }
+    let state = first.state.clone();
     let (published, watching) = watch::channel(Arc::new(first));
     let (trouble, troubled) = watch::channel(None);
     let (jobs, waiting) = mpsc::channel(WAITING);
+    let history = store.history();
+    metrics.history(past.size());
     let writer = Writer {
         store,
         state,
+        past,
         published,
         trouble,
         metrics,
@@ -127,6 +150,7 @@ fn prepare<S: Store>(
         jobs,
         published: watching,
         trouble: troubled,
+        history,
     };
     Ok((handle, writer, waiting))
 }
@@ -134,6 +158,7 @@ fn prepare<S: Store>(
 struct Writer<S> {
     store: S,
     state: Arc<State>,
+    past: Past,
     published: watch::Sender<Arc<Published>>,
     trouble: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
@@ -147,15 +172,23 @@ impl<S: Store> Writer<S> {
         }
     }
 
-    /// The first and those that wait behind it.
+    /// The first and those that wait behind it. A rollback is by itself: what it goes back from must be on disk.
     fn serve_group(&mut self, first: Job, waiting: &mut mpsc::Receiver<Job>) {
+        let alone = |job: &Job| matches!(job.write.command, Command::Rollback { .. });
         let mut group = vec![first];
+        let mut last = None;
         while group.len() < GROUP
+            && !group.first().is_some_and(alone)
             && let Ok(job) = waiting.try_recv()
         {
+            if alone(&job) {
+                last = Some(job);
+                break;
+            }
             group.push(job);
         }
         self.serve(group);
+        last.into_iter().for_each(|job| self.serve(vec![job]));
     }
 
     fn serve(&mut self, group: Vec<Job>) {
@@ -164,15 +197,16 @@ impl<S: Store> Writer<S> {
             return refuse_all(group, &error);
         }
         let now = SystemTime::now();
+        let history = self.store.history();
         let mut next = State::clone(&self.state);
         let mut changes = Vec::new();
         let mut spans = Vec::new();
         let mut answers = Vec::with_capacity(group.len());
         for job in group {
-            let planned = job.span.in_scope(|| next.plan(&job.write, now));
+            let planned = job.span.in_scope(|| next.plan(&job.write, now, &*history));
             let answer = planned.map(|planned| {
                 if let Some(change) = planned.change {
-                    let revision = change.revision();
+                    let revision = change.revision;
                     spans.push(tracing::info_span!(parent: &job.span, "commit", %revision));
                     next.apply(change.clone());
                     changes.push(change);
@@ -181,7 +215,7 @@ impl<S: Store> Writer<S> {
             });
             answers.push((job.answer, answer));
         }
-        if let Err(error) = self.commit(Arc::new(next), &changes, &spans) {
+        if let Err(error) = self.commit(Arc::new(next), changes, &spans) {
             for (answer, _) in answers {
                 drop(answer.send(Err(error.clone())));
             }
@@ -198,7 +232,7 @@ impl<S: Store> Writer<S> {
     fn commit(
         &mut self,
         next: Arc<State>,
-        changes: &[Change],
+        mut changes: Vec<Change>,
         spans: &[Span],
     ) -> Result<(), WriteError> {
         let Some(last) = spans.last() else {
@@ -207,8 +241,9 @@ impl<S: Store> Writer<S> {
         // Before the commit: what cannot be published must not become durable.
         let published = publish(&next, trace_context::to_text(last));
         let published = published.map_err(StoreError::NotCommitted)?;
+        let past = complete(&mut changes, &self.past, &published);
         let timer = self.metrics.commit_seconds.start_timer();
-        let committed = self.store.commit(changes);
+        let committed = self.store.commit(&changes);
         timer.observe_duration();
         if let Err(error) = committed {
             self.must_reload = matches!(error, StoreError::Unknown(_));
@@ -217,14 +252,22 @@ impl<S: Store> Writer<S> {
             return Err(error.into());
         }
         self.state = next;
+        self.metrics.history(past.size());
+        self.past = past;
         self.trouble
             .send_if_modified(|trouble| trouble.take().is_some());
         if published.position != self.published.borrow().position {
             self.published.send_replace(Arc::new(published));
         }
-        for change in changes.iter().filter(|c| c.op != Op::Remember) {
-            let (method, target) = (&change.log.method, &change.log.target);
-            tracing::info!(method, target, revision = %change.revision(), "write committed");
+        for Entry { log, .. } in changes.iter().filter_map(|change| change.entry.as_ref()) {
+            let LogRecord { method, origin, .. } = log;
+            let (targets, more) = (
+                log.targets.join(","),
+                log.edits as usize - log.targets.len(),
+            );
+            let (author, reason) = (&origin.author, &origin.reason);
+            let revision = log.revision;
+            tracing::info!(method, targets, more, %revision, author, reason, "write committed");
         }
         Ok(())
     }
@@ -235,15 +278,59 @@ impl<S: Store> Writer<S> {
             return Ok(());
         }
         let state = Arc::new(State::new(self.store.load()?));
+        let past = self.store.past()?;
         let published = publish(&state, String::new()).map_err(StoreError::NotCommitted)?;
         if state.revision() != self.state.revision() {
             self.published.send_replace(Arc::new(published));
         }
         self.state = state;
+        self.past = past;
         self.trouble.send_replace(None);
         self.must_reload = false;
         Ok(())
     }
+}
+
+/// Fills in what is known when all of a commit is: what it is published as, and what goes to make room.
+fn complete(changes: &mut [Change], past: &Past, published: &Published) -> Past {
+    let mut past = past.clone();
+    let entries = changes
+        .iter_mut()
+        .filter_map(|change| change.entry.as_mut());
+    if let Some(newest) = entries.last() {
+        newest.log.digest = Some(published.position.digest);
+    }
+    for entry in changes
+        .iter_mut()
+        .filter_map(|change| change.entry.as_mut())
+    {
+        entry.forget = past.add(&entry.log, entry.kind);
+    }
+    past
+}
+
+/// The same content under the next number, because this version makes another configuration of it.
+fn upgrade(state: &State, past: &mut Past, now: SystemTime) -> Result<Change, String> {
+    let revision = state.revision().next();
+    let mut log = LogRecord::of(&[], revision, now);
+    log.method = "Upgrade".to_owned();
+    log.origin.reason = "this version fills in what is inherited differently".to_owned();
+    let mut change = Change {
+        revision,
+        entry: Some(Entry {
+            log,
+            edits: Vec::new(),
+            kind: EntryKind::Undoable,
+            forget: Vec::new(),
+        }),
+        idem: None,
+        forget_idem: Vec::new(),
+    };
+    let mut next = state.clone();
+    next.apply(change.clone());
+    let published = publish(&Arc::new(next), String::new())?;
+    *past = complete(std::slice::from_mut(&mut change), past, &published);
+    Ok(change)
 }
 
 fn refuse_all(group: Vec<Job>, error: &StoreError) {
@@ -252,7 +339,7 @@ fn refuse_all(group: Vec<Job>, error: &StoreError) {
     }
 }
 
-fn publish(state: &Arc<State>, traceparent: String) -> Result<Published, String> {
+pub(super) fn publish(state: &Arc<State>, traceparent: String) -> Result<Published, String> {
     let config = state
         .config()
         .map_err(|violations| violations.to_string())?;

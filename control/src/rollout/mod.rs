@@ -175,10 +175,8 @@ impl<P: Past> Conductor<P> {
     /// Nothing else is heard meanwhile: the machine wants the answer first.
     async fn take_back(&self, reason: &str) -> Event {
         tracing::error!(reason, "revision taken back");
-        let Some(stable) = self.target(self.machine.stable()) else {
-            return Event::NotReturned;
-        };
-        let writing = self.parts.past.return_to(&stable.published, reason);
+        let stable = self.machine.stable().revision;
+        let writing = self.parts.past.return_to(stable, reason);
         let written = timeout(RETURN_WITHIN, writing).await;
         let written = written.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         match written {

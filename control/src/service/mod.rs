@@ -1,8 +1,11 @@
 //! The gRPC services: between wire requests and the registry, the fleet and the sessions.
 
+mod batch;
 mod fleet;
 mod models;
+mod origin;
 mod page;
+mod revisions;
 mod settings;
 mod status;
 mod sync;
@@ -17,13 +20,14 @@ use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 pub(crate) use self::{
-    fleet::FleetService, models::ModelsService, settings::SettingsService, sync::SyncService,
-    watch::Watchers,
+    fleet::FleetService, models::ModelsService, revisions::RevisionsService,
+    settings::SettingsService, sync::SyncService, watch::Watchers,
 };
 use crate::{
     exporter::StoreStatus,
     metrics::Metrics,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
+    store::history::Origin,
     trace_context,
 };
 
@@ -60,10 +64,26 @@ impl Context {
         result.map(Response::new)
     }
 
+    /// The same for a call that writes: who does, and why, is told with it.
+    async fn call_write<I, O>(
+        &self,
+        method: &'static str,
+        request: Request<I>,
+        serve: impl AsyncFnOnce(I, Origin) -> Result<O, Status>,
+    ) -> Result<Response<O>, Status> {
+        let origin = origin::of(request.metadata(), request.remote_addr());
+        let serve = async |asked| match origin {
+            Ok(origin) => serve(asked, origin).await,
+            Err(violations) => Err(status::violated(&violations)),
+        };
+        self.call(method, request, serve).await
+    }
+
     /// Makes a write.
     async fn write(
         &self,
         command: Command,
+        origin: Origin,
         request_id: &str,
         fingerprint: &impl Message,
         validate_only: bool,
@@ -74,6 +94,7 @@ impl Context {
             command,
             request_id,
             validate_only,
+            origin,
         };
         if let Err(bad_id) = check_request_id(request_id) {
             // Asked as a dry run, so that every bad field is told at once.

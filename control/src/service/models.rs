@@ -1,15 +1,17 @@
 //! `ModelRegistry`.
 
-use forebay_proto::wire::{self, model_registry_server::ModelRegistry};
+use forebay_proto::{
+    Revision,
+    wire::{self, model_registry_server::ModelRegistry},
+};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    Context, mismatched,
+    Context, batch, mismatched,
     page::{self, Page},
-    paths,
     status::{self, Reason},
 };
-use crate::registry::{Answer, Command};
+use crate::registry::{Answer, Command, difference};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -21,7 +23,7 @@ impl ModelRegistry for ModelsService {
         &self,
         request: Request<wire::CreateModelRequest>,
     ) -> Result<Response<wire::Model>, Status> {
-        let serve = async |request: wire::CreateModelRequest| {
+        let serve = async |request: wire::CreateModelRequest, origin| {
             let wire::CreateModelRequest {
                 model,
                 request_id,
@@ -34,11 +36,11 @@ impl ModelRegistry for ModelsService {
             };
             model_of(
                 self.0
-                    .write(command, &request_id, &unnamed, validate_only)
+                    .write(command, origin, &request_id, &unnamed, validate_only)
                     .await?,
             )
         };
-        self.0.call("CreateModel", request, serve).await
+        self.0.call_write("CreateModel", request, serve).await
     }
 
     async fn get_model(
@@ -64,13 +66,19 @@ impl ModelRegistry for ModelsService {
         let serve = async |request: wire::ListModelsRequest| {
             let page = Page::read(request.page_size, &request.page_token);
             let page = page.map_err(|violations| status::violated(&violations))?;
-            let published = self.0.registry.published();
-            let (models, more) = published.state.page(page.after.as_deref(), page.size);
+            let state = match request.at_revision {
+                0 => self.0.registry.published().state.clone(),
+                revision => {
+                    let state = self.0.registry.at(Revision::new(revision)).await;
+                    state.map_err(status::of_past)?
+                }
+            };
+            let (models, more) = state.page(page.after.as_deref(), page.size);
             let last = models
                 .last()
                 .filter(|_| more)
                 .map(|model| page::token(&model.id));
-            let revision = published.position.revision.get();
+            let revision = state.revision().get();
             let next_page_token = last.unwrap_or_default();
             Ok(wire::ListModelsResponse {
                 models,
@@ -85,49 +93,77 @@ impl ModelRegistry for ModelsService {
         &self,
         request: Request<wire::UpdateModelRequest>,
     ) -> Result<Response<wire::Model>, Status> {
-        let serve = async |request: wire::UpdateModelRequest| {
-            let command = Command::Update {
-                model: request.model.clone().unwrap_or_default(),
-                mask: paths(request.update_mask.as_ref()),
-                allow_missing: request.allow_missing,
-            };
+        let serve = async |request: wire::UpdateModelRequest, origin| {
+            let command = batch::update(&request);
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::UpdateModelRequest {
                 request_id: String::new(),
                 ..request
             };
-            model_of(self.0.write(command, &request_id, &unnamed, trial).await?)
+            model_of(
+                self.0
+                    .write(command, origin, &request_id, &unnamed, trial)
+                    .await?,
+            )
         };
-        self.0.call("UpdateModel", request, serve).await
+        self.0.call_write("UpdateModel", request, serve).await
     }
 
     async fn delete_model(
         &self,
         request: Request<wire::DeleteModelRequest>,
     ) -> Result<Response<wire::DeleteModelResponse>, Status> {
-        let serve = async |request: wire::DeleteModelRequest| {
-            let command = Command::Delete {
-                id: request.id.clone(),
-                etag: request.etag.clone(),
-                allow_missing: request.allow_missing,
-            };
+        let serve = async |request: wire::DeleteModelRequest, origin| {
+            let command = batch::delete(&request);
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::DeleteModelRequest {
                 request_id: String::new(),
                 ..request
             };
-            match self.0.write(command, &request_id, &unnamed, trial).await? {
+            match self
+                .0
+                .write(command, origin, &request_id, &unnamed, trial)
+                .await?
+            {
                 Answer::Deleted(revision) => Ok(wire::DeleteModelResponse { revision }),
-                Answer::Model(_) | Answer::Settings(_) => Err(mismatched()),
+                _ => Err(mismatched()),
             }
         };
-        self.0.call("DeleteModel", request, serve).await
+        self.0.call_write("DeleteModel", request, serve).await
+    }
+
+    async fn batch_update_models(
+        &self,
+        request: Request<wire::BatchUpdateModelsRequest>,
+    ) -> Result<Response<wire::BatchUpdateModelsResponse>, Status> {
+        let serve = async |request: wire::BatchUpdateModelsRequest, origin| {
+            let items = batch::commands(&request.items);
+            let items = items.map_err(|violations| status::violated(&violations))?;
+            let command = Command::Batch(items);
+            let (request_id, trial) = (request.request_id.clone(), request.validate_only);
+            let unnamed = wire::BatchUpdateModelsRequest {
+                request_id: String::new(),
+                ..request
+            };
+            let answer = self
+                .0
+                .write(command, origin, &request_id, &unnamed, trial)
+                .await?;
+            match answer {
+                Answer::Batch(answer, edits) => Ok(wire::BatchUpdateModelsResponse {
+                    changes: difference::told(&edits),
+                    ..*answer
+                }),
+                _ => Err(mismatched()),
+            }
+        };
+        self.0.call_write("BatchUpdateModels", request, serve).await
     }
 }
 
 fn model_of(answer: Answer) -> Result<wire::Model, Status> {
     match answer {
         Answer::Model(model) => Ok(*model),
-        Answer::Settings(_) | Answer::Deleted(_) => Err(mismatched()),
+        _ => Err(mismatched()),
     }
 }

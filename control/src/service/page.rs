@@ -1,11 +1,15 @@
 //! Pages of lists: their size, and where the next one begins.
 
 use forebay_proto::{Violations, limits};
+use tonic::Status;
+
+use super::status;
 
 /// Entries of a page unless asked otherwise.
 const USUAL: usize = 50;
 /// Most entries of a page.
 const MOST: usize = 1_000;
+const BAD_TOKEN: &str = "is not one of ours; use the next_page_token of the answer before";
 
 /// Which page is asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,8 +35,7 @@ impl Page {
         };
         let after = read_token(token);
         if after.is_none() && !token.is_empty() {
-            let message = "is not one of ours; use the next_page_token of the answer before";
-            violations.add("page_token", message);
+            violations.add("page_token", BAD_TOKEN);
         }
         violations.finish(Some(Self { size, after }))
     }
@@ -42,6 +45,13 @@ impl Page {
 /// own.
 pub(super) fn token(last: &str) -> String {
     last.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A token that is well-formed, and of another list.
+pub(super) fn bad_token() -> Status {
+    let mut violations = Violations::new();
+    violations.add("page_token", BAD_TOKEN);
+    status::violated(&violations)
 }
 
 fn read_token(token: &str) -> Option<String> {

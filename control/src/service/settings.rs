@@ -24,7 +24,7 @@ impl PoolSettings for SettingsService {
         &self,
         request: Request<wire::UpdatePoolSettingsRequest>,
     ) -> Result<Response<wire::PoolDefaults>, Status> {
-        let serve = async |request: wire::UpdatePoolSettingsRequest| {
+        let serve = async |request: wire::UpdatePoolSettingsRequest, origin| {
             let command = Command::UpdateSettings {
                 settings: request.settings.clone().unwrap_or_default(),
                 mask: paths(request.update_mask.as_ref()),
@@ -34,11 +34,17 @@ impl PoolSettings for SettingsService {
                 request_id: String::new(),
                 ..request
             };
-            match self.0.write(command, &request_id, &unnamed, trial).await? {
+            let answer = self
+                .0
+                .write(command, origin, &request_id, &unnamed, trial)
+                .await?;
+            match answer {
                 Answer::Settings(settings) => Ok(*settings),
-                Answer::Model(_) | Answer::Deleted(_) => Err(mismatched()),
+                _ => Err(mismatched()),
             }
         };
-        self.0.call("UpdatePoolSettings", request, serve).await
+        self.0
+            .call_write("UpdatePoolSettings", request, serve)
+            .await
     }
 }

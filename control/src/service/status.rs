@@ -7,7 +7,10 @@ use forebay_proto::Violations;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{registry::WriteError, store::StoreError};
+use crate::{
+    registry::{PastError, WriteError},
+    store::StoreError,
+};
 
 /// Longest field path and message of one violation that are told, in characters.
 const FIELD_CHARS: usize = 200;
@@ -33,6 +36,9 @@ pub(super) enum Reason {
     CommitUnknown,
     Stopping,
     RevisionNotReached,
+    RevisionForgotten,
+    RevisionMoved,
+    HistoryUnreadable,
 }
 
 impl Reason {
@@ -50,6 +56,9 @@ impl Reason {
             Self::CommitUnknown => "COMMIT_UNKNOWN",
             Self::Stopping => "STOPPING",
             Self::RevisionNotReached => "REVISION_NOT_REACHED",
+            Self::RevisionForgotten => "REVISION_FORGOTTEN",
+            Self::RevisionMoved => "REVISION_MOVED",
+            Self::HistoryUnreadable => "HISTORY_UNREADABLE",
         }
     }
 }
@@ -57,7 +66,7 @@ impl Reason {
 /// A refused write.
 pub(super) fn of(error: WriteError) -> Status {
     let message = error.to_string();
-    let (code, reason) = match &error {
+    match &error {
         WriteError::Invalid(violations) => return violated(violations),
         WriteError::AlreadyExists { field, .. } => {
             let mut details = info(Reason::NameTaken, &[("field", field)]);
@@ -69,15 +78,42 @@ pub(super) fn of(error: WriteError) -> Status {
             details.add_bad_request_violation("request_id", &message);
             return Status::with_error_details(Code::InvalidArgument, message, details);
         }
+        _ => {}
+    }
+    let (code, reason) = kind(&error);
+    with_reason(code, reason, message)
+}
+
+fn kind(error: &WriteError) -> (Code, Reason) {
+    match error {
+        WriteError::Invalid(_) => (Code::InvalidArgument, Reason::InvalidArgument),
+        WriteError::AlreadyExists { .. } => (Code::AlreadyExists, Reason::NameTaken),
+        WriteError::RequestIdReused(_) => (Code::InvalidArgument, Reason::RequestIdReused),
         WriteError::NotFound(_) => (Code::NotFound, Reason::ModelNotFound),
         WriteError::EtagMismatch { .. } => (Code::Aborted, Reason::EtagMismatch),
+        WriteError::Moved { .. } => (Code::Aborted, Reason::RevisionMoved),
         WriteError::LimitReached(_) => (Code::ResourceExhausted, Reason::LimitReached),
         WriteError::Busy => (Code::ResourceExhausted, Reason::Busy),
         WriteError::Store(StoreError::NotCommitted(_)) => (Code::Unavailable, Reason::NotCommitted),
         WriteError::Store(StoreError::Unknown(_)) => (Code::Unavailable, Reason::CommitUnknown),
         WriteError::Stopping => (Code::Unavailable, Reason::Stopping),
-    };
-    with_reason(code, reason, message)
+        WriteError::Past(error) => past_kind(error),
+        WriteError::Item { error, .. } => kind(error),
+    }
+}
+
+fn past_kind(error: &PastError) -> (Code, Reason) {
+    match error {
+        PastError::NotReached { .. } => (Code::FailedPrecondition, Reason::RevisionNotReached),
+        PastError::Forgotten { .. } => (Code::FailedPrecondition, Reason::RevisionForgotten),
+        PastError::Unreadable(_) => (Code::Unavailable, Reason::HistoryUnreadable),
+    }
+}
+
+/// A past that cannot be had.
+pub(super) fn of_past(error: PastError) -> Status {
+    let (code, reason) = past_kind(&error);
+    with_reason(code, reason, error.to_string())
 }
 
 /// A code with its reason.

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
 use parking_lot::Mutex;
 
-use super::{Change, IdemRecord, ModelRecord, Op, SettingsRecord, Store, StoreError, Stored};
+use super::{
+    Change, IdemRecord, ModelRecord, SettingsRecord, Store, StoreError, Stored,
+    history::{Edit, Edits, Entry, EntryKind, History, Kept, LogRecord, Past, Unreadable},
+};
 
 /// What the next commit does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,13 +29,25 @@ pub(crate) struct MemoryStore {
     settings: SettingsRecord,
     models: BTreeMap<ModelId, ModelRecord>,
     idem: BTreeMap<String, IdemRecord>,
+    entries: Arc<Mutex<Entries>>,
     pub(crate) next: Arc<Mutex<Next>>,
+}
+
+#[derive(Debug)]
+struct Entries {
+    earliest: Revision,
+    kept: BTreeMap<Revision, (LogRecord, Vec<Edit>)>,
 }
 
 impl MemoryStore {
     pub(crate) fn new(epoch: Epoch, settings: PoolSettings) -> Self {
         let revision = Revision::new(1);
         let updated = std::time::UNIX_EPOCH;
+        let log = LogRecord::of_store("Create", revision, updated);
+        let entries = Entries {
+            earliest: revision,
+            kept: BTreeMap::from([(revision, (log, Vec::new()))]),
+        };
         Self {
             epoch,
             revision,
@@ -43,6 +58,7 @@ impl MemoryStore {
             },
             models: BTreeMap::new(),
             idem: BTreeMap::new(),
+            entries: Arc::new(Mutex::new(entries)),
             next: Arc::default(),
         }
     }
@@ -55,15 +71,9 @@ impl MemoryStore {
     }
 
     fn write(&mut self, change: &Change) {
-        match &change.op {
-            Op::Remember => {}
-            Op::PutModel(record) => {
-                self.models.insert(record.spec.id().clone(), record.clone());
-            }
-            Op::DeleteModel(id) => {
-                self.models.remove(id);
-            }
-            Op::PutSettings(record) => self.settings = record.clone(),
+        if let Some(entry) = &change.entry {
+            self.write_entry(entry);
+            self.revision = change.revision;
         }
         for request_id in &change.forget_idem {
             self.idem.remove(request_id);
@@ -71,7 +81,75 @@ impl MemoryStore {
         if let Some(record) = &change.idem {
             self.idem.insert(record.request_id.clone(), record.clone());
         }
-        self.revision = change.revision();
+    }
+
+    fn write_entry(&mut self, entry: &Entry) {
+        for edit in &entry.edits {
+            match edit {
+                Edit::Settings { after, .. } => self.settings = SettingsRecord::clone(after),
+                Edit::Model {
+                    id,
+                    after: Some(record),
+                    ..
+                } => drop(self.models.insert(id.clone(), ModelRecord::clone(record))),
+                Edit::Model {
+                    id, after: None, ..
+                } => drop(self.models.remove(id)),
+            }
+        }
+        let mut entries = self.entries.lock();
+        let edits = match entry.kind {
+            EntryKind::Undoable => entry.edits.clone(),
+            EntryKind::Beginning => {
+                entries.earliest = entry.log.revision;
+                Vec::new()
+            }
+        };
+        entries
+            .kept
+            .insert(entry.log.revision, (entry.log.clone(), edits));
+        for old in &entry.forget {
+            entries.kept.remove(&old.revision);
+            entries.earliest = entries.earliest.max(old.revision);
+        }
+    }
+}
+
+/// Reads what the store has.
+#[derive(Debug)]
+struct MemoryHistory(Arc<Mutex<Entries>>);
+
+impl History for MemoryHistory {
+    fn earliest(&self) -> Result<Revision, Unreadable> {
+        Ok(self.0.lock().earliest)
+    }
+
+    fn entry(&self, revision: Revision) -> Result<Option<LogRecord>, Unreadable> {
+        let entries = self.0.lock();
+        Ok(entries.kept.get(&revision).map(|(log, _)| log.clone()))
+    }
+
+    fn entries(&self, from: Revision, most: usize) -> Result<Vec<LogRecord>, Unreadable> {
+        let entries = self.0.lock();
+        let newest_first = entries.kept.range(..=from).rev();
+        Ok(newest_first
+            .take(most)
+            .map(|(_, (log, _))| log.clone())
+            .collect())
+    }
+
+    fn edits(&self, after: Revision, to: Revision) -> Edits<'_> {
+        if after >= to {
+            return Box::new(std::iter::empty());
+        }
+        let entries = self.0.lock();
+        let entries = entries.kept.range(after.next()..=to);
+        let edits: Vec<_> = entries
+            .flat_map(|(revision, (_, edits))| {
+                edits.iter().map(|edit| Ok((*revision, edit.clone())))
+            })
+            .collect();
+        Box::new(edits.into_iter())
     }
 }
 
@@ -86,6 +164,22 @@ impl Store for MemoryStore {
             models: self.models.values().cloned().collect(),
             idem,
         })
+    }
+
+    fn past(&mut self) -> Result<Past, StoreError> {
+        let entries = self.entries.lock();
+        let logs = entries.kept.values().map(|(log, _)| log);
+        let kept = logs.clone().map(|log| Kept {
+            revision: log.revision,
+            edits: log.edits,
+            bytes: log.bytes,
+        });
+        let digest = logs.clone().next_back().and_then(|log| log.digest);
+        Ok(Past::new(entries.earliest, kept, digest))
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        Arc::new(MemoryHistory(self.entries.clone()))
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {

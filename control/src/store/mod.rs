@@ -6,6 +6,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod export;
+pub(crate) mod history;
 pub(crate) mod offline;
 mod records;
 pub(crate) mod recover;
@@ -18,10 +19,11 @@ pub(crate) mod memory;
 #[cfg(test)]
 mod suite;
 
-use std::{io, path::PathBuf, str::FromStr, time::SystemTime};
+use std::{io, path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
 
-use forebay_proto::{Epoch, ModelId, ModelSpec, PoolSettings, Revision};
+use forebay_proto::{Epoch, ModelSpec, PoolSettings, Revision};
 
+use self::history::{Entry, History, Past};
 pub(crate) use self::sled::SledStore;
 pub use self::{
     export::{ExportError, ExportHeader},
@@ -86,16 +88,6 @@ pub(crate) struct IdemRecord {
     pub(crate) answer: Vec<u8>,
 }
 
-/// One line of history.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LogRecord {
-    pub(crate) revision: Revision,
-    pub(crate) time: SystemTime,
-    pub(crate) method: String,
-    pub(crate) target: String,
-    pub(crate) request_id: String,
-}
-
 /// Everything that a store holds, as the registry needs it at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stored {
@@ -107,32 +99,15 @@ pub(crate) struct Stored {
     pub(crate) idem: Vec<IdemRecord>,
 }
 
-/// What happens to a resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Op {
-    /// Nothing, but the answer is kept: the revision stays what it is.
-    Remember,
-    PutModel(ModelRecord),
-    DeleteModel(ModelId),
-    PutSettings(SettingsRecord),
-}
-
-/// One revision.
+/// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
-    pub(crate) op: Op,
-    pub(crate) log: LogRecord,
+    pub(crate) revision: Revision,
+    /// The revision that it makes; nothing when only the answer is kept, and the revision stays what it is.
+    pub(crate) entry: Option<Entry>,
     pub(crate) idem: Option<IdemRecord>,
     /// Request ids to forget.
     pub(crate) forget_idem: Vec<String>,
-    /// The line of history to forget.
-    pub(crate) forget_log: Option<Revision>,
-}
-
-impl Change {
-    pub(crate) fn revision(&self) -> Revision {
-        self.log.revision
-    }
 }
 
 /// Why a commit failed.
@@ -207,7 +182,13 @@ pub(crate) trait Store: Send + 'static {
     /// Everything that was committed.
     fn load(&mut self) -> Result<Stored, StoreError>;
 
-    /// Makes these changes durable, all or none. Their revisions follow one another, but for
-    /// [`Op::Remember`], which has that of the change before it.
+    /// What is known of the history without reading it.
+    fn past(&mut self) -> Result<Past, StoreError>;
+
+    /// Where the history is read, by anybody.
+    fn history(&self) -> Arc<dyn History>;
+
+    /// Makes these changes durable, all or none. Their revisions follow one another, but for those that only keep
+    /// an answer, which have that of the change before them.
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
 }

@@ -3,10 +3,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use forebay_proto::{ModelSpec, PoolSettings, Revision, convert::timestamp_to_wire, wire};
+use forebay_proto::{Digest, ModelSpec, PoolSettings, Revision, convert::timestamp_to_wire, wire};
 use prost::Message;
 
-use super::{IdemRecord, LogRecord, ModelRecord, SettingsRecord};
+use super::{
+    IdemRecord, ModelRecord, SettingsRecord,
+    history::{Edit, LogRecord, Origin},
+};
 
 #[derive(Clone, PartialEq, Message)]
 struct IdemMessage {
@@ -20,16 +23,29 @@ struct IdemMessage {
     answer: Vec<u8>,
 }
 
+/// Up to `request_id` it is what store format 1 had, with one target.
 #[derive(Clone, PartialEq, Message)]
 struct LogMessage {
     #[prost(message, optional, tag = "1")]
     time: Option<prost_types::Timestamp>,
     #[prost(string, tag = "2")]
     method: String,
-    #[prost(string, tag = "3")]
-    target: String,
+    #[prost(string, repeated, tag = "3")]
+    targets: Vec<String>,
     #[prost(string, tag = "4")]
     request_id: String,
+    #[prost(string, tag = "5")]
+    author: String,
+    #[prost(string, tag = "6")]
+    reason: String,
+    #[prost(bytes = "vec", tag = "7")]
+    digest: Vec<u8>,
+    #[prost(uint64, tag = "8")]
+    rolled_back_to: u64,
+    #[prost(uint32, tag = "9")]
+    edits: u32,
+    #[prost(uint64, tag = "10")]
+    bytes: u64,
 }
 
 pub(super) fn encode_model(record: &ModelRecord) -> Vec<u8> {
@@ -95,10 +111,67 @@ pub(super) fn encode_log(record: &LogRecord) -> Vec<u8> {
     let message = LogMessage {
         time: Some(timestamp_to_wire(record.time)),
         method: record.method.clone(),
-        target: record.target.clone(),
+        targets: record.targets.clone(),
         request_id: record.request_id.clone(),
+        author: record.origin.author.clone(),
+        reason: record.origin.reason.clone(),
+        digest: record
+            .digest
+            .map(|digest| digest.as_bytes().to_vec())
+            .unwrap_or_default(),
+        rolled_back_to: record.rolled_back_to.map_or(0, Revision::get),
+        edits: record.edits,
+        bytes: record.bytes,
     };
     message.encode_to_vec()
+}
+
+pub(super) fn decode_log(revision: Revision, bytes: &[u8]) -> Result<LogRecord, String> {
+    let message = LogMessage::decode(bytes).map_err(|error| error.to_string())?;
+    let digest = match message.digest.as_slice() {
+        [] => None,
+        bytes => Some(Digest::from_slice(bytes).map_err(|error| error.to_string())?),
+    };
+    Ok(LogRecord {
+        revision,
+        time: time(message.time),
+        method: message.method,
+        targets: message.targets,
+        request_id: message.request_id,
+        origin: Origin {
+            author: message.author,
+            reason: message.reason,
+        },
+        digest,
+        rolled_back_to: Some(message.rolled_back_to)
+            .filter(|revision| *revision != 0)
+            .map(Revision::new),
+        edits: message.edits,
+        bytes: message.bytes,
+    })
+}
+
+/// Bytes that an edit takes in the history.
+pub(super) fn edit_len(edit: &Edit) -> u64 {
+    let (name, before, after) = edit_parts(edit);
+    let length = |part: Option<Vec<u8>>| part.map_or(0, |bytes| bytes.len());
+    (name.len() + length(before) + length(after)) as u64
+}
+
+/// Name, before and after, as they are written. The settings have no name.
+pub(super) fn edit_parts(edit: &Edit) -> (Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>) {
+    match edit {
+        Edit::Settings { before, after } => (
+            Vec::new(),
+            before.as_deref().map(encode_settings),
+            Some(encode_settings(after)),
+        ),
+        Edit::Model { id, before, after } => (
+            id.as_str().as_bytes().to_vec(),
+            before.as_deref().map(encode_model),
+            after.as_deref().map(encode_model),
+        ),
+    }
 }
 
 fn time(wire: Option<prost_types::Timestamp>) -> SystemTime {

@@ -26,8 +26,9 @@ use std::{
 use forebay_proto::{PoolSettings, Revision};
 
 use super::{
-    Change, ExportError, ExportHeader, LogRecord, Op, OpenError, SledStore, Store, StoreError,
-    Stored, crash, export,
+    Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
+    export,
+    history::{Edit, Entry, EntryKind, History, LogRecord, Past},
     sled::{MARKER, read_marker, sleep, write_marker},
 };
 
@@ -104,6 +105,14 @@ pub(crate) type DirLock = Arc<File>;
 impl Store for LockedStore {
     fn load(&mut self) -> Result<Stored, StoreError> {
         self.store.load()
+    }
+
+    fn past(&mut self) -> Result<Past, StoreError> {
+        self.store.past()
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        self.store.history()
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
@@ -335,25 +344,35 @@ fn newest_export(dir: &Path) -> Result<(ExportHeader, Stored), String> {
 /// Builds a store in an empty directory: what is stored, under a new epoch, one revision later.
 pub(super) fn build(dir: &Path, stored: &Stored) -> Result<(), OpenError> {
     let mut store = SledStore::open(dir, &stored.settings.settings)?;
-    let log = LogRecord {
-        revision: stored.revision.next(),
-        time: SystemTime::now(),
-        method: "Recover".to_owned(),
-        target: format!("revision {} of {}", stored.revision, stored.epoch),
-        request_id: String::new(),
-    };
-    let change = |op, idem| Change {
-        op,
-        log: log.clone(),
+    let mut log = LogRecord::of_store("Recover", stored.revision.next(), SystemTime::now());
+    log.origin.reason = format!(
+        "built from revision {} of {}",
+        stored.revision, stored.epoch
+    );
+    let change = |edit: Option<Edit>, idem| Change {
+        revision: log.revision,
+        entry: edit.map(|edit| Entry {
+            log: log.clone(),
+            edits: vec![edit],
+            kind: EntryKind::Beginning,
+            forget: Vec::new(),
+        }),
         idem,
         forget_idem: Vec::new(),
-        forget_log: None,
     };
-    let models = stored.models.iter().cloned().map(Op::PutModel);
-    let settings = std::iter::once(Op::PutSettings(stored.settings.clone()));
+    let settings = Edit::Settings {
+        before: None,
+        after: Arc::new(stored.settings.clone()),
+    };
+    let models = stored.models.iter().map(|record| Edit::Model {
+        id: record.spec.id().clone(),
+        before: None,
+        after: Some(Arc::new(record.clone())),
+    });
     let answers = stored.idem.iter().cloned();
-    let changes: Vec<_> = (settings.chain(models).map(|op| change(op, None)))
-        .chain(answers.map(|answer| change(Op::Remember, Some(answer))))
+    let edits = std::iter::once(settings).chain(models);
+    let changes: Vec<_> = (edits.map(|edit| change(Some(edit), None)))
+        .chain(answers.map(|answer| change(None, Some(answer))))
         .collect();
     for group in changes.chunks(GROUP) {
         store.commit(group).map_err(|error| OpenError::Damaged {

@@ -15,10 +15,7 @@ use forebay_proto::{PoolSettings, Revision};
 use tokio::time::Instant;
 
 use super::{LockedStore, OpenError, Recovered, Recovery, crash, export, open};
-use crate::store::{
-    IdemRecord, Op, Store as _, Stored, offline,
-    suite::{change, put},
-};
+use crate::store::{Change, IdemRecord, Store as _, Stored, offline, suite::put};
 
 const LIMIT: Duration = Duration::from_secs(5);
 /// The test that is a child's part.
@@ -44,8 +41,12 @@ fn exported(dir: &Path, models: u64) -> Stored {
         expires: SystemTime::UNIX_EPOCH + Duration::from_secs(9),
         answer: vec![2],
     };
-    let mut remember = change(Op::Remember, Revision::new(models + 1));
-    remember.idem = Some(answer);
+    let remember = Change {
+        revision: Revision::new(models + 1),
+        entry: None,
+        idem: Some(answer),
+        forget_idem: Vec::new(),
+    };
     store.commit(&[remember]).unwrap();
     let stored = store.load().unwrap();
     export::save(dir, &stored, SystemTime::now()).unwrap();

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,8 +12,9 @@ use forebay_proto::{
 };
 
 use super::{
-    Change, IdemRecord, LogRecord, ModelRecord, Op, OpenError, SettingsRecord, SledStore, Store,
-    Stored, memory::MemoryStore,
+    Change, IdemRecord, ModelRecord, OpenError, SettingsRecord, SledStore, Store, Stored,
+    history::{Edit, Entry, EntryKind, Forgotten, LogRecord},
+    memory::MemoryStore,
 };
 
 fn time(seconds: u64) -> SystemTime {
@@ -36,22 +38,44 @@ pub(super) fn put(id: &str, endpoints: usize, revision: u64) -> Change {
         created: time(1),
         updated: time(revision.get()),
     };
-    change(Op::PutModel(record), revision)
+    change(model(record), revision)
 }
 
-pub(super) fn change(op: Op, revision: Revision) -> Change {
+fn model(record: ModelRecord) -> Edit {
+    Edit::Model {
+        id: record.spec.id().clone(),
+        before: None,
+        after: Some(Arc::new(record)),
+    }
+}
+
+fn gone(id: &str) -> Edit {
+    Edit::Model {
+        id: ModelId::new(id).unwrap(),
+        before: None,
+        after: None,
+    }
+}
+
+pub(super) fn log(revision: Revision) -> LogRecord {
+    LogRecord {
+        method: "Test".into(),
+        ..LogRecord::of(&[], revision, time(revision.get()))
+    }
+}
+
+pub(super) fn change(edit: Edit, revision: Revision) -> Change {
+    let edits = vec![edit];
     Change {
-        op,
-        log: LogRecord {
-            revision,
-            time: time(revision.get()),
-            method: "Test".into(),
-            target: "x".into(),
-            request_id: String::new(),
-        },
+        revision,
+        entry: Some(Entry {
+            log: LogRecord::of(&edits, revision, time(revision.get())),
+            edits,
+            kind: EntryKind::Undoable,
+            forget: Vec::new(),
+        }),
         idem: None,
         forget_idem: Vec::new(),
-        forget_log: None,
     }
 }
 
@@ -102,14 +126,17 @@ fn behaves(store: &mut impl Store) {
     };
     let first = Change {
         idem: Some(idem("z", 5)),
-        ..change(Op::PutSettings(record.clone()), revision)
+        ..change(
+            Edit::Settings {
+                before: Some(Arc::new(fresh.settings.clone())),
+                after: Arc::new(record.clone()),
+            },
+            revision,
+        )
     };
     let second = Change {
         idem: Some(idem("y", 6)),
-        ..change(
-            Op::DeleteModel(ModelId::new("a").unwrap()),
-            Revision::new(6),
-        )
+        ..change(gone("a"), Revision::new(6))
     };
     store.commit(&[first, second]).unwrap();
     let stored = store.load().unwrap();
@@ -126,6 +153,72 @@ fn behaves(store: &mut impl Store) {
     };
     store.commit(&[forget]).unwrap();
     assert_eq!(store.load().unwrap().idem, [idem("y", 6)]);
+    keeps_history(store);
+}
+
+/// Of a store at revision 7, each since the first with one edit.
+fn keeps_history(store: &mut impl Store) {
+    let history = store.history();
+    let revisions = |from, most| {
+        let entries = history.entries(Revision::new(from), most).unwrap();
+        let revisions = entries.iter().map(|entry| entry.revision.get());
+        revisions.collect::<Vec<_>>()
+    };
+    assert_eq!(revisions(99, 3), [7, 6, 5], "the newest first");
+    assert_eq!(revisions(3, 9), [3, 2, 1]);
+    assert_eq!(history.earliest().unwrap(), Revision::new(1));
+    let edits = |after, to| {
+        let edits = history.edits(Revision::new(after), Revision::new(to));
+        let edits = edits.map(|edit| edit.unwrap());
+        edits
+            .map(|(revision, edit)| (revision.get(), edit.target().to_string()))
+            .collect::<Vec<_>>()
+    };
+    let targets = |edits: Vec<(u64, String)>| {
+        let text = edits
+            .iter()
+            .map(|(revision, target)| format!("{revision} {target}"));
+        text.collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(targets(edits(2, 6)), "3 a, 4 b, 5 pool settings, 6 a");
+    assert_eq!(edits(6, 6), []);
+    let after = history.edits(Revision::new(3), Revision::new(4)).next();
+    let Some(Ok((_, Edit::Model { after, .. }))) = after else {
+        panic!("{after:?}");
+    };
+    assert_eq!(after.unwrap().spec, spec("b", 3), "as it was written");
+
+    // Several edits as one revision, which makes others go.
+    let mut batch = put("d", 2, 8);
+    let entry = batch.entry.as_mut().unwrap();
+    entry.edits.push(gone("c"));
+    entry.forget = [1, 2]
+        .map(|revision| Forgotten {
+            revision: Revision::new(revision),
+            edits: u32::from(revision > 1),
+        })
+        .to_vec();
+    entry.log.digest = Some(forebay_proto::Digest::of(b"x"));
+    entry.log.origin.author = "ada".into();
+    let written = entry.log.clone();
+    store.commit(&[batch]).unwrap();
+    assert_eq!(ids(&store.load().unwrap()), ["b", "d"]);
+    assert_eq!(
+        history.entry(Revision::new(8)).unwrap(),
+        Some(written.clone())
+    );
+    assert_eq!(history.entry(Revision::new(2)).unwrap(), None);
+    assert_eq!(history.earliest().unwrap(), Revision::new(2));
+    assert_eq!(targets(edits(0, 4)), "3 a, 4 b", "those of 2 went with it");
+    assert_eq!(targets(edits(7, 8)), "8 d, 8 c");
+    assert_eq!(store.past().unwrap().digest(), written.digest);
+
+    // A beginning has no edits to go back over.
+    let mut beginning = put("e", 1, 9);
+    beginning.entry.as_mut().unwrap().kind = EntryKind::Beginning;
+    store.commit(&[beginning]).unwrap();
+    assert_eq!(history.earliest().unwrap(), Revision::new(9));
+    assert_eq!(edits(8, 9), []);
 }
 
 fn open(dir: &Path) -> SledStore {
@@ -142,9 +235,58 @@ fn sled_behaves_and_keeps_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
     behaves(&mut store);
-    let before = store.load().unwrap();
+    let before = (store.load().unwrap(), store.past().unwrap());
     drop(store);
-    assert_eq!(open(dir.path()).load().unwrap(), before);
+    let mut store = open(dir.path());
+    assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
+}
+
+/// A directory that builds of the format before this one wrote; see its README.
+#[test]
+fn a_directory_of_the_format_before_is_upgraded_and_loses_nothing() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store-format-1");
+    let dir = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(fixture).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
+    }
+    for pass in ["upgraded", "opened again"] {
+        let mut store = open(dir.path());
+        let stored = store.load().unwrap();
+        assert_eq!(ids(&stored), ["llama-3.1-8b", "qwen3-32b"], "{pass}");
+        assert_eq!(stored.revision, Revision::new(7));
+        assert_eq!(stored.settings.settings.max_concurrent.get(), 60);
+        let ids: Vec<_> = stored
+            .idem
+            .iter()
+            .map(|record| &record.request_id)
+            .collect();
+        let expected: Vec<_> = (1..=6).map(|n| format!("fixture-{n}")).collect();
+        assert_eq!(ids, expected.iter().collect::<Vec<_>>());
+        let history = store.history();
+        assert_eq!(history.earliest().unwrap(), Revision::new(7));
+        let entries = history.entries(Revision::new(7), 99).unwrap();
+        let lines = entries
+            .iter()
+            .map(|log| format!("{} {}", log.method, log.targets.join(",")));
+        assert_eq!(
+            lines.collect::<Vec<_>>(),
+            [
+                "DeleteModel gone",
+                "UpdateModel qwen3-32b",
+                "UpdatePoolSettings pool settings",
+                "CreateModel gone",
+                "CreateModel qwen3-32b",
+                "CreateModel llama-3.1-8b",
+                "Create store"
+            ]
+        );
+        assert_eq!(store.past().unwrap().digest(), None);
+    }
+    // The way back for the version before.
+    let (header, stored) =
+        super::export::read_file(&dir.path().join("registry.format-1.export")).unwrap();
+    assert_eq!((header.revision, stored.models.len()), (7, 2));
 }
 
 #[test]
@@ -187,7 +329,7 @@ fn a_newer_format_is_refused_untouched() {
             error,
             OpenError::NewerFormat {
                 found: 99,
-                known: 1,
+                known: 2,
                 ..
             }
         ),
@@ -223,13 +365,54 @@ fn nothing_spills_to_unsynced_files() {
                 created: time(1),
                 updated: time(1),
             };
-            change(Op::PutModel(record), revision)
+            change(model(record), revision)
         });
         store.commit(&changes.collect::<Vec<_>>()).unwrap();
     }
     assert_eq!(store.load().unwrap().models.len(), 500);
     let blobs = fs::read_dir(dir.path().join("blobs")).map_or(0, Iterator::count);
     assert_eq!(blobs, 0);
+}
+
+/// A batch as large as one can be, and as one revision: undoing it reads all of it back.
+#[test]
+fn a_large_batch_is_one_entry_and_spills_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let widest = spec("m", 60);
+    let batch = |revision: u64| {
+        let revision = Revision::new(revision);
+        let edits = (0..1_000).map(|n| {
+            let id = ModelId::new(format!("model-{n}")).unwrap();
+            let spec = ModelSpec::new(id, vec![], widest.endpoints().to_vec()).unwrap();
+            model(ModelRecord {
+                spec,
+                revision,
+                created: time(1),
+                updated: time(1),
+            })
+        });
+        let edits: Vec<_> = edits.collect();
+        let mut change = change(gone("x"), revision);
+        let entry = change.entry.as_mut().unwrap();
+        entry.log = LogRecord::of(&edits, revision, time(1));
+        entry.edits = edits;
+        change
+    };
+    for revision in 2..5 {
+        store.commit(&[batch(revision)]).unwrap();
+    }
+    let blobs = || fs::read_dir(dir.path().join("blobs")).map_or(0, Iterator::count);
+    assert_eq!(blobs(), 0);
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.load().unwrap().models.len(), 1_000);
+    let history = store.history();
+    let edits = history.edits(Revision::new(2), Revision::new(4));
+    assert_eq!(edits.map(|edit| edit.unwrap()).count(), 2_000);
+    let log = history.entry(Revision::new(4)).unwrap().unwrap();
+    assert_eq!((log.edits, log.targets.len()), (1_000, 8));
+    assert_eq!(blobs(), 0);
 }
 
 #[test]

@@ -322,6 +322,7 @@ async fn lists_come_in_pages() {
         let request = wire::ListModelsRequest {
             page_size: 3,
             page_token: token,
+            ..wire::ListModelsRequest::default()
         };
         let page = cluster
             .registry()
@@ -340,6 +341,7 @@ async fn lists_come_in_pages() {
     let bad = wire::ListModelsRequest {
         page_size: -1,
         page_token: "nonsense".to_owned(),
+        ..wire::ListModelsRequest::default()
     };
     let bad = cluster.registry().list_models(bad).await.unwrap_err();
     assert_eq!(

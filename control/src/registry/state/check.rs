@@ -1,14 +1,19 @@
 //! What is checked before a write is planned: all that is wrong, at once, against everything that is
 //! registered.
 
+use std::collections::{HashMap, HashSet};
+
 use forebay_proto::{
-    Budget, ModelSpec, PoolSettings, ResolvedModel, Revision, Violations, limits,
+    Budget, ModelId, ModelSpec, PoolSettings, ResolvedModel, Revision, Violations, limits,
     pool::check_keepalive, wire,
 };
 use prost::Message as _;
 
 use super::{State, show::etag};
-use crate::{registry::WriteError, store::ModelRecord};
+use crate::{
+    registry::WriteError,
+    store::{ModelRecord, history::Edit},
+};
 
 impl State {
     /// Every registered model must still fit.
@@ -32,12 +37,11 @@ impl State {
         violations.finish(Some(())).map_err(WriteError::Invalid)
     }
 
-    /// All that is wrong with a model, at once.
+    /// All that is wrong with a model by itself, at once.
     pub(super) fn check_model(
         &self,
         spec: Result<ModelSpec, Violations>,
         keepalive: Option<u32>,
-        old: Option<&ModelRecord>,
     ) -> Result<ModelSpec, WriteError> {
         let mut violations = Violations::new();
         let spec = violations.part("model", spec);
@@ -48,36 +52,78 @@ impl State {
             let checked = check_keepalive("model.pool.keepalive", claimed, model.pool.size.get());
             violations.here(checked.map_err(Violations::from));
         }
-        let spec = violations.finish(spec).map_err(WriteError::Invalid)?;
-        let before = old.map_or(0, |old| self.encoded_len(&old.spec));
-        let total = self.bytes + self.encoded_len(&spec) - before.min(self.bytes);
-        if total > limits::CONFIG_BYTES {
+        violations.finish(spec).map_err(WriteError::Invalid)
+    }
+
+    /// What concerns all models of changes: how many there are, how large, and how they are called. `prefix` is the
+    /// path of an edit in the request.
+    pub(super) fn check_together(
+        &self,
+        edits: &[Edit],
+        prefix: &dyn Fn(usize) -> String,
+    ) -> Result<(), WriteError> {
+        let (mut models, mut bytes) = (self.models.len(), self.bytes);
+        let (mut more_models, mut more_bytes) = (0, 0);
+        for edit in edits {
+            if let Edit::Model { before, after, .. } = edit {
+                let length = |record: &ModelRecord| self.encoded_len(&record.spec);
+                models -= usize::from(before.is_some()).min(models);
+                bytes -= before.as_deref().map_or(0, length).min(bytes);
+                more_models += usize::from(after.is_some());
+                more_bytes += after.as_deref().map_or(0, length);
+            }
+        }
+        let (models, bytes) = (models + more_models, bytes + more_bytes);
+        if more_bytes > 0 && bytes > limits::CONFIG_BYTES {
             return Err(WriteError::LimitReached(format!(
-                "the configuration would take {total} bytes, at most {} are allowed; remove models, \
+                "the configuration would take {bytes} bytes, at most {} are allowed; remove models, \
                  aliases or endpoints",
                 limits::CONFIG_BYTES
             )));
         }
-        Ok(spec)
+        if models > limits::MODELS.max(self.models.len()) {
+            return Err(WriteError::LimitReached(format!(
+                "{models} models would be registered, at most {} are allowed; delete some first",
+                limits::MODELS
+            )));
+        }
+        self.check_names(edits, prefix)
     }
 
-    /// An id or alias names one model. `old` is the one that may keep its own.
-    pub(super) fn check_names(
+    /// An id or alias names one model, when all of the edits are made.
+    fn check_names(
         &self,
-        spec: &ModelSpec,
-        old: Option<&ModelRecord>,
+        edits: &[Edit],
+        prefix: &dyn Fn(usize) -> String,
     ) -> Result<(), WriteError> {
-        let own = old.map(|old| old.spec.id());
-        for (n, name) in spec.names().enumerate() {
-            let Some(owner) = self.names.get(name).filter(|owner| Some(*owner) != own) else {
+        let ids = edits.iter().filter_map(|edit| match edit {
+            Edit::Model { id, .. } => Some(id),
+            Edit::Settings { .. } => None,
+        });
+        let touched: HashSet<&ModelId> = ids.collect();
+        let mut taken: HashMap<&ModelId, &ModelId> = HashMap::new();
+        for (n, edit) in edits.iter().enumerate() {
+            let Edit::Model {
+                id,
+                after: Some(record),
+                ..
+            } = edit
+            else {
                 continue;
             };
-            let field = match n.checked_sub(1) {
-                None => "model.id".to_owned(),
-                Some(alias) => format!("model.aliases[{alias}]"),
-            };
-            let (name, owner) = (name.to_string(), owner.to_string());
-            return Err(WriteError::AlreadyExists { field, name, owner });
+            for (name_n, name) in record.spec.names().enumerate() {
+                let before = self.names.get(name);
+                let before = before.filter(|owner| !touched.contains(owner));
+                let Some(owner) = before.or(taken.insert(name, id)) else {
+                    continue;
+                };
+                let field = match name_n.checked_sub(1) {
+                    None => format!("{}model.id", prefix(n)),
+                    Some(alias) => format!("{}model.aliases[{alias}]", prefix(n)),
+                };
+                let (name, owner) = (name.to_string(), owner.to_string());
+                return Err(WriteError::AlreadyExists { field, name, owner });
+            }
         }
         Ok(())
     }

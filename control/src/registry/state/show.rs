@@ -50,6 +50,8 @@ pub(super) fn encode_answer(answer: &Answer) -> Vec<u8> {
             revision: *revision,
         }
         .encode_to_vec(),
+        Answer::Batch(batch, _) => batch.encode_to_vec(),
+        Answer::RolledBack(back, _) => back.encode_to_vec(),
     }
 }
 
@@ -65,5 +67,11 @@ pub(super) fn decode_answer(command: &Command, bytes: &[u8]) -> Option<Answer> {
         Command::Delete { .. } => wire::DeleteModelResponse::decode(bytes)
             .ok()
             .map(|answer| Answer::Deleted(answer.revision)),
+        Command::Batch(_) => wire::BatchUpdateModelsResponse::decode(bytes)
+            .ok()
+            .map(|batch| Answer::Batch(Box::new(batch), Vec::new())),
+        Command::Rollback { .. } => wire::RollbackRevisionResponse::decode(bytes)
+            .ok()
+            .map(|back| Answer::RolledBack(Box::new(back), Vec::new())),
     }
 }

@@ -6,8 +6,9 @@ use forebay_proto::wire;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{Store, memory::MemoryStore};
+use crate::store::{Store, history::Past, memory::MemoryStore};
 
+mod revisions;
 mod writer;
 
 fn model(id: &str) -> wire::Model {
@@ -39,6 +40,7 @@ fn write(command: Command) -> Write {
         command,
         request_id: None,
         validate_only: false,
+        origin: Origin::default(),
     }
 }
 
@@ -63,6 +65,7 @@ fn delete(id: &str) -> Write {
 struct Bench {
     store: MemoryStore,
     state: State,
+    past: Past,
     now: SystemTime,
 }
 
@@ -70,16 +73,22 @@ impl Bench {
     fn new() -> Self {
         let mut store = MemoryStore::fresh();
         let state = State::new(store.load().unwrap());
+        let past = store.past().unwrap();
         Self {
             store,
             state,
+            past,
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
         }
     }
 
     fn make(&mut self, write: &Write) -> Result<Answer, WriteError> {
-        let planned = self.state.plan(write, self.now)?;
-        if let Some(change) = planned.change {
+        let history = self.store.history();
+        let planned = self.state.plan(write, self.now, &*history)?;
+        if let Some(mut change) = planned.change {
+            if let Some(entry) = &mut change.entry {
+                entry.forget = self.past.add(&entry.log, entry.kind);
+            }
             self.store.commit(std::slice::from_ref(&change)).unwrap();
             self.state.apply(change);
         }

@@ -13,43 +13,50 @@
 //! A marker beside the database names its epoch, and the number of models is kept with them, so that
 //! what is missing is told of.
 
+mod files;
+mod past;
+mod upgrade;
+mod write;
+
 use std::{
     convert::Infallible,
     fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
 };
 
-use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
+use forebay_proto::{Epoch, PoolSettings, Revision};
 use sled::{
     Db, Mode, Transactional as _, Tree,
-    transaction::{ConflictableTransactionError, TransactionError, TransactionalTree},
+    transaction::{TransactionError, TransactionResult},
 };
 use uuid::Uuid;
 
+pub(super) use self::files::{MARKER, read_marker, sleep, write_marker};
+use self::{
+    files::{open_error, open_patiently},
+    write::{Trees, check_sizes, number, write},
+};
 use super::{
-    Change, LogRecord, Op, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES,
-    crash, records,
+    Change, OpenError, SettingsRecord, Store, StoreError, Stored, crash,
+    history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+    records,
 };
 
-/// The format of the directory; see `records`.
-const FORMAT: u32 = 1;
+/// The format of the directory; see `records` and `upgrade`.
+pub(super) const FORMAT: u32 = 2;
 /// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
 const SEGMENT_BYTES: usize = 8 << 20;
 const CACHE_BYTES: u64 = 32 << 20;
-
-/// How often, and with what pause between, a lock that somebody holds is tried.
-const LOCK_TRIES: u32 = 20;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 const KEY_FORMAT: &str = "format";
 const KEY_EPOCH: &str = "epoch";
 const KEY_REVISION: &str = "revision";
 const KEY_SETTINGS: &str = "pool";
 const KEY_MODELS: &str = "models";
-/// The marker's file name.
-pub(super) const MARKER: &str = "forebay-epoch";
+/// The earliest revision whose state can be had.
+const KEY_EARLIEST: &str = "earliest";
 
 /// A store in a directory.
 #[derive(Debug)]
@@ -59,6 +66,7 @@ pub(crate) struct SledStore {
     models: Tree,
     settings: Tree,
     log: Tree,
+    edits: Tree,
     idem: Tree,
     /// A second descriptor of the database file, to sync it.
     file: File,
@@ -89,6 +97,7 @@ impl SledStore {
             models: tree("models")?,
             settings: tree("settings")?,
             log: tree("log")?,
+            edits: tree("edits")?,
             idem: tree("idem")?,
             file: File::open(dir.join("db")).map_err(io_error)?,
             db,
@@ -106,6 +115,7 @@ impl SledStore {
             store.create(dir, fresh)?;
         }
         store.check_marker(dir, marker)?;
+        store.upgrade(dir)?;
         Ok(store)
     }
 
@@ -141,44 +151,31 @@ impl SledStore {
         };
         let epoch = Uuid::new_v4().simple().to_string();
         let (revision, now) = (Revision::ZERO.next(), SystemTime::now());
+        let settings = SettingsRecord {
+            settings: fresh.clone(),
+            revision,
+            updated: now,
+        };
+        let log = LogRecord::of_store("Create", revision, now);
         let first = Change {
-            op: Op::PutSettings(SettingsRecord {
-                settings: fresh.clone(),
-                revision,
-                updated: now,
+            revision,
+            entry: Some(Entry {
+                log,
+                edits: vec![Edit::Settings {
+                    before: None,
+                    after: Arc::new(settings),
+                }],
+                kind: EntryKind::Beginning,
+                forget: Vec::new(),
             }),
-            log: LogRecord {
-                revision,
-                time: now,
-                method: "Create".to_owned(),
-                target: "store".to_owned(),
-                request_id: String::new(),
-            },
             idem: None,
             forget_idem: Vec::new(),
-            forget_log: None,
         };
-        let result = (
-            &self.meta,
-            &self.settings,
-            &self.models,
-            &self.log,
-            &self.idem,
-        )
-            .transaction(|(meta, settings, models, log, idem)| {
-                meta.insert(KEY_FORMAT, &FORMAT.to_be_bytes())?;
-                meta.insert(KEY_EPOCH, epoch.as_bytes())?;
-                write(
-                    &Trees {
-                        meta,
-                        settings,
-                        models,
-                        log,
-                        idem,
-                    },
-                    &first,
-                )
-            });
+        let result = self.transaction(|trees| {
+            trees.meta.insert(KEY_FORMAT, &FORMAT.to_be_bytes())?;
+            trees.meta.insert(KEY_EPOCH, epoch.as_bytes())?;
+            write(trees, &first)
+        });
         result
             .map_err(|error| self.fail(&error))
             .and_then(|()| self.sync())
@@ -190,6 +187,30 @@ impl SledStore {
         both.map_err(|error| OpenError::Io {
             dir: dir.to_owned(),
             error,
+        })
+    }
+
+    fn transaction(
+        &self,
+        work: impl Fn(&Trees<'_>) -> write::Written,
+    ) -> TransactionResult<(), Infallible> {
+        let trees = (
+            &self.meta,
+            &self.settings,
+            &self.models,
+            &self.log,
+            &self.edits,
+            &self.idem,
+        );
+        trees.transaction(|(meta, settings, models, log, edits, idem)| {
+            work(&Trees {
+                meta,
+                settings,
+                models,
+                log,
+                edits,
+                idem,
+            })
         })
     }
 
@@ -212,6 +233,7 @@ impl SledStore {
             &self.models,
             &self.settings,
             &self.log,
+            &self.edits,
             &self.idem,
         ] {
             for entry in tree {
@@ -289,34 +311,30 @@ impl Store for SledStore {
         self.read().map_err(StoreError::NotCommitted)
     }
 
+    fn past(&mut self) -> Result<Past, StoreError> {
+        self.check_failed()?;
+        self.history_reader()
+            .past()
+            .map_err(|error| StoreError::NotCommitted(error.to_string()))
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        Arc::new(self.history_reader())
+    }
+
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         self.check_failed()?;
         check_sizes(changes)?;
         crash::at("planned");
-        let trees = (
-            &self.meta,
-            &self.settings,
-            &self.models,
-            &self.log,
-            &self.idem,
-        );
-        let result = trees.transaction(|(meta, settings, models, log, idem)| {
-            let trees = Trees {
-                meta,
-                settings,
-                models,
-                log,
-                idem,
-            };
-            changes.iter().try_for_each(|change| write(&trees, change))
-        });
+        let result =
+            self.transaction(|trees| changes.iter().try_for_each(|change| write(trees, change)));
         result.map_err(|error| self.fail(&error))?;
         crash::at("written");
         self.sync()
     }
 }
 
-/// Refuses what another version wrote.
+/// Refuses what a newer version wrote.
 fn check_format(dir: &Path, meta: &Tree) -> Result<(), OpenError> {
     let damaged = |what: &str| OpenError::Damaged {
         dir: dir.to_owned(),
@@ -333,169 +351,13 @@ fn check_format(dir: &Path, meta: &Tree) -> Result<(), OpenError> {
     };
     let found = found.as_ref().try_into().map(u32::from_be_bytes);
     match found.map_err(|_| damaged("its format number is malformed"))? {
-        FORMAT => Ok(()),
+        upgrade::OLDEST..=FORMAT => Ok(()),
         found => Err(OpenError::NewerFormat {
             dir: dir.to_owned(),
             found,
             known: FORMAT,
         }),
     }
-}
-
-/// The trees inside a transaction.
-struct Trees<'a> {
-    meta: &'a TransactionalTree,
-    settings: &'a TransactionalTree,
-    models: &'a TransactionalTree,
-    log: &'a TransactionalTree,
-    idem: &'a TransactionalTree,
-}
-
-fn write(
-    trees: &Trees<'_>,
-    change: &Change,
-) -> Result<(), ConflictableTransactionError<Infallible>> {
-    match &change.op {
-        Op::Remember => return write_idem(trees, change),
-        Op::PutModel(record) => {
-            let key = record.spec.id().as_str().as_bytes();
-            let old = trees.models.insert(key, records::encode_model(record))?;
-            count_models(trees, u64::from(old.is_none()), 0)?;
-        }
-        Op::DeleteModel(id) => {
-            let old = trees.models.remove(ModelId::as_str(id).as_bytes())?;
-            count_models(trees, 0, u64::from(old.is_some()))?;
-        }
-        Op::PutSettings(record) => {
-            trees
-                .settings
-                .insert(KEY_SETTINGS, records::encode_settings(record))?;
-        }
-    }
-    let revision = change.revision().get().to_be_bytes();
-    trees
-        .log
-        .insert(&revision, records::encode_log(&change.log))?;
-    if let Some(old) = change.forget_log {
-        trees.log.remove(&old.get().to_be_bytes())?;
-    }
-    trees.meta.insert(KEY_REVISION, &revision)?;
-    write_idem(trees, change)
-}
-
-fn write_idem(
-    trees: &Trees<'_>,
-    change: &Change,
-) -> Result<(), ConflictableTransactionError<Infallible>> {
-    for request_id in &change.forget_idem {
-        trees.idem.remove(request_id.as_bytes())?;
-    }
-    if let Some(record) = &change.idem {
-        trees
-            .idem
-            .insert(record.request_id.as_bytes(), records::encode_idem(record))?;
-    }
-    Ok(())
-}
-
-fn count_models(
-    trees: &Trees<'_>,
-    more: u64,
-    fewer: u64,
-) -> Result<(), ConflictableTransactionError<Infallible>> {
-    let count = trees.meta.get(KEY_MODELS)?;
-    let count = (count.as_deref().map_or(0, number) + more).saturating_sub(fewer);
-    trees.meta.insert(KEY_MODELS, &count.to_be_bytes())?;
-    Ok(())
-}
-
-/// A number as it is kept. One that is malformed matches nothing it is compared with.
-fn number(bytes: &[u8]) -> u64 {
-    bytes.try_into().map_or(u64::MAX / 2, u64::from_be_bytes)
-}
-
-pub(super) fn read_marker(dir: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(dir.join(MARKER)) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Beside its place, synced, renamed: it is there whole or not at all.
-pub(super) fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> {
-    let fresh = dir.join(format!("{MARKER}.writing"));
-    fs::write(&fresh, format!("{epoch}\n"))?;
-    File::open(&fresh)?.sync_all()?;
-    fs::rename(&fresh, dir.join(MARKER))?;
-    File::open(dir)?.sync_all()
-}
-
-fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
-    for change in changes {
-        let bytes = match &change.op {
-            Op::PutModel(record) => records::encode_model(record).len(),
-            Op::PutSettings(record) => records::encode_settings(record).len(),
-            Op::DeleteModel(_) | Op::Remember => 0,
-        };
-        let bytes = bytes.max(change.idem.as_ref().map_or(0, |record| record.answer.len()));
-        if bytes > VALUE_BYTES {
-            return Err(StoreError::NotCommitted(format!(
-                "`{}` takes {bytes} bytes, at most {VALUE_BYTES} are allowed",
-                change.log.target
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// One who is just about to go holds the lock for a moment longer: a process that ends, or sled's own
-/// thread after a close.
-fn open_patiently(config: &sled::Config) -> sled::Result<Db> {
-    for _ in 0..LOCK_TRIES {
-        match config.open() {
-            Err(sled::Error::Io(error)) if is_lock_conflict(&error) => sleep(LOCK_PAUSE),
-            opened => return opened,
-        }
-    }
-    config.open()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the store is opened on a thread that may block"
-)]
-pub(super) fn sleep(pause: Duration) {
-    std::thread::sleep(pause);
-}
-
-fn open_error(dir: &Path, error: sled::Error) -> OpenError {
-    let dir = PathBuf::from(dir);
-    match error {
-        sled::Error::Io(error) if is_lock_conflict(&error) => OpenError::InUse { dir },
-        sled::Error::Io(error) if is_damage(&error) => OpenError::Damaged {
-            dir,
-            what: error.to_string(),
-        },
-        sled::Error::Io(error) => OpenError::from_io(dir, error),
-        error => OpenError::Damaged {
-            dir,
-            what: error.to_string(),
-        },
-    }
-}
-
-/// What a file says that ends too early or makes no sense.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
-    )
-}
-
-/// sled wraps the refusal of `flock` in an error of its own words.
-fn is_lock_conflict(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("WouldBlock")
 }
 
 #[cfg(test)]
