@@ -59,6 +59,13 @@ async fn update(cluster: &Cluster, model: wire::Model) -> u64 {
     updated.unwrap().into_inner().revision
 }
 
+async fn history(cluster: &Cluster, revision: u64) -> wire::Revision {
+    let mut revisions = wire::revisions_client::RevisionsClient::new(cluster.channel());
+    let request = wire::GetRevisionRequest { revision };
+    let told = revisions.get_revision(request).await;
+    told.unwrap().into_inner()
+}
+
 /// What a worker's clients saw.
 #[derive(Debug, Default)]
 struct Seen {
@@ -174,6 +181,12 @@ async fn harm_stays_with_one_worker_and_is_taken_back_and_the_rollout_says_why()
             returned.return_reason
         );
     }
+    let told = history(&cluster, by).await;
+    assert_eq!(
+        (told.author.as_str(), told.rolled_back_to),
+        ("forebay", first)
+    );
+    assert_eq!(told.reason, returned.return_reason);
     sleep(Duration::from_secs(1)).await;
     let seen = traffic.stop().await;
     let affected = seen.iter().filter(|(_, bad)| *bad > 0).count();
@@ -235,4 +248,62 @@ async fn what_is_good_goes_from_one_to_a_quarter_to_all_and_a_newcomer_gets_what
         rollout(&cluster, created).await.applied as usize,
         WORKERS + 1
     );
+}
+
+/// A restart in mid-rollout: who has the candidate keeps it, and a worker that comes gets what was stable, out of the
+/// history.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_control_plane_in_the_middle_changes_nothing_for_the_rest() {
+    let mut cluster = Cluster::with_rings(rings()).await;
+    let mut workers = Vec::new();
+    for n in 0..4 {
+        workers.push(cluster.worker(&format!("w{n}")).await);
+    }
+    let everywhere = async |cluster: &Cluster, revision: u64| {
+        eventually_within(TAKEN_BACK_WITHIN, "it is everywhere", async || {
+            let rollout = rollout(cluster, revision).await;
+            let everywhere = rollout.stage() == wire::RolloutStage::Everywhere;
+            (everywhere && rollout.complete && rollout.applied > 0).then_some(())
+        })
+        .await;
+    };
+    let first = cluster
+        .create(model_at("m", "http://127.0.0.1:1"))
+        .await
+        .revision;
+    everywhere(&cluster, first).await;
+    let second = cluster
+        .create(model_at("n", "http://127.0.0.1:1"))
+        .await
+        .revision;
+    let holder = eventually("one worker has it", async || {
+        let rollout = rollout(&cluster, second).await;
+        let applied = wire::WorkerState::Applied;
+        let mut holders = rollout.workers.into_iter().filter(|w| w.state() == applied);
+        holders.next().map(|worker| worker.id)
+    })
+    .await;
+    cluster.stop_control().await;
+    cluster.start_control().await;
+    let newcomer = cluster.worker("newcomer").await;
+    newcomer.ready().await;
+    assert_eq!(
+        newcomer.metrics().await.sum("forebay_config_revision", &[]),
+        first as f64
+    );
+    let rollout = eventually("the others are back", async || {
+        let rollout = rollout(&cluster, second).await;
+        (rollout.workers.len() == 5).then_some(rollout)
+    })
+    .await;
+    assert_eq!(
+        (rollout.stage(), rollout.ring),
+        (wire::RolloutStage::Ring, 1)
+    );
+    assert_eq!(rollout.stable_revision, first);
+    for worker in &rollout.workers {
+        let held = if worker.id == holder { second } else { first };
+        assert_eq!(worker.applied_revision, held, "{}", worker.id);
+    }
+    everywhere(&cluster, second).await;
 }
