@@ -202,11 +202,12 @@ impl Fleet {
 
     /// One worker, with respect to this revision.
     pub(crate) fn worker(&self, id: &str, target: &Position) -> Option<wire::Worker> {
+        let staging = self.staging();
         self.inner
             .lock()
             .workers
             .get(id)
-            .map(|known| known.show(target, target.revision))
+            .map(|known| known.show(target, target.revision, staging.as_deref()))
     }
 
     /// Up to `most` workers after this id, in order, and whether there are more.
@@ -216,6 +217,7 @@ impl Fleet {
         most: usize,
         target: &Position,
     ) -> (Vec<wire::Worker>, bool) {
+        let staging = self.staging();
         let inner = self.inner.lock();
         let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
         let mut rest = inner
@@ -226,7 +228,7 @@ impl Fleet {
         let page = rest
             .by_ref()
             .take(most)
-            .map(|k| k.show(target, target.revision))
+            .map(|k| k.show(target, target.revision, staging.as_deref()))
             .collect();
         (page, rest.next().is_some())
     }
@@ -235,14 +237,7 @@ impl Fleet {
     pub(crate) fn rollout(&self, revision: Revision, newest: &Position) -> wire::Rollout {
         let staging = self.staging();
         let inner = self.inner.lock();
-        let show = |known: &Known| {
-            let mut worker = known.show(newest, revision);
-            let staging = staging.as_ref();
-            worker.in_ring = staging.is_some_and(|staging| {
-                staging.has(&known.introduction.worker) && known.gone.is_none()
-            });
-            worker
-        };
+        let show = |known: &Known| known.show(newest, revision, staging.as_deref());
         let workers: Vec<_> = inner.workers.values().map(show).collect();
         drop(inner);
         let count = |state: wire::WorkerState| {
@@ -381,7 +376,12 @@ impl Known {
         }
     }
 
-    fn show(&self, newest: &Position, revision: Revision) -> wire::Worker {
+    fn show(
+        &self,
+        newest: &Position,
+        revision: Revision,
+        staging: Option<&Staging>,
+    ) -> wire::Worker {
         let who = &self.introduction;
         let applied = self.applied.as_ref();
         wire::Worker {
@@ -408,7 +408,7 @@ impl Known {
             apply_millis: applied.map_or(0, |(_, _, millis)| *millis),
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
-            in_ring: false,
+            in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }
 

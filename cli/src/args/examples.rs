@@ -69,6 +69,7 @@ Exit codes with --wait:
   0   every connected worker runs it, or a newer one
   3   a worker refused it; which, what field and why is said at once
   4   not everywhere in time, or no worker is connected any more
+  5   it went through rings and was taken back; by which revision and why is said
   1   anything else";
 
 pub(super) const SEED_EXAMPLES: &str = "\

@@ -32,6 +32,7 @@ pub(crate) struct NotEverywhere {
 enum How {
     Refused,
     TooLate,
+    Returned,
 }
 
 impl NotEverywhere {
@@ -40,6 +41,7 @@ impl NotEverywhere {
         ExitCode::from(match self.how {
             How::Refused => 3,
             How::TooLate => 4,
+            How::Returned => 5,
         })
     }
 }
@@ -129,8 +131,21 @@ impl Waiting {
     }
 
     fn is_over(&self) -> bool {
-        self.rollout.refused > 0 || is_everywhere(&self.rollout, self.workers)
+        is_refused(&self.rollout)
+            || is_returned(&self.rollout)
+            || is_everywhere(&self.rollout, self.workers)
     }
+}
+
+/// It was taken back. While that is being written the wait goes on.
+fn is_returned(rollout: &wire::Rollout) -> bool {
+    rollout.stage() == wire::RolloutStage::Returned
+}
+
+/// A worker refused it, and nobody takes it back: in a ring the control plane does.
+fn is_refused(rollout: &wire::Rollout) -> bool {
+    use wire::RolloutStage::{Everywhere, Unspecified};
+    rollout.refused > 0 && matches!(rollout.stage(), Unspecified | Everywhere)
 }
 
 /// Every worker runs it. Where there were workers and none is left, nothing is said for it.
@@ -147,7 +162,13 @@ fn is_lost(status: &Status) -> bool {
 }
 
 fn verdict(rollout: &wire::Rollout, workers: bool, within: Duration) -> Result<(), NotEverywhere> {
-    let (how, text) = if rollout.refused > 0 {
+    let (how, text) = if is_returned(rollout) {
+        let (by, reason) = (rollout.return_revision, &rollout.return_reason);
+        (
+            How::Returned,
+            format!("taken back by revision {by}: {reason}"),
+        )
+    } else if is_refused(rollout) {
         (How::Refused, refused(rollout))
     } else if is_everywhere(rollout, workers) {
         return Ok(());
@@ -200,6 +221,9 @@ fn progress(rollout: &wire::Rollout) -> String {
         "revision {}: {} of {connected} applied, {} pending, {} refused, {} gone",
         rollout.revision, rollout.applied, rollout.pending, rollout.refused, rollout.gone
     );
+    if rollout.rings > 0 {
+        let _ = write!(text, "; {}", table::stage(rollout));
+    }
     let draining: u64 = draining.sum();
     if draining > 0 {
         let _ = write!(text, "; {draining} requests on what was before");
@@ -249,6 +273,24 @@ mod tests {
             Some(How::TooLate),
             "all are forgotten"
         );
+    }
+
+    #[test]
+    fn what_was_taken_back_is_not_everywhere_though_all_run_something_newer() {
+        let mut rollout = rollout(3, 0, 0, 0);
+        (rollout.rings, rollout.return_revision) = (3, 9);
+        rollout.return_reason = "errors".to_owned();
+        rollout.set_stage(wire::RolloutStage::Returned);
+        let error = verdict(&rollout, true, Duration::ZERO).unwrap_err();
+        assert_eq!(error.how, How::Returned);
+        assert_eq!(error.to_string(), "taken back by revision 9: errors");
+        // A refusal in a ring is not the end: it is taken back.
+        let mut refused = super::tests::rollout(1, 0, 1, 0);
+        assert!(is_refused(&refused));
+        refused.set_stage(wire::RolloutStage::Ring);
+        assert!(!is_refused(&refused));
+        refused.set_stage(wire::RolloutStage::Everywhere);
+        assert!(is_refused(&refused));
     }
 
     #[test]
