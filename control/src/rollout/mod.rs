@@ -263,3 +263,6 @@ impl<P: Past> Conductor<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ impl Offer {
 
     /// What this worker is offered, which holds that. A worker's revision never goes down: who holds more than stable
     /// already is offered the candidate.
-    pub(super) fn of(&self, worker: Option<&WorkerId>, held: Option<&Position>) -> &Arc<Target> {
+    pub(crate) fn of(&self, worker: Option<&WorkerId>, held: Option<&Position>) -> &Arc<Target> {
         let Some((candidate, members)) = &self.candidate else {
             return &self.stable;
         };
@@ -69,5 +69,61 @@ impl Offer {
             true => candidate,
             false => &self.stable,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_proto::{Digest, Epoch};
+
+    use super::*;
+    use crate::{
+        registry::{Published, State},
+        store::{Store as _, memory::MemoryStore},
+    };
+
+    fn position(epoch: &str, revision: u64) -> Position {
+        Position {
+            epoch: Epoch::new(epoch).unwrap(),
+            revision: Revision::new(revision),
+            digest: Digest::of(&revision.to_be_bytes()),
+        }
+    }
+
+    fn target(revision: u64) -> Arc<Target> {
+        let state = State::new(MemoryStore::fresh().load().unwrap());
+        Target::alone(Arc::new(Published {
+            position: position("aa", revision),
+            config: Vec::new().into(),
+            traceparent: String::new(),
+            state: Arc::new(state),
+        }))
+    }
+
+    #[test]
+    fn nobody_is_offered_less_than_it_holds_and_nobody_else_more_than_stable() {
+        let member = WorkerId::new("member").unwrap();
+        let other = WorkerId::new("other").unwrap();
+        let members = Arc::new(BTreeSet::from([member.clone()]));
+        let offer = Offer::in_ring(target(5), target(9), members);
+        let of = |worker, held: Option<(&str, u64)>| {
+            let held = held.map(|(epoch, revision)| position(epoch, revision));
+            offer.of(worker, held.as_ref()).revision().get()
+        };
+        assert_eq!(of(Some(&member), None), 9);
+        for held in [None, Some(("aa", 4)), Some(("aa", 5)), Some(("bb", 7))] {
+            assert_eq!(of(Some(&other), held), 5, "{held:?}");
+        }
+        for held in [7, 9] {
+            assert_eq!(of(Some(&other), Some(("aa", held))), 9, "{held}");
+        }
+        assert_eq!(of(None, None), 5, "who has not said who it is");
+        let all = Offer::to_all(target(5));
+        assert_eq!(
+            all.of(Some(&other), Some(&position("aa", 7)))
+                .revision()
+                .get(),
+            5
+        );
     }
 }
