@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     metrics::RolloutCounts,
-    rollout::{Seen, Staging},
+    rollout::{ChangedHealth, Seen, Staging},
 };
 
 /// Most workers remembered.
@@ -75,6 +75,8 @@ struct Known {
     draining: u32,
     /// How requests went in its process.
     health: Health,
+    /// The same for what was changed lately.
+    changed: Option<ChangedHealth>,
     connected: SystemTime,
     seen: SystemTime,
     gone: Option<SystemTime>,
@@ -134,6 +136,7 @@ impl Fleet {
                 refused,
                 draining: 0,
                 health,
+                changed: None,
                 connected: now,
                 seen: now,
                 gone: None,
@@ -159,10 +162,11 @@ impl Fleet {
         worker: &WorkerId,
         session: SessionId,
         draining: u32,
-        health: Option<Health>,
+        (health, changed): (Option<Health>, Option<ChangedHealth>),
     ) {
         self.with(worker, session, |known| {
             known.health = health.unwrap_or(known.health);
+            known.changed = changed;
             std::mem::replace(&mut known.draining, draining) != draining
         });
     }
@@ -420,6 +424,7 @@ impl Known {
             applied: self.applied.as_ref().map(|(held, ..)| held.clone()),
             refused: self.refused.as_ref().map(|r| r.position.clone()),
             health: self.health,
+            changed: self.changed.clone(),
         }
     }
 
@@ -563,8 +568,8 @@ mod tests {
         };
         let session = join(&fleet, "w", None).0.session;
         assert!(!told(&|| fleet.seen(&worker, session)));
-        assert!(!told(&|| fleet.beat(&worker, session, 0, None)));
-        assert!(told(&|| fleet.beat(&worker, session, 3, None)));
+        assert!(!told(&|| fleet.beat(&worker, session, 0, (None, None))));
+        assert!(told(&|| fleet.beat(&worker, session, 3, (None, None))));
         let newest = position("aa", 5);
         assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
         assert!(told(&|| fleet.applied(&worker, session, newest.clone(), 1)));

@@ -12,7 +12,10 @@ use prometheus::{
     core::Collector as _,
 };
 
-use crate::{apply::RefusalReason, health::HealthCounters};
+use crate::{
+    apply::RefusalReason,
+    health::{HealthCounters, ModelHealth},
+};
 
 /// Buckets from 100 µs to 2 h: a pool's wait, a connect, a long generation.
 const SECONDS: [f64; 18] = [
@@ -75,6 +78,8 @@ pub struct ModelMetrics {
     first_byte_seconds: Histogram,
     wait_seconds: Histogram,
     overhead_seconds: Histogram,
+    /// Held by others, too, without keeping the series.
+    pub(crate) health: Arc<ModelHealth>,
 }
 
 /// The labels of a request that is over: path, status, source.
@@ -216,6 +221,7 @@ impl Metrics {
             first_byte_seconds: of(&self.first_byte_seconds),
             wait_seconds: of(&self.wait_seconds),
             overhead_seconds: of(&self.overhead_seconds),
+            health: Arc::default(),
         }
     }
 

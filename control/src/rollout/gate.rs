@@ -22,6 +22,10 @@ pub(super) struct Compared {
     pub(super) before: Health,
     /// The other workers, since the ring has it.
     pub(super) others: Health,
+    /// The models that were changed lately, on the ring's workers, since they were.
+    pub(super) changed: Health,
+    /// The same models on the same workers before.
+    pub(super) changed_before: Health,
 }
 
 impl Compared {
@@ -37,21 +41,18 @@ impl Compared {
             .find(|(health, _)| health.requests >= enough)
     }
 
-    /// What speaks against the revision as soon as it is seen.
+    /// What speaks against the revision as soon as it is seen: in all requests, or in those for what it changed, which
+    /// may be few among many.
     pub(super) fn errors(&self, settings: &RolloutSettings) -> Option<String> {
-        let (baseline, whose) = self.baseline(FOR_ERRORS)?;
-        let (share, usual) = (self.ring.error_share(), baseline.error_share());
-        (share > usual + settings.max_errors).then(|| {
-            format!(
-                "errors: {:.1} % of {} requests on the workers that took it, {:.1} % of {} {whose}; at most {:.1} points \
-                 more are allowed",
-                share * 100.0,
-                self.ring.requests,
-                usual * 100.0,
-                baseline.requests,
-                settings.max_errors * 100.0
-            )
-        })
+        let all = self.baseline(FOR_ERRORS);
+        let of_all = all.and_then(|baseline| more_errors("", &self.ring, baseline, settings));
+        let before = (&self.changed_before, "for these before");
+        let known = self.changed_before.requests >= FOR_ERRORS;
+        // What is new has no before.
+        let baseline = known.then_some(before).or(all);
+        let baseline = baseline.filter(|_| self.changed.requests >= FOR_ERRORS);
+        let models = " for the models that were changed";
+        of_all.or_else(|| more_errors(models, &self.changed, baseline?, settings))
     }
 
     /// What speaks against it at the end of a soak: a slow moment is none.
@@ -68,6 +69,27 @@ impl Compared {
             )
         })
     }
+}
+
+/// More requests failed than usual, by more than is allowed.
+fn more_errors(
+    models: &str,
+    seen: &Health,
+    (baseline, whose): (&Health, &str),
+    settings: &RolloutSettings,
+) -> Option<String> {
+    let (share, usual) = (seen.error_share(), baseline.error_share());
+    (share > usual + settings.max_errors).then(|| {
+        format!(
+            "errors: {:.1} % of {} requests{models} on the workers that took it, {:.1} % of {} {whose}; at most {:.1} \
+             points more are allowed",
+            share * 100.0,
+            seen.requests,
+            usual * 100.0,
+            baseline.requests,
+            settings.max_errors * 100.0
+        )
+    })
 }
 
 #[cfg(test)]
@@ -100,6 +122,7 @@ mod tests {
             ring,
             before,
             others,
+            ..Compared::default()
         }
     }
 
@@ -132,6 +155,35 @@ mod tests {
         let bad = compared(health(40, 35, 5), health(50, 0, 5), health(3, 0, 5));
         let told = bad.errors(&settings()).unwrap();
         assert!(told.contains("of 50 on the same before"), "{told}");
+    }
+
+    #[test]
+    fn harm_to_one_model_does_not_drown_in_the_traffic_of_the_others() {
+        let fine = compared(
+            health(4_000, 40, 5),
+            health(9_000, 0, 5),
+            health(9_000, 0, 5),
+        );
+        assert_eq!(fine.errors(&settings()), None, "1 % of all");
+        let with = |before, since| Compared {
+            changed_before: before,
+            changed: since,
+            ..fine.clone()
+        };
+        let harm = with(health(300, 0, 5), health(40, 40, 5));
+        let told = harm.errors(&settings()).unwrap();
+        for part in [
+            "100.0 % of 40 requests for the models",
+            "0.0 % of 300 for these before",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        let new = with(Health::default(), health(40, 40, 5)).errors(&settings());
+        assert!(new.unwrap().contains("of 9000 on the others"));
+        let always = with(health(300, 295, 5), health(40, 40, 5));
+        assert_eq!(always.errors(&settings()), None, "it was as bad before");
+        let few = with(health(300, 0, 5), health(19, 19, 5));
+        assert_eq!(few.errors(&settings()), None, "too few to say");
     }
 
     #[test]

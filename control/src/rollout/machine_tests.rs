@@ -52,6 +52,7 @@ impl World {
             connected: true,
             applied: Some(position(1)),
             refused: None,
+            changed: None,
             health: Health {
                 requests: 100,
                 ..Health::default()

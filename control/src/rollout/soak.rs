@@ -18,6 +18,16 @@ pub(crate) struct Seen {
     pub(crate) applied: Option<Position>,
     pub(crate) refused: Option<Position>,
     pub(crate) health: Health,
+    pub(crate) changed: Option<ChangedHealth>,
+}
+
+/// How requests went for the models that were changed lately.
+#[derive(Debug, Clone)]
+pub(crate) struct ChangedHealth {
+    /// What the worker ran when it said so.
+    pub(crate) applied: Position,
+    pub(crate) before: Health,
+    pub(crate) since: Health,
 }
 
 /// A candidate in a ring.
@@ -291,6 +301,12 @@ impl Soak {
             if let Some(seen) = connected.get(worker).filter(|_| member.took.is_some()) {
                 compared.ring.add(&seen.health.since(&member.before));
                 compared.before.add(&member.before);
+                // What it said of an earlier revision is not about this one.
+                let changed = seen.changed.as_ref();
+                if let Some(changed) = changed.filter(|c| c.applied == self.candidate) {
+                    compared.changed.add(&changed.since);
+                    compared.changed_before.add(&changed.before);
+                }
             }
         }
         let others = self.all_took.iter().flat_map(|all| &all.others);

@@ -34,6 +34,7 @@ use self::{
 use crate::{
     fleet::{self, Fleet, Introduction, Joined, Refused},
     metrics::{Metrics, PushKind},
+    rollout::ChangedHealth,
     trace_context,
 };
 
@@ -258,17 +259,7 @@ impl Session {
                     attempted,
                 }))
             }
-            Some(Heard::Heartbeat(beat)) => {
-                if let Some((worker, joined)) = &self.joined {
-                    let health = beat.health.map(Health::from);
-                    self.fleet
-                        .beat(worker, joined.session, beat.draining_requests, health);
-                }
-                let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
-                Ok(Some(Event::Heartbeat {
-                    applied: applied.transpose()?,
-                }))
-            }
+            Some(Heard::Heartbeat(beat)) => self.beat(beat).map(Some),
             Some(Heard::Resync(resync)) => {
                 let applied = resync.applied.map(|p| position("resync.applied", Some(p)));
                 Ok(Some(Event::Resync {
@@ -279,6 +270,19 @@ impl Session {
             // A word of a later version.
             None => Ok(None),
         }
+    }
+
+    fn beat(&mut self, beat: wire::Heartbeat) -> Result<Event, Status> {
+        let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
+        let applied = applied.transpose()?;
+        if let Some((worker, joined)) = &self.joined {
+            let changed = beat.changed_before.zip(beat.changed_since);
+            let changed = ChangedHealth::heard(applied.as_ref(), changed);
+            let health = (beat.health.map(Health::from), changed);
+            self.fleet
+                .beat(worker, joined.session, beat.draining_requests, health);
+        }
+        Ok(Event::Heartbeat { applied })
     }
 
     fn hello(&mut self, hello: wire::Hello) -> Result<Event, Status> {

@@ -32,6 +32,7 @@ pub use self::{
 };
 use crate::{
     apply::{Applier, Refusal},
+    health::ChangedHealth,
     live::LiveCell,
     metrics::Metrics,
 };
@@ -65,6 +66,8 @@ pub struct ConfigClient {
     keep: watch::Sender<Option<Kept>>,
     /// What is in force, as it was pushed: what deltas change.
     held: Option<Kept>,
+    /// How requests went for what was changed lately.
+    changed: ChangedHealth,
     #[cfg(feature = "simulation")]
     network: Option<crate::simulation::Connect>,
 }
@@ -92,6 +95,7 @@ impl ConfigClient {
             lkg,
             keep,
             held,
+            changed: ChangedHealth::default(),
             #[cfg(feature = "simulation")]
             network: None,
         }

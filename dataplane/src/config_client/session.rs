@@ -238,6 +238,10 @@ impl<'a> Session<'a> {
                 let kept = Kept { position, config };
                 self.client.held = Some(kept.clone());
                 self.client.keep.send_replace(Some(kept));
+                let live = self.client.live.load();
+                let routes = changed.iter().filter_map(|id| live.models.get(id));
+                let health = routes.map(|route| route.metrics.health.clone());
+                self.client.changed.note(health);
                 // It serves already; it counts as applied when nobody has to wait for a connect.
                 self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -246,7 +250,7 @@ impl<'a> Session<'a> {
                     applied: Some(to),
                     apply_millis,
                 }))?;
-                match self.client.live.draining_requests() {
+                match self.client.live.draining_of(&changed) {
                     0 => Ok(()),
                     _ => self.beat(),
                 }
@@ -280,10 +284,13 @@ impl<'a> Session<'a> {
     fn beat(&mut self) -> Result<(), Ended> {
         let draining = self.client.live.draining_requests();
         self.draining = (draining > 0).then(|| Instant::now() + DRAINING);
+        let (before, since) = self.client.changed.read();
         self.say(Say::Heartbeat(wire::Heartbeat {
             applied: self.applied(),
             draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
             health: Some((&self.client.metrics.health.read()).into()),
+            changed_before: Some((&before).into()),
+            changed_since: Some((&since).into()),
         }))
     }
 

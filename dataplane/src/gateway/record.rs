@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::body::StreamFailed;
 use crate::{
+    health::is_error,
     live::Route,
     metrics::{Metrics, Source},
 };
@@ -85,8 +86,11 @@ impl RequestRecord {
 
     /// The answer begins, or will never.
     fn begin(&mut self) {
-        if self.route.is_some() && !std::mem::replace(&mut self.begun, true) {
+        if let Some(route) = &self.route
+            && !std::mem::replace(&mut self.begun, true)
+        {
             self.metrics.health.answered(self.began.elapsed());
+            route.metrics.health.answered();
         }
     }
 
@@ -110,7 +114,10 @@ impl Drop for RequestRecord {
         self.begin();
         match &self.route {
             Some(route) => {
-                self.metrics.health.over(status, source);
+                if is_error(status, source) {
+                    self.metrics.health.failed();
+                    route.metrics.health.failed();
+                }
                 route.metrics.request(self.path, status, source, seconds);
             }
             None => self.metrics.unrouted(self.path, status, source, seconds),

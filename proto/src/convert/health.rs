@@ -10,7 +10,11 @@ impl From<&Health> for wire::Health {
         Self {
             requests: health.requests,
             errors: health.errors,
-            latency: health.latency.to_vec(),
+            // One of nothing takes no bytes.
+            latency: match health.latency.iter().all(|count| *count == 0) {
+                true => Vec::new(),
+                false => health.latency.to_vec(),
+            },
         }
     }
 }
