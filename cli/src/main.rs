@@ -1,5 +1,5 @@
 //! The binary: parses the command line, starts telemetry, runs one command, and turns its end into an
-//! exit code (64 for usage, 1 for failure, 0 only for success).
+//! exit code (64 for usage, 1 for failure, 0 only for success; a rollout that was waited for has its own).
 
 mod args;
 mod client;
@@ -20,7 +20,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::args::Cli;
+use self::{args::Cli, commands::NotEverywhere};
 
 /// docs/adr/0012: what it saves per request and per idle connection.
 #[global_allocator]
@@ -78,6 +78,9 @@ async fn on_a_worker(cli: Cli) -> anyhow::Result<()> {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     ui::error(&format!("error: {error:#}"));
+    if let Some(error) = error.downcast_ref::<NotEverywhere>() {
+        return error.code();
+    }
     match error.is::<Usage>() {
         true => USAGE.into(),
         false => ExitCode::FAILURE,

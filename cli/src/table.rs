@@ -200,7 +200,10 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
         "WORKER",
         "STATE",
         ">REVISION",
-        ">APPLY",
+        ">LAG",
+        "APPLIED",
+        ">TOOK",
+        ">DRAINING",
         "SEEN",
         "GATEWAY",
         "VERSION",
@@ -208,9 +211,18 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
     for worker in workers {
         table.add_row([
             worker.id.clone(),
-            state(worker.state()).to_owned(),
+            match worker.in_ring {
+                true => format!("{}, in ring", state(worker.state())),
+                false => state(worker.state()).to_owned(),
+            },
             worker.applied_revision.to_string(),
+            worker.lag_revisions.to_string(),
+            worker
+                .applied_time
+                .as_ref()
+                .map_or("-".to_owned(), |time| ago(Some(time))),
             format!("{}ms", worker.apply_millis),
+            worker.draining_requests.to_string(),
             ago(worker.last_seen_time.as_ref()),
             worker.gateway_address.clone(),
             worker.build.clone(),
@@ -252,7 +264,7 @@ pub(crate) fn rollout(rollout: &wire::Rollout) -> String {
         "not complete"
     };
     format!(
-        "revision {} of {}: {done}; {} applied, {} partial, {} pending, {} refused, {} gone\n\n{}",
+        "revision {} of {}: {done}; {} applied, {} partial, {} pending, {} refused, {} gone\n{}\n{}",
         rollout.revision,
         rollout.newest_revision,
         rollout.applied,
@@ -260,8 +272,33 @@ pub(crate) fn rollout(rollout: &wire::Rollout) -> String {
         rollout.pending,
         rollout.refused,
         rollout.gone,
+        match rollout.rings {
+            0 => String::new(),
+            _ => format!("{}\n", stage(rollout)),
+        },
         workers(&rollout.workers)
     )
+}
+
+/// Where a revision is on its way through the rings.
+pub(crate) fn stage(rollout: &wire::Rollout) -> String {
+    use wire::RolloutStage as Stage;
+    let wire::Rollout {
+        ring,
+        rings,
+        stable_revision: stable,
+        return_revision: by,
+        return_reason: reason,
+        ..
+    } = rollout;
+    match rollout.stage() {
+        Stage::Unspecified => "all at once".to_owned(),
+        Stage::Waiting => format!("waits for the rollout before it; the others run {stable}"),
+        Stage::Ring => format!("ring {ring} of {rings}; the others run {stable}"),
+        Stage::Everywhere => "offered to all".to_owned(),
+        Stage::Returning => format!("being taken back: {reason}"),
+        Stage::Returned => format!("taken back by revision {by}: {reason}"),
+    }
 }
 
 /// The history, the newest first.

@@ -1,7 +1,7 @@
 //! The composition root of the control plane: opens the store, binds the port, tells where it
 //! listens, then serves until told to stop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{PoolSettings, limits, wire};
 use prometheus::Registry;
@@ -34,8 +34,10 @@ use crate::{
     http,
     metrics::Metrics,
     registry::{self, WriterThread},
+    rollout::{self, RegistryPast, RolloutSettings},
     service::{
         Context, FleetService, ModelsService, RevisionsService, SettingsService, SyncService,
+        Watchers,
     },
     session,
     store::{OpenError, Recovery, StoreLocation, recover},
@@ -76,6 +78,8 @@ pub struct ControlSettings {
     /// Oldest age of a worker's stream: each is ended between half of it and all of it, and opened anew. Nothing:
     /// never.
     pub stream_age: Option<Duration>,
+    /// How revisions reach the workers in rings. Nothing: all at once.
+    pub rings: Option<RolloutSettings>,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -127,6 +131,7 @@ pub struct BoundControl {
     writer: WriterThread,
     exporter: Exporter,
     stream_age: Option<Duration>,
+    staged: Option<(RolloutSettings, Option<PathBuf>)>,
 }
 
 impl BoundControl {
@@ -143,12 +148,17 @@ impl BoundControl {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
         let StoreLocation::Sled(dir) = settings.store;
+        let all_at_once = settings.rings.is_none();
         let opening = tokio::task::spawn_blocking({
             let metrics = metrics.clone();
             move || {
                 let fresh = &settings.fresh_settings;
                 let (store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
                 let lock = store.lock.clone();
+                // What was stable before all went at once is not any more.
+                if all_at_once && let Err(error) = rollout::forget_stable(&dir) {
+                    tracing::warn!(%error, "the stable revision of earlier rollouts is still kept");
+                }
                 let started = registry::start(store, metrics).map_err(ControlError::Load)?;
                 Ok::<_, ControlError>((started, recovered, dir, lock))
             }
@@ -159,6 +169,7 @@ impl BoundControl {
         let ((handle, writer), recovered, dir, lock) = opened?;
         metrics.recovered.set(recovered.is_some().into());
         let status = Arc::new(StoreStatus::new(recovered));
+        let staged = settings.rings.map(|rings| (rings, Some(dir.clone())));
         let exporter = Exporter {
             dir,
             lock,
@@ -182,6 +193,7 @@ impl BoundControl {
             writer,
             exporter,
             stream_age: settings.stream_age,
+            staged,
         })
     }
 
@@ -200,12 +212,13 @@ impl BoundControl {
             writer,
             exporter,
             stream_age,
+            staged,
             ..
         } = self;
         let export_stop = CancellationToken::new();
         let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
         let incoming = incoming(listener);
-        let served = serve(incoming, context, metrics, stream_age, shutdown).await;
+        let served = serve(incoming, context, metrics, stream_age, staged, shutdown).await;
         // The last handle is gone with the routes: the writer finishes and the store is closed.
         let joined = tokio::task::spawn_blocking(move || writer.join());
         if timeout(GRACE, joined).await.is_err() {
@@ -226,6 +239,7 @@ pub(crate) async fn serve<Io>(
     context: Context,
     metrics: Registry,
     stream_age: Option<Duration>,
+    staged: Option<(RolloutSettings, Option<PathBuf>)>,
     shutdown: CancellationToken,
 ) -> Result<(), ControlError>
 where
@@ -233,9 +247,19 @@ where
 {
     let sessions = TaskTracker::new();
     let published = context.registry.watch();
-    let (feed, targets) = session::targets(&published);
+    let (feed, mut offers) = session::targets(&published);
     let counts = context.metrics.clone();
     sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
+    if let Some((settings, dir)) = staged {
+        let parts = rollout::Parts {
+            settings,
+            dir,
+            past: RegistryPast(context.registry.clone()),
+            fleet: context.fleet.clone(),
+            metrics: context.metrics.clone(),
+        };
+        offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
+    }
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();
@@ -243,7 +267,7 @@ where
     let (reporter, health) = tonic_health::server::health_reporter();
     let sync = SyncService {
         context: context.clone(),
-        targets,
+        offers,
         ages: stream_age.map(|most| most / 2..=most),
         sessions: sessions.clone(),
         stopping: shutdown.clone(),
@@ -331,8 +355,11 @@ fn routes(
     let v1alpha = reflection().build_v1alpha().map_err(internal)?;
     let models = ModelRegistryServer::new(ModelsService(context.clone()));
     let settings = PoolSettingsServer::new(SettingsService(context.clone()));
+    let fleet = FleetServer::new(FleetService {
+        context: context.clone(),
+        watchers: Watchers::new(sync.stopping.clone()),
+    });
     let revisions = RevisionsServer::new(RevisionsService(context.clone()));
-    let fleet = FleetServer::new(FleetService(context.clone()));
     let sync = WorkerSyncServer::new(sync)
         .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);

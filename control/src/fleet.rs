@@ -6,16 +6,21 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use forebay_proto::{
-    InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
+    Health, InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::RolloutCounts;
+use crate::{
+    metrics::RolloutCounts,
+    rollout::{ChangedHealth, Seen, Staging},
+};
 
 /// Most workers remembered.
 const MOST: usize = 10_000;
@@ -24,7 +29,13 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
 /// The workers.
 #[derive(Debug, Default)]
-pub(crate) struct Fleet(Mutex<Inner>);
+pub(crate) struct Fleet {
+    inner: Mutex<Inner>,
+    /// Told when a worker came, went, or stands elsewhere than before.
+    changed: watch::Sender<()>,
+    /// How rollouts in rings stand; nothing without rings.
+    staging: Mutex<Option<Arc<Staging>>>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -74,6 +85,12 @@ struct Known {
     session: Option<(SessionId, CancellationToken)>,
     applied: Option<Applied>,
     refused: Option<Refused>,
+    /// Its requests on what an earlier revision had.
+    draining: u32,
+    /// How requests went in its process.
+    health: Health,
+    /// The same for what was changed lately.
+    changed: Option<ChangedHealth>,
     connected: SystemTime,
     seen: SystemTime,
     gone: Option<SystemTime>,
@@ -97,7 +114,7 @@ impl Fleet {
         end: CancellationToken,
     ) -> Option<Joined> {
         let now = SystemTime::now();
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.forget(now);
         let known = inner.workers.contains_key(&introduction.worker);
         if !known && inner.workers.len() >= MOST {
@@ -124,9 +141,9 @@ impl Fleet {
         });
         // Another process may have the files, the version or the patience that this one lacked.
         let instance = &introduction.instance;
-        let refused = old
-            .filter(|old| old.introduction.instance == *instance)
-            .and_then(|old| old.refused);
+        let same = old.filter(|old| old.introduction.instance == *instance);
+        let health = same.as_ref().map_or_else(Health::default, |old| old.health);
+        let refused = same.and_then(|old| old.refused);
         let position = refused.as_ref().map(|refused| refused.position.clone());
         let worker = introduction.worker.clone();
         let session_and_end = Some((session, end));
@@ -137,11 +154,16 @@ impl Fleet {
                 session: session_and_end,
                 applied,
                 refused,
+                draining: 0,
+                health,
+                changed: None,
                 connected: now,
                 seen: now,
                 gone: None,
             },
         );
+        drop(inner);
+        self.changed.send_replace(());
         Some(Joined {
             session,
             refused: position,
@@ -151,7 +173,22 @@ impl Fleet {
 
     /// The worker was heard.
     pub(crate) fn seen(&self, worker: &WorkerId, session: SessionId) {
-        self.with(worker, session, |known| known.seen = SystemTime::now());
+        self.with(worker, session, |_| false);
+    }
+
+    /// The worker gave a sign of life.
+    pub(crate) fn beat(
+        &self,
+        worker: &WorkerId,
+        session: SessionId,
+        draining: u32,
+        (health, changed): (Option<Health>, Option<ChangedHealth>),
+    ) {
+        self.with(worker, session, |known| {
+            known.health = health.unwrap_or(known.health);
+            known.changed = changed;
+            std::mem::replace(&mut known.draining, draining) != draining
+        });
     }
 
     /// The worker put a configuration in force, but for models that it refused.
@@ -170,12 +207,16 @@ impl Fleet {
                 refusals,
             });
             known.refused = None;
+            true
         });
     }
 
     /// The worker refused one.
     pub(crate) fn refused(&self, worker: &WorkerId, session: SessionId, refused: Refused) {
-        self.with(worker, session, |known| known.refused = Some(refused));
+        self.with(worker, session, |known| {
+            known.refused = Some(refused);
+            true
+        });
     }
 
     /// The stream ended.
@@ -183,16 +224,19 @@ impl Fleet {
         self.with(worker, session, |known| {
             known.session = None;
             known.gone = Some(SystemTime::now());
+            known.draining = 0;
+            true
         });
     }
 
     /// One worker, with respect to this revision.
     pub(crate) fn worker(&self, id: &str, target: &Position) -> Option<wire::Worker> {
-        self.0
+        let staging = self.staging();
+        self.inner
             .lock()
             .workers
             .get(id)
-            .map(|known| known.show(target, target.revision))
+            .map(|known| known.show(target, target.revision, staging.as_deref()))
     }
 
     /// Up to `most` workers after this id, in order, and whether there are more.
@@ -202,7 +246,8 @@ impl Fleet {
         most: usize,
         target: &Position,
     ) -> (Vec<wire::Worker>, bool) {
-        let inner = self.0.lock();
+        let staging = self.staging();
+        let inner = self.inner.lock();
         let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
         let mut rest = inner
             .workers
@@ -212,7 +257,7 @@ impl Fleet {
         let mut page: Vec<_> = rest
             .by_ref()
             .take(most)
-            .map(|k| k.show(target, target.revision))
+            .map(|k| k.show(target, target.revision, staging.as_deref()))
             .collect();
         share_refusals(&mut page);
         (page, rest.next().is_some())
@@ -220,12 +265,10 @@ impl Fleet {
 
     /// How far a revision has come.
     pub(crate) fn rollout(&self, revision: Revision, newest: &Position) -> wire::Rollout {
-        let inner = self.0.lock();
-        let mut workers: Vec<_> = inner
-            .workers
-            .values()
-            .map(|known| known.show(newest, revision))
-            .collect();
+        let staging = self.staging();
+        let inner = self.inner.lock();
+        let show = |known: &Known| known.show(newest, revision, staging.as_deref());
+        let mut workers: Vec<_> = inner.workers.values().map(show).collect();
         drop(inner);
         share_refusals(&mut workers);
         let count = |state: wire::WorkerState| {
@@ -237,7 +280,7 @@ impl Fleet {
             count(wire::WorkerState::Refused),
             count(wire::WorkerState::Partial),
         );
-        wire::Rollout {
+        let mut rollout = wire::Rollout {
             revision: revision.get(),
             newest_revision: newest.revision.get(),
             applied: count(wire::WorkerState::Applied),
@@ -247,13 +290,18 @@ impl Fleet {
             complete: pending == 0 && refused == 0 && partial == 0,
             workers,
             partial,
+            ..wire::Rollout::default()
+        };
+        if let Some(staging) = staging {
+            staging.describe(revision, &mut rollout);
         }
+        rollout
     }
 
     /// The counts alone, for metrics.
     pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
         let mut counts = RolloutCounts::default();
-        for known in self.0.lock().workers.values() {
+        for known in self.inner.lock().workers.values() {
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
                 wire::WorkerState::Partial => counts.partial += 1,
@@ -265,9 +313,35 @@ impl Fleet {
         counts
     }
 
-    /// Only the stream that counts may say something of its worker.
-    fn with(&self, worker: &WorkerId, session: SessionId, change: impl FnOnce(&mut Known)) {
-        let mut inner = self.0.lock();
+    /// How rollouts in rings stand from now on.
+    pub(crate) fn stage(&self, staging: Arc<Staging>) {
+        *self.staging.lock() = Some(staging);
+        self.changed.send_replace(());
+    }
+
+    fn staging(&self) -> Option<Arc<Staging>> {
+        self.staging.lock().clone()
+    }
+
+    /// How often workers are to report, if rollouts need it.
+    pub(crate) fn report_every(&self) -> Option<Duration> {
+        self.staging().map(|staging| staging.report_every)
+    }
+
+    /// All workers as they stand.
+    pub(crate) fn look(&self) -> Vec<Seen> {
+        let inner = self.inner.lock();
+        inner.workers.values().map(Known::seen).collect()
+    }
+
+    /// Tells of changes, as they come; several at once are told of once.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Only the stream that counts may say something of its worker. The change tells whether others want to know.
+    fn with(&self, worker: &WorkerId, session: SessionId, change: impl FnOnce(&mut Known) -> bool) {
+        let mut inner = self.inner.lock();
         let known = inner.workers.get_mut(worker);
         let current = |known: &&mut Known| {
             known
@@ -277,7 +351,11 @@ impl Fleet {
         };
         if let Some(known) = known.filter(current) {
             known.seen = SystemTime::now();
-            change(known);
+            let told = change(known);
+            drop(inner);
+            if told {
+                self.changed.send_replace(());
+            }
         }
     }
 }
@@ -349,7 +427,12 @@ impl Known {
         (revision, refusals)
     }
 
-    fn show(&self, newest: &Position, revision: Revision) -> wire::Worker {
+    fn show(
+        &self,
+        newest: &Position,
+        revision: Revision,
+        staging: Option<&Staging>,
+    ) -> wire::Worker {
         let who = &self.introduction;
         let applied = self.applied.as_ref();
         let (refused_revision, refusals) = self.refusals(newest);
@@ -369,7 +452,37 @@ impl Known {
             gone_time: self.gone.map(timestamp_to_wire),
             gateway_address: who.gateway.clone(),
             apply_millis: applied.map_or(0, |a| a.millis),
+            lag_revisions: self.lag(newest, revision),
+            draining_requests: self.draining,
+            in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
+    }
+
+    /// What it did not take, as a whole or some models of it.
+    fn shunned(&self) -> Option<Position> {
+        let partial = self.applied.as_ref().filter(|a| !a.refusals.is_empty());
+        let refused = self.refused.as_ref().map(|r| r.position.clone());
+        refused.or_else(|| partial.map(|a| a.position.clone()))
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            worker: self.introduction.worker.clone(),
+            instance: self.introduction.instance.clone(),
+            connected: self.gone.is_none(),
+            applied: self.applied.as_ref().map(|a| a.position.clone()),
+            refused: self.shunned(),
+            health: self.health,
+            changed: self.changed.clone(),
+        }
+    }
+
+    /// What is of another history counts as nothing.
+    fn lag(&self, newest: &Position, revision: Revision) -> u64 {
+        let applied = self.applied.as_ref().map(|a| &a.position);
+        let held = applied.filter(|held| held.epoch == newest.epoch);
+        let held = held.map_or(0, |held| held.revision.get());
+        revision.get().saturating_sub(held)
     }
 }
 
@@ -632,8 +745,42 @@ mod tests {
             rollout.gone,
         );
         assert_eq!((counts, rollout.complete), ((1, 2, 1, 1), false));
+        let lag = |id: &str| {
+            let worker = rollout.workers.iter().find(|worker| worker.id == id);
+            worker.unwrap().lag_revisions
+        };
+        assert_eq!(
+            (lag("applied"), lag("behind"), lag("other-epoch")),
+            (0, 1, 5)
+        );
         let before = fleet.rollout(Revision::new(4), &newest);
         assert_eq!((before.applied, before.pending), (3, 1));
+    }
+
+    #[test]
+    fn a_change_is_told_of_and_a_sign_of_life_is_not() {
+        let fleet = Fleet::default();
+        let worker = WorkerId::new("w").unwrap();
+        let mut changes = fleet.watch();
+        let mut told = |after: &dyn Fn()| {
+            changes.borrow_and_update();
+            after();
+            changes.has_changed().unwrap()
+        };
+        let session = join(&fleet, "w", None).0.session;
+        assert!(!told(&|| fleet.seen(&worker, session)));
+        assert!(!told(&|| fleet.beat(&worker, session, 0, (None, None))));
+        assert!(told(&|| fleet.beat(&worker, session, 3, (None, None))));
+        let newest = position("aa", 5);
+        assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
+        assert!(told(&|| fleet.applied(
+            &worker,
+            session,
+            (newest.clone(), Vec::new()),
+            1
+        )));
+        assert!(told(&|| fleet.leave(&worker, session)));
+        assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod fleet;
 mod http;
 mod metrics;
 mod registry;
+mod rollout;
 mod service;
 mod session;
 #[cfg(feature = "simulation")]
@@ -18,6 +19,7 @@ mod store;
 mod trace_context;
 
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure};
+pub use rollout::{BadRings, Rings, RolloutSettings};
 pub use store::{
     BadLocation, CheckReport, ExportError, ExportHeader, OfflineError, OpenError, Recovery,
     StoreLocation, check, export_directory, import,

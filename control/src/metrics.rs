@@ -7,6 +7,8 @@ use prometheus::{
 };
 use tonic::Code;
 
+use crate::rollout::RingMetrics;
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -25,6 +27,7 @@ pub(crate) struct Metrics {
     pushes: IntCounterVec,
     push_bytes: IntCounterVec,
     used: GaugeVec,
+    pub(crate) rings: RingMetrics,
 }
 
 /// In what form a configuration went to a worker.
@@ -140,6 +143,7 @@ impl Metrics {
                 ),
                 &["limit"],
             )?,
+            rings: RingMetrics::new(registry)?,
         };
         metrics.register(registry)?;
         Ok(metrics)

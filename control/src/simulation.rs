@@ -113,7 +113,7 @@ where
         metrics: own,
         status: Arc::new(StoreStatus::new(None)),
     };
-    let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), shutdown);
+    let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
     let (served, ()) = tokio::join!(serving, writing);
     served
 }

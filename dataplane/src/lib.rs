@@ -10,6 +10,7 @@ pub mod apply;
 mod budget;
 pub mod config_client;
 pub mod gateway;
+mod health;
 pub mod live;
 pub mod metrics;
 pub mod pool;

@@ -148,6 +148,22 @@ impl LiveCell {
         pools.chain(self.retired()).collect()
     }
 
+    /// Requests in flight on what an earlier revision had.
+    pub(crate) fn draining_requests(&self) -> usize {
+        let pools = self.all_pools();
+        pools.iter().map(|pool| pool.draining_requests()).sum()
+    }
+
+    /// The same, of models that were removed and of these alone: what a revision that changed these can have left.
+    pub(crate) fn draining_of(&self, models: &[ModelId]) -> usize {
+        let live = self.load();
+        let changed = models.iter().filter_map(|id| live.models.get(id));
+        let changed = changed.map(|route| route.pool.draining_requests());
+        let retired = self.retired();
+        let retired = retired.iter().map(|pool| pool.draining_requests());
+        changed.chain(retired).sum()
+    }
+
     /// Pools that still drain.
     #[must_use]
     pub fn retired(&self) -> Vec<Arc<Pool>> {

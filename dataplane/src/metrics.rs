@@ -12,7 +12,10 @@ use prometheus::{
     core::Collector as _,
 };
 
-use crate::apply::RefusalReason;
+use crate::{
+    apply::RefusalReason,
+    health::{HealthCounters, ModelHealth},
+};
 
 /// Buckets from 100 µs to 2 h: a pool's wait, a connect, a long generation.
 const SECONDS: [f64; 18] = [
@@ -49,6 +52,7 @@ impl Source {
 /// The worker's counters and histograms.
 #[derive(Debug)]
 pub struct Metrics {
+    pub(crate) health: HealthCounters,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     first_byte_seconds: HistogramVec,
@@ -75,6 +79,8 @@ pub struct ModelMetrics {
     first_byte_seconds: Histogram,
     wait_seconds: Histogram,
     overhead_seconds: Histogram,
+    /// Held by others, too, without keeping the series.
+    pub(crate) health: Arc<ModelHealth>,
 }
 
 /// The labels of a request that is over: path, status, source.
@@ -129,6 +135,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let model = &["model"];
         Ok(Self {
+            health: HealthCounters::default(),
             requests: counter(
                 registry,
                 "forebay_requests_total",
@@ -172,15 +179,11 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
-            apply_seconds: {
-                let opts = HistogramOpts::new(
-                    "forebay_config_apply_seconds",
-                    "Time to put a pushed configuration in force.",
-                );
-                let histogram = Histogram::with_opts(opts.buckets(SECONDS.to_vec()))?;
-                registry.register(Box::new(histogram.clone()))?;
-                histogram
-            },
+            apply_seconds: single_histogram(
+                registry,
+                "forebay_config_apply_seconds",
+                "Time to put a pushed configuration in force.",
+            )?,
             rejected: counter(
                 registry,
                 "forebay_config_rejected_total",
@@ -221,6 +224,7 @@ impl Metrics {
             first_byte_seconds: of(&self.first_byte_seconds),
             wait_seconds: of(&self.wait_seconds),
             overhead_seconds: of(&self.overhead_seconds),
+            health: Arc::default(),
         }
     }
 
@@ -318,6 +322,13 @@ fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Err
     let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
+}
+
+fn single_histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, Error> {
+    let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    let histogram = Histogram::with_opts(opts)?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
 }
 
 fn histogram(

@@ -134,6 +134,14 @@ pub struct Position {
     pub digest: Digest,
 }
 
+impl Position {
+    /// True of a later one of the same lineage.
+    #[must_use]
+    pub fn is_after(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && self.revision > other.revision
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digest = self.digest.to_string();

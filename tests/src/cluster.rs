@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use forebay_control::{BoundControl, ControlSettings, StoreLocation};
+use forebay_control::{BoundControl, ControlSettings, RolloutSettings, StoreLocation};
 use forebay_dataplane::{BoundWorker, WorkerSettings};
 use forebay_proto::{PoolSettings, WorkerId, wire};
 use tempfile::TempDir;
@@ -31,6 +31,7 @@ pub struct Cluster {
     control: Option<Running>,
     dns: Vec<SocketAddr>,
     stream_age: Option<Duration>,
+    rings: Option<RolloutSettings>,
 }
 
 /// A running worker.
@@ -60,20 +61,30 @@ impl Running {
 impl Cluster {
     /// Starts a control plane on an empty store.
     pub async fn start() -> Self {
-        Self::with_stream_age(None).await
+        Self::of(None, None).await
+    }
+
+    /// Starts one that rolls out in rings.
+    pub async fn with_rings(rings: RolloutSettings) -> Self {
+        Self::of(None, Some(rings)).await
     }
 
     /// Starts one that ends the streams of workers at this age at the latest.
     pub async fn with_stream_age(stream_age: Option<Duration>) -> Self {
+        Self::of(stream_age, None).await
+    }
+
+    async fn of(stream_age: Option<Duration>, rings: Option<RolloutSettings>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = dir.path().join("control");
-        let (addr, control) = control(store, lasting_addr(), stream_age).await;
+        let (addr, control) = control(store, lasting_addr(), stream_age, rings.clone()).await;
         Self {
             dir,
             addr,
             control: Some(control),
             dns: Vec::new(),
             stream_age,
+            rings,
         }
     }
 
@@ -113,7 +124,7 @@ impl Cluster {
     pub async fn start_control(&mut self) {
         assert!(self.control.is_none(), "the control plane runs already");
         let store = self.dir.path().join("control");
-        let (_, control) = control(store, self.addr, self.stream_age).await;
+        let (_, control) = control(store, self.addr, self.stream_age, self.rings.clone()).await;
         self.control = Some(control);
     }
 
@@ -284,6 +295,7 @@ async fn control(
     dir: PathBuf,
     listen: SocketAddr,
     stream_age: Option<Duration>,
+    rings: Option<RolloutSettings>,
 ) -> (SocketAddr, Running) {
     let settings = ControlSettings {
         listen,
@@ -292,6 +304,7 @@ async fn control(
         fresh_settings: PoolSettings::default(),
         recovery: forebay_control::Recovery::Automatic,
         stream_age,
+        rings,
     };
     let bound = BoundControl::bind(settings)
         .await

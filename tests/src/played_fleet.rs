@@ -212,7 +212,7 @@ impl Player {
             let message = tokio::select! {
                 message = heard.message() => message,
                 _ = beat.tick() => {
-                    let alive = Say::Heartbeat(wire::Heartbeat { applied: self.holds() });
+                    let alive = Say::Heartbeat(wire::Heartbeat { applied: self.holds(), ..Default::default() });
                     if tell(say, alive).await { continue } else { return }
                 }
             };

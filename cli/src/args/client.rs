@@ -314,7 +314,7 @@ pub(crate) enum Fleet {
     Rollout {
         /// The revision. [default: the newest]
         revision: Option<u64>,
-        /// Wait until every connected worker runs it; fails when one refuses it.
+        /// Wait until every connected worker runs it; ends at once when one refuses it.
         #[arg(long)]
         wait: bool,
         /// Longest wait with --wait.

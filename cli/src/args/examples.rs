@@ -62,7 +62,15 @@ Examples:
 pub(super) const ROLLOUT_EXAMPLES: &str = "\
 Examples:
   forebay fleet rollout                     where every worker stands
-  forebay fleet rollout --wait              for pipelines: fails when one refuses it";
+  forebay fleet rollout --wait              for pipelines
+  forebay fleet rollout 7 --wait --within 5m -o json
+
+Exit codes with --wait:
+  0   every connected worker runs it, or a newer one
+  3   a worker refused it; which, what field and why is said at once
+  4   not everywhere in time, or no worker is connected any more
+  5   it went through rings and was taken back; by which revision and why is said
+  1   anything else";
 
 pub(super) const SEED_EXAMPLES: &str = "\
 Examples:

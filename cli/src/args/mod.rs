@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod examples;
+mod rings;
 mod roles;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -7,7 +7,10 @@ use forebay_control::StoreLocation;
 use forebay_proto::WorkerId;
 use http::Uri;
 
-use super::client::{DEFAULT_CONTROL, control_url};
+use super::{
+    client::{DEFAULT_CONTROL, control_url},
+    rings::RingArgs,
+};
 
 /// The pool settings that a fresh control plane begins with.
 #[derive(Debug, Args)]
@@ -51,6 +54,8 @@ pub(crate) struct ControlListen {
         value_parser = stream_age
     )]
     pub(crate) stream_age: Duration,
+    #[command(flatten)]
+    pub(crate) rings: RingArgs,
 }
 
 /// Streams that end all the time would leave workers nothing but reconnecting.

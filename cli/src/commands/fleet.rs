@@ -1,21 +1,15 @@
 //! `forebay fleet`.
 
-use std::time::Duration;
-
-use anyhow::bail;
 use forebay_proto::{limits, wire};
-use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use wire::fleet_client::FleetClient;
 
-use super::revisions;
+use super::{revisions, rollout};
 use crate::{
     args::{ClientArgs, Fleet, Output},
     client::{self, call},
     document, table, ui,
 };
-
-const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs one of them.
 pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
@@ -33,7 +27,10 @@ pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
             wait,
             within,
             client,
-        } => rollout(revision, wait.then_some(within), &client).await,
+        } => {
+            let wait = wait.then_some(within);
+            rollout::run(fleet(&client).await?, revision, wait, &client).await
+        }
     }
 }
 
@@ -70,54 +67,4 @@ async fn workers(client: &ClientArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-async fn rollout(
-    revision: Option<u64>,
-    wait: Option<Duration>,
-    client: &ClientArgs,
-) -> anyhow::Result<()> {
-    let mut fleet = fleet(client).await?;
-    let first = call(fleet.get_rollout(wire::GetRolloutRequest { revision })).await?;
-    // What is waited for does not move when somebody else writes meanwhile.
-    let revision = Some(first.revision);
-    let began = Instant::now();
-    let mut rollout = first;
-    while wait.is_some_and(|within| began.elapsed() < within)
-        && !rollout.complete
-        && rollout.refused == 0
-        && rollout.partial == 0
-    {
-        sleep(ASK_EVERY).await;
-        rollout = call(fleet.get_rollout(wire::GetRolloutRequest { revision })).await?;
-    }
-    match client.output {
-        Output::Table => ui::say(&table::rollout(&rollout)),
-        output => {
-            let value = document::to_value("Rollout", &rollout)?;
-            ui::say(&document::print(&value, output)?);
-        }
-    }
-    match wait {
-        Some(_) if rollout.refused > 0 => {
-            bail!(
-                "{} workers refused revision {}",
-                rollout.refused,
-                rollout.revision
-            )
-        }
-        Some(_) if rollout.partial > 0 => {
-            bail!(
-                "{} workers could not take all models of revision {}",
-                rollout.partial,
-                rollout.revision
-            )
-        }
-        Some(within) if !rollout.complete => bail!(
-            "revision {} is not everywhere after {}",
-            rollout.revision,
-            humantime::format_duration(within)
-        ),
-        _ => Ok(()),
-    }
 }

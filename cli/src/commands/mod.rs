@@ -11,10 +11,12 @@ mod pool;
 mod pool_args;
 mod revisions;
 mod roles;
+mod rollout;
 mod standalone;
 
 use clap::CommandFactory as _;
 
+pub(crate) use self::rollout::NotEverywhere;
 use crate::args::{Cli, Command};
 
 /// Runs one.

@@ -102,6 +102,7 @@ pub(crate) fn control_settings(
         fresh_settings,
         recovery,
         stream_age: Some(listen.stream_age).filter(|age| !age.is_zero()),
+        rings: listen.rings.settings(),
     })
 }
 

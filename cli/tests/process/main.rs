@@ -17,6 +17,7 @@ mod paused;
 mod poison;
 mod quarantine;
 mod roles;
+mod rollout;
 mod stopping;
 mod traces;
 mod zero_loss;

@@ -60,9 +60,9 @@ async fn a_worker_with_too_few_files_refuses_with_the_arithmetic_and_serves_on()
     // For pipelines: an exit code and the reason.
     let wait = ["fleet", "rollout", "--wait", "--control", &url];
     let (code, out, err) = run(&wait).await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(3));
     assert!(
-        err.contains("1 workers refused") && out.contains("OPEN_FILES"),
+        err.contains("1 workers refused") && err.contains("small: ") && out.contains("OPEN_FILES"),
         "{out}{err}"
     );
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use forebay_proto::Revision;
 
-use super::{Published, RegistryHandle, State, state::Undo};
+use super::{Published, RegistryHandle, State, state::Undo, writer::publish};
 use crate::store::history::{Edit, History, LogRecord, Target, Unreadable};
 
 /// Why there is no such past.
@@ -104,6 +104,12 @@ impl RegistryHandle {
             Ok(Arc::new(state.undone(&undo)))
         })
         .await
+    }
+
+    /// The configuration of this revision, as it is published.
+    pub(crate) async fn published_at(&self, revision: Revision) -> Result<Arc<Published>, String> {
+        let state = self.at(revision).await.map_err(|e| e.to_string())?;
+        publish(&state, String::new()).map(Arc::new)
     }
 
     /// What differs between two revisions, in order of target. Absent ones are the newest, and the one before `to`.

@@ -339,7 +339,7 @@ fn refuse_all(group: Vec<Job>, error: &StoreError) {
     }
 }
 
-fn publish(state: &Arc<State>, traceparent: String) -> Result<Published, String> {
+pub(super) fn publish(state: &Arc<State>, traceparent: String) -> Result<Published, String> {
     let config = state
         .config()
         .map_err(|violations| violations.to_string())?;

@@ -1,20 +1,42 @@
 //! `Fleet`.
 
 use forebay_proto::{
-    Revision,
+    Position, Revision,
     wire::{self, fleet_server::Fleet},
 };
+use futures_util::{StreamExt as _, stream::BoxStream};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
     Context,
     page::{self, Page},
     status::{self, Reason},
+    watch::{Watchers, watch},
 };
 
 /// The service.
 #[derive(Debug, Clone)]
-pub(crate) struct FleetService(pub(crate) Context);
+pub(crate) struct FleetService {
+    pub(crate) context: Context,
+    pub(crate) watchers: Watchers,
+}
+
+impl FleetService {
+    /// The newest configuration, and the revision asked for, which must exist.
+    fn asked(&self, revision: Option<u64>) -> Result<(Position, Option<Revision>), Status> {
+        let newest = self.context.registry.published().position.clone();
+        let revision = revision.map(Revision::new);
+        if let Some(revision) = revision.filter(|asked| *asked > newest.revision) {
+            let newest = newest.revision;
+            return Err(status::with_reason(
+                Code::FailedPrecondition,
+                Reason::RevisionNotReached,
+                format!("revision {revision} does not exist yet; the newest is {newest}"),
+            ));
+        }
+        Ok((newest, revision))
+    }
+}
 
 #[tonic::async_trait]
 impl Fleet for FleetService {
@@ -25,9 +47,9 @@ impl Fleet for FleetService {
         let serve = async |request: wire::ListWorkersRequest| {
             let page = Page::read(request.page_size, &request.page_token);
             let page = page.map_err(|violations| status::violated(&violations))?;
-            let published = self.0.registry.published();
+            let published = self.context.registry.published();
             let (workers, more) =
-                self.0
+                self.context
                     .fleet
                     .page(page.after.as_deref(), page.size, &published.position);
             let last = workers
@@ -39,7 +61,7 @@ impl Fleet for FleetService {
                 next_page_token: last.unwrap_or_default(),
             })
         };
-        self.0.call("ListWorkers", request, serve).await
+        self.context.call("ListWorkers", request, serve).await
     }
 
     async fn get_worker(
@@ -47,8 +69,8 @@ impl Fleet for FleetService {
         request: Request<wire::GetWorkerRequest>,
     ) -> Result<Response<wire::Worker>, Status> {
         let serve = async |request: wire::GetWorkerRequest| {
-            let published = self.0.registry.published();
-            self.0
+            let published = self.context.registry.published();
+            self.context
                 .fleet
                 .worker(&request.id, &published.position)
                 .ok_or_else(|| {
@@ -58,7 +80,7 @@ impl Fleet for FleetService {
                     status::with_reason(Code::NotFound, Reason::WorkerNotFound, message)
                 })
         };
-        self.0.call("GetWorker", request, serve).await
+        self.context.call("GetWorker", request, serve).await
     }
 
     async fn get_rollout(
@@ -66,20 +88,24 @@ impl Fleet for FleetService {
         request: Request<wire::GetRolloutRequest>,
     ) -> Result<Response<wire::Rollout>, Status> {
         let serve = async |request: wire::GetRolloutRequest| {
-            let newest = self.0.registry.published().position.clone();
-            let revision = request.revision.map_or(newest.revision, Revision::new);
-            if revision > newest.revision {
-                return Err(status::with_reason(
-                    Code::FailedPrecondition,
-                    Reason::RevisionNotReached,
-                    format!(
-                        "revision {revision} does not exist yet; the newest is {}",
-                        newest.revision
-                    ),
-                ));
-            }
-            Ok(self.0.fleet.rollout(revision, &newest))
+            let (newest, revision) = self.asked(request.revision)?;
+            let revision = revision.unwrap_or(newest.revision);
+            Ok(self.context.fleet.rollout(revision, &newest))
         };
-        self.0.call("GetRollout", request, serve).await
+        self.context.call("GetRollout", request, serve).await
+    }
+
+    type WatchRolloutStream = BoxStream<'static, Result<wire::Rollout, Status>>;
+
+    async fn watch_rollout(
+        &self,
+        request: Request<wire::WatchRolloutRequest>,
+    ) -> Result<Response<Self::WatchRolloutStream>, Status> {
+        let serve = async |request: wire::WatchRolloutRequest| {
+            let (_, revision) = self.asked(request.revision)?;
+            let rollouts = watch(&self.context, &self.watchers, revision, request.follow)?;
+            Ok(rollouts.boxed())
+        };
+        self.context.call("WatchRollout", request, serve).await
     }
 }

@@ -9,6 +9,7 @@ mod revisions;
 mod settings;
 mod status;
 mod sync;
+mod watch;
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use tracing::{Instrument as _, Span};
 
 pub(crate) use self::{
     fleet::FleetService, models::ModelsService, revisions::RevisionsService,
-    settings::SettingsService, sync::SyncService,
+    settings::SettingsService, sync::SyncService, watch::Watchers,
 };
 use crate::{
     exporter::StoreStatus,

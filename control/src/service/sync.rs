@@ -1,6 +1,6 @@
 //! `WorkerSync`: opens a session per stream.
 
-use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use forebay_proto::wire::{self, worker_sync_server::WorkerSync};
 use futures_util::{StreamExt as _, stream::Map};
@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
-use crate::session::{Session, Target};
+use crate::session::{Offer, Session};
 
 /// Most words on their way to one worker, beside those that the connection has taken.
 const UNDER_WAY: usize = 2;
@@ -27,7 +27,7 @@ type Word = Result<wire::ToWorker, Status>;
 #[derive(Debug, Clone)]
 pub(crate) struct SyncService {
     pub(crate) context: Context,
-    pub(crate) targets: watch::Receiver<Arc<Target>>,
+    pub(crate) offers: watch::Receiver<Offer>,
     /// Streams are ended at an age between these; nothing: never.
     pub(crate) ages: Option<RangeInclusive<Duration>>,
     pub(crate) sessions: TaskTracker,
@@ -65,15 +65,15 @@ impl WorkerSync for SyncService {
         } = self.context.clone();
         // What was acknowledged before it came, a worker gets at once: the feed is a task behind the registry.
         let newest = registry.published().position.revision;
-        let mut targets = self.targets.clone();
-        let there = targets.wait_for(|target| target.revision() >= newest);
+        let mut offers = self.offers.clone();
+        let there = offers.wait_for(|offer| offer.newest() >= newest);
         if timeout(FEED_WITHIN, there).await.is_err() {
             return Err(Status::unavailable(
                 "the newest revision is not ready; try again",
             ));
         }
         let session = Session::new(
-            self.targets.clone(),
+            self.offers.clone(),
             (fleet, metrics.clone()),
             say,
             peer,

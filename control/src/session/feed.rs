@@ -19,7 +19,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::usage::Alarms;
+use super::{offer::Offer, usage::Alarms};
 use crate::{metrics::Metrics, registry::Published};
 
 /// Most steps back that a delta can bridge.
@@ -39,7 +39,7 @@ struct Step {
 /// What is to be sent, and what it takes to send less.
 #[derive(Debug)]
 pub(crate) struct Target {
-    pub(super) published: Arc<Published>,
+    pub(crate) published: Arc<Published>,
     /// Nothing if the configuration cannot be taken apart.
     parts: Option<Parts>,
     /// The steps that lead here, the oldest first.
@@ -48,6 +48,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// One that nothing is known to lead to.
+    pub(crate) fn alone(published: Arc<Published>) -> Arc<Self> {
+        Feed::new(published).newest
+    }
+
     /// Which revision it is.
     pub(crate) fn revision(&self) -> Revision {
         self.published.position.revision
@@ -148,30 +153,30 @@ fn split(published: &Published) -> Option<Parts> {
         .ok()
 }
 
-/// The targets that [`follow`] will publish, the first of them already.
+/// What [`follow`] will publish, to all workers alike; the first of it already.
 pub(crate) fn targets(
     source: &watch::Receiver<Arc<Published>>,
-) -> (watch::Sender<Arc<Target>>, watch::Receiver<Arc<Target>>) {
+) -> (watch::Sender<Offer>, watch::Receiver<Offer>) {
     let first = source.borrow().clone();
-    watch::channel(Feed::new(first).newest)
+    watch::channel(Offer::to_all(Target::alone(first)))
 }
 
 /// Publishes targets until there is nothing more to publish, or until told to stop. Then sessions learn that the
 /// control plane stops.
 pub(crate) async fn follow(
     mut source: watch::Receiver<Arc<Published>>,
-    targets: watch::Sender<Arc<Target>>,
+    targets: watch::Sender<Offer>,
     metrics: Arc<Metrics>,
     stopping: CancellationToken,
 ) {
-    let (newest, trail, ids) = (targets.borrow().clone(), VecDeque::new(), 0);
+    let (newest, trail, ids) = (targets.borrow().stable().clone(), VecDeque::new(), 0);
     let mut feed = Feed { newest, trail, ids };
     let mut alarms = Alarms::default();
     loop {
         let published = source.borrow_and_update().clone();
         alarms.look(&published, &metrics);
         if published.position != feed.newest.published.position {
-            targets.send_replace(feed.next(published));
+            targets.send_replace(Offer::to_all(feed.next(published)));
         }
         let changed = tokio::select! {
             changed = source.changed() => changed.is_ok(),

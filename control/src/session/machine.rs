@@ -61,6 +61,19 @@ pub(super) enum Event {
     Time,
 }
 
+impl Event {
+    /// What the worker says that it holds, if it says so.
+    pub(super) fn held(&self) -> Option<Option<&Position>> {
+        match self {
+            Self::Hello { applied, .. }
+            | Self::Heartbeat { applied }
+            | Self::Resync { applied, .. } => Some(applied.as_ref()),
+            Self::Ack { applied, .. } => Some(Some(applied)),
+            Self::Nack { .. } | Self::Target(_) | Self::Time => None,
+        }
+    }
+}
+
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Effect {
@@ -138,6 +151,11 @@ impl Machine {
             paced: Duration::ZERO,
             old,
         }
+    }
+
+    /// What the worker holds, as far as it said.
+    pub(super) fn applied(&self) -> Option<&Position> {
+        self.applied.as_ref()
     }
 
     /// Takes an event at this time.

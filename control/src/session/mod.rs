@@ -4,6 +4,7 @@
 
 mod feed;
 mod machine;
+mod offer;
 mod outbox;
 mod usage;
 
@@ -11,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::{
-    InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, limits, wire,
+    Health, InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, limits, wire,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -22,7 +23,10 @@ use tonic::{Status, Streaming};
 use tracing::Span;
 use wire::{from_worker::Message as Heard, to_worker::Message as Say};
 
-pub(crate) use self::feed::{Target, follow, targets};
+pub(crate) use self::{
+    feed::{Target, follow, targets},
+    offer::Offer,
+};
 use self::{
     machine::{Effect, Event, Machine, SILENCE, TICK, Why},
     outbox::Outbox,
@@ -30,6 +34,7 @@ use self::{
 use crate::{
     fleet::{self, Fleet, Introduction, Joined, Refused},
     metrics::{Metrics, PushKind},
+    rollout::ChangedHealth,
     trace_context,
 };
 
@@ -43,7 +48,9 @@ pub(crate) type Outbound = mpsc::Sender<Box<Result<wire::ToWorker, Status>>>;
 /// One stream.
 pub(crate) struct Session {
     machine: Machine,
-    target: watch::Receiver<Arc<Target>>,
+    offers: watch::Receiver<Offer>,
+    /// Not all workers are offered the same.
+    differs: bool,
     /// The target that the machine knows: what a push carries.
     current: Arc<Target>,
     fleet: Arc<Fleet>,
@@ -89,7 +96,7 @@ enum End {
 impl Session {
     /// A stream that has just opened.
     pub(crate) fn new(
-        mut target: watch::Receiver<Arc<Target>>,
+        mut offers: watch::Receiver<Offer>,
         (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
         say: Outbound,
         peer: String,
@@ -97,14 +104,16 @@ impl Session {
         old: Duration,
     ) -> Self {
         let end = stopping.child_token();
-        let current = target.borrow_and_update().clone();
+        let offer = offers.borrow_and_update().clone();
+        let (differs, current) = (offer.differs(), offer.stable().clone());
         let machine = Machine::new(current.published.position.clone(), old);
         let (protocol, outbox) = (DELTAS, Outbox::default());
         let opened = Instant::now();
         let (joined, push_span, answer) = (None, None, None);
         Self {
             machine,
-            target,
+            offers,
+            differs,
             current,
             fleet,
             metrics,
@@ -169,11 +178,8 @@ impl Session {
                     Ok(Some(message)) => self.event_of(message),
                     Ok(None) | Err(_) => return End::Closed,
                 },
-                changed = self.target.changed() => match changed {
-                    Ok(()) => {
-                        self.current = self.target.borrow_and_update().clone();
-                        Ok(Some(Event::Target(self.current.published.position.clone())))
-                    }
+                changed = self.offers.changed() => match changed {
+                    Ok(()) => Ok(self.choose(self.machine.applied().cloned())),
                     Err(_) => return stopping(),
                 },
                 () = sleep_until(deadline) => match stalled.is_some_and(|s| s <= Instant::now()) {
@@ -183,7 +189,7 @@ impl Session {
                 () = self.end.cancelled() => return self.ended(),
             };
             let effects = match event {
-                Ok(Some(event)) => self.machine.on(self.opened.elapsed(), event),
+                Ok(Some(event)) => self.take(event),
                 Ok(None) => continue,
                 Err(status) => return End::Told(status),
             };
@@ -193,6 +199,33 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// What the worker says it holds may decide what it is offered.
+    fn take(&mut self, event: Event) -> Vec<Effect> {
+        let now = self.opened.elapsed();
+        let mut effects = Vec::new();
+        if self.differs
+            && let Some(held) = event.held()
+            && let Some(target) = self.choose(held.cloned())
+        {
+            effects.extend(self.machine.on(now, target));
+        }
+        effects.extend(self.machine.on(now, event));
+        effects
+    }
+
+    /// What the worker, which holds this, is to be offered; nothing if it is offered that.
+    fn choose(&mut self, held: Option<Position>) -> Option<Event> {
+        let worker = self.joined.as_ref().map(|(worker, _)| worker);
+        let offer = self.offers.borrow_and_update();
+        self.differs = offer.differs();
+        let target = offer.of(worker, held.as_ref());
+        if Arc::ptr_eq(target, &self.current) {
+            return None;
+        }
+        self.current = target.clone();
+        Some(Event::Target(self.current.published.position.clone()))
     }
 
     fn ended(&self) -> End {
@@ -231,12 +264,7 @@ impl Session {
                     attempted,
                 }))
             }
-            Some(Heard::Heartbeat(beat)) => {
-                let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
-                Ok(Some(Event::Heartbeat {
-                    applied: applied.transpose()?,
-                }))
-            }
+            Some(Heard::Heartbeat(beat)) => self.beat(beat).map(Some),
             Some(Heard::Resync(resync)) => {
                 let applied = resync.applied.map(|p| position("resync.applied", Some(p)));
                 Ok(Some(Event::Resync {
@@ -247,6 +275,19 @@ impl Session {
             // A word of a later version.
             None => Ok(None),
         }
+    }
+
+    fn beat(&mut self, beat: wire::Heartbeat) -> Result<Event, Status> {
+        let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
+        let applied = applied.transpose()?;
+        if let Some((worker, joined)) = &self.joined {
+            let changed = beat.changed_before.zip(beat.changed_since);
+            let changed = ChangedHealth::heard(applied.as_ref(), changed);
+            let health = (beat.health.map(Health::from), changed);
+            self.fleet
+                .beat(worker, joined.session, beat.draining_requests, health);
+        }
+        Ok(Event::Heartbeat { applied })
     }
 
     fn hello(&mut self, hello: wire::Hello) -> Result<Event, Status> {
@@ -326,7 +367,8 @@ impl Session {
     fn carry_out(&mut self, effect: Effect) -> Result<(), End> {
         match effect {
             Effect::Welcome => {
-                let welcome = welcome(self.protocol, &self.current.published.position);
+                let often = self.fleet.report_every().unwrap_or(TICK);
+                let welcome = welcome(self.protocol, &self.current.published.position, often);
                 self.outbox.say(Say::Welcome(welcome));
             }
             Effect::Tick => {
@@ -416,9 +458,9 @@ fn stopping() -> End {
     End::Goodbye(wire::goodbye::Reason::Stopping, status)
 }
 
-fn welcome(protocol: u32, target: &Position) -> wire::Welcome {
+fn welcome(protocol: u32, target: &Position, often: Duration) -> wire::Welcome {
     // Jitter, so that a fleet that reconnected together does not beat together.
-    let tick = TICK.mul_f64(0.8 + 0.4 * fastrand::f64());
+    let tick = often.mul_f64(0.8 + 0.4 * fastrand::f64());
     wire::Welcome {
         protocol,
         target: Some(target.into()),

@@ -263,7 +263,7 @@ mod tests {
         lkg.save(&with).unwrap();
         assert_eq!(
             lkg.load().collect::<Vec<_>>(),
-            [with.clone()],
+            std::slice::from_ref(&with),
             "in its place"
         );
         lkg.save(&kept(2)).unwrap();

@@ -35,6 +35,7 @@ pub use self::{
 };
 use crate::{
     apply::{Applied, Applier, Refusal, RefusalReason},
+    health::ChangedHealth,
     live::LiveCell,
     metrics::Metrics,
 };
@@ -76,6 +77,8 @@ pub struct ConfigClient {
     quarantined: Vec<Position>,
     /// What is in force, as it was pushed: what deltas change.
     held: Option<Kept>,
+    /// How requests went for what was changed lately.
+    changed: ChangedHealth,
     #[cfg(feature = "simulation")]
     network: Option<crate::simulation::Connect>,
 }
@@ -105,6 +108,7 @@ impl ConfigClient {
             marks,
             quarantined: Vec::new(),
             held: None,
+            changed: ChangedHealth::default(),
             #[cfg(feature = "simulation")]
             network: None,
         }

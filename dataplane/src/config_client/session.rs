@@ -11,7 +11,7 @@ use forebay_proto::{Position, limits, wire};
 use http::Uri;
 use tokio::{
     sync::mpsc,
-    time::{Instant, Interval, interval_at, timeout, timeout_at},
+    time::{Instant, Interval, interval_at, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ const WARM_WITHIN: Duration = Duration::from_secs(5);
 /// Until the control plane says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
+/// How often it tells of requests that are still on what an earlier revision had.
+const DRAINING: Duration = Duration::from_secs(1);
 /// What the control plane may say instead.
 const SANE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 /// How much may be on its way to a worker: what does not fit waits at the control plane, in memory that is shared.
@@ -106,6 +108,8 @@ pub(super) struct Session<'a> {
     silence: Duration,
     last_heard: Instant,
     heartbeat: Interval,
+    /// Requests are still on what an earlier revision had; when to look again.
+    draining: Option<Instant>,
     incoming: Incoming,
 }
 
@@ -125,6 +129,7 @@ impl<'a> Session<'a> {
                 silence: SILENCE,
                 last_heard: Instant::now(),
                 heartbeat,
+                draining: None,
                 incoming: Incoming::default(),
             };
             session.listen(heard).await
@@ -146,10 +151,15 @@ impl<'a> Session<'a> {
             let silent = self.last_heard + self.silence;
             let complete = self.incoming.deadline();
             let due = complete.map_or(silent, |complete| complete.min(silent));
+            let drained = self.draining.unwrap_or(due);
             let message = tokio::select! {
                 message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
-                    self.say(Say::Heartbeat(wire::Heartbeat { applied: self.applied() }))?;
+                    self.beat()?;
+                    continue;
+                }
+                () = sleep_until(drained), if self.draining.is_some() => {
+                    self.beat()?;
                     continue;
                 }
             };
@@ -238,6 +248,10 @@ impl<'a> Session<'a> {
                 };
                 self.client
                     .took(kept, applied, ConfigSource::ControlPlane, true);
+                let live = self.client.live.load();
+                let routes = changed.iter().filter_map(|id| live.models.get(id));
+                let health = routes.map(|route| route.metrics.health.clone());
+                self.client.changed.note(health);
                 // It serves already; it counts as applied when nobody has to wait for a connect.
                 self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -246,7 +260,11 @@ impl<'a> Session<'a> {
                     applied: Some(to),
                     apply_millis,
                     refusals,
-                }))
+                }))?;
+                match self.client.live.draining_of(&changed) {
+                    0 => Ok(()),
+                    _ => self.beat(),
+                }
             }
             Err(refusals) => {
                 if let Some(marks) = &self.client.marks {
@@ -276,6 +294,19 @@ impl<'a> Session<'a> {
             push_id,
             attempted: Some(to),
             refusals,
+        }))
+    }
+
+    fn beat(&mut self) -> Result<(), Ended> {
+        let draining = self.client.live.draining_requests();
+        self.draining = (draining > 0).then(|| Instant::now() + DRAINING);
+        let (before, since) = self.client.changed.read();
+        self.say(Say::Heartbeat(wire::Heartbeat {
+            applied: self.applied(),
+            draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
+            health: Some((&self.client.metrics.health.read()).into()),
+            changed_before: Some((&before).into()),
+            changed_since: Some((&since).into()),
         }))
     }
 

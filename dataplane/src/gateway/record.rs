@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::body::StreamFailed;
 use crate::{
+    health::is_error,
     live::Route,
     metrics::{Metrics, Source},
 };
@@ -27,6 +28,8 @@ pub(super) struct RequestRecord {
     route: Option<Arc<Route>>,
     /// The upstream's status, counted only once its body is complete.
     passing_on: u16,
+    /// Its answer has begun.
+    begun: bool,
     outcome: Option<(u16, Source)>,
 }
 
@@ -41,6 +44,7 @@ impl RequestRecord {
             request_id,
             route: None,
             passing_on: 0,
+            begun: false,
             outcome: None,
         }
     }
@@ -77,6 +81,17 @@ impl RequestRecord {
     /// The upstream's head is on its way to the client.
     pub(super) fn passing_on(&mut self, status: u16) {
         self.passing_on = status;
+        self.begin();
+    }
+
+    /// The answer begins, or will never.
+    fn begin(&mut self) {
+        if let Some(route) = &self.route
+            && !std::mem::replace(&mut self.begun, true)
+        {
+            self.metrics.health.answered(self.began.elapsed());
+            route.metrics.health.answered();
+        }
     }
 
     /// The upstream's body was passed on to its end.
@@ -96,8 +111,15 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
+        self.begin();
         match &self.route {
-            Some(route) => route.metrics.request(self.path, status, source, seconds),
+            Some(route) => {
+                if is_error(status, source) {
+                    self.metrics.health.failed();
+                    route.metrics.health.failed();
+                }
+                route.metrics.request(self.path, status, source, seconds);
+            }
             None => self.metrics.unrouted(self.path, status, source, seconds),
         }
         tracing::debug!(

@@ -239,6 +239,12 @@ impl Pool {
         self.desk.with(|inner, _| inner.core.is_empty())
     }
 
+    /// Requests in flight on what was removed: the model, or an endpoint of it.
+    pub(crate) fn draining_requests(&self) -> usize {
+        self.desk
+            .with(|inner, now| inner.core.census(now).draining_requests)
+    }
+
     /// Counts a request that found its connection dead at its first byte.
     pub fn count_stale_at_send(&self) {
         self.desk

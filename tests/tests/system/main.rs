@@ -16,6 +16,8 @@ mod http2;
 mod lifecycle;
 mod registry;
 mod revisions;
+mod rings;
+mod rollouts;
 mod sessions;
 mod skeptic;
 mod stale;

@@ -89,7 +89,8 @@ impl<C: Connection, W> Core<C, W> {
     /// Counts at this instant.
     pub(in crate::pool) fn census(&self, now: Duration) -> Census {
         let drains = |origin: &&Origin<C>| self.retired || !origin.is_current();
-        let draining = self.origins.iter().filter(drains).map(Origin::busy).sum();
+        let drained = || self.origins.iter().filter(drains);
+        let draining = drained().map(Origin::busy).sum();
         Census {
             idle: self.resting(),
             active: self.busy() - draining,
@@ -97,6 +98,7 @@ impl<C: Connection, W> Core<C, W> {
             connecting: self.connecting.len(),
             waiting: self.waiters.len(),
             in_flight: self.in_flight(),
+            draining_requests: drained().map(Origin::in_flight).sum(),
             floor: if self.retired { 0 } else { self.floor(now) },
         }
     }

@@ -174,6 +174,8 @@ pub(in crate::pool) struct Census {
     pub(in crate::pool) waiting: usize,
     /// Requests; several may be on one connection.
     pub(in crate::pool) in_flight: usize,
+    /// Requests on what was removed.
+    pub(in crate::pool) draining_requests: usize,
     /// Connections kept open ahead of need now.
     pub(in crate::pool) floor: usize,
 }

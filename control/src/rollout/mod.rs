@@ -1,0 +1,268 @@
+//! Rollouts in rings: the task between what is published and what sessions offer. Without rings it does not exist.
+//!
+//! It carries out what the machine (`machine.rs`) says: offers, and the way back. It looks at the fleet as it stands,
+//! a few times a second while a rollout is under way. It must not decide anything itself.
+
+mod gate;
+mod kept;
+mod machine;
+mod metrics;
+mod past;
+mod settings;
+mod soak;
+mod staging;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use forebay_proto::Position;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::machine::{Effect, Event, Machine};
+pub use self::settings::{BadRings, Rings, RolloutSettings};
+pub(crate) use self::{
+    kept::remove as forget_stable,
+    metrics::RingMetrics,
+    past::{Past, RegistryPast},
+    soak::{ChangedHealth, Seen},
+    staging::Staging,
+};
+use crate::{
+    fleet::Fleet,
+    metrics::Metrics,
+    session::{Offer, Target},
+};
+
+/// How often the fleet is looked at while a rollout is under way.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long a return may take to be written.
+const RETURN_WITHIN: Duration = Duration::from_secs(15);
+/// Workers report so often in a soak.
+const REPORTS: u32 = 4;
+/// But neither more nor less often than this; with its jitter a worker takes nothing below a second.
+const REPORT_FASTEST: Duration = Duration::from_millis(1_250);
+const REPORT_SLOWEST: Duration = Duration::from_secs(10);
+
+/// What rollouts in rings work with.
+pub(crate) struct Parts<P> {
+    pub(crate) settings: RolloutSettings,
+    /// Where the stable revision is kept; nowhere, if absent.
+    pub(crate) dir: Option<PathBuf>,
+    pub(crate) past: P,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The task.
+struct Conductor<P> {
+    parts: Parts<P>,
+    machine: Machine,
+    began: Instant,
+    report_every: Duration,
+    published: watch::Receiver<Offer>,
+    offers: watch::Sender<Offer>,
+    /// What the machine speaks of.
+    targets: Vec<Arc<Target>>,
+    /// What is in the file.
+    saved: Option<Position>,
+    told: Option<Arc<Staging>>,
+}
+
+/// Takes what is published, and gives what sessions are to offer instead.
+pub(crate) async fn start<P: Past>(
+    parts: Parts<P>,
+    mut published: watch::Receiver<Offer>,
+    tasks: &TaskTracker,
+    stopping: CancellationToken,
+) -> watch::Receiver<Offer> {
+    let newest = published.borrow_and_update().stable().clone();
+    let saved = parts.dir.as_deref().and_then(kept::load);
+    let stable = stable(&parts.past, saved.clone(), &newest).await;
+    let position = |target: &Arc<Target>| target.published.position.clone();
+    let machine = Machine::new(parts.settings.clone(), position(&stable), position(&newest));
+    let report_every = (parts.settings.soak / REPORTS).clamp(REPORT_FASTEST, REPORT_SLOWEST);
+    let (offers, offered) = watch::channel(Offer::to_all(stable.clone()));
+    let mut conductor = Conductor {
+        parts,
+        machine,
+        began: Instant::now(),
+        report_every,
+        published,
+        offers,
+        targets: vec![stable, newest],
+        saved,
+        told: None,
+    };
+    conductor.offer();
+    conductor.settled().await;
+    tasks.spawn(conductor.run(stopping));
+    offered
+}
+
+/// What is to count as stable: what was when the control plane ran last. If that cannot be had, the newest.
+async fn stable<P: Past>(past: &P, saved: Option<Position>, newest: &Arc<Target>) -> Arc<Target> {
+    let position = &newest.published.position;
+    let Some(saved) = saved.filter(|saved| position.is_after(saved)) else {
+        return newest.clone();
+    };
+    let published = match past.at(saved.revision).await {
+        // A number stands for one content.
+        Ok(published) if published.position == saved => Ok(published),
+        Ok(_) => Err("its content is another now".to_owned()),
+        Err(error) => Err(error),
+    };
+    match published {
+        Ok(published) => Target::alone(published),
+        Err(error) => {
+            tracing::warn!(
+                revision = %saved.revision, error,
+                "stable revision not to be had, the newest counts as proven"
+            );
+            newest.clone()
+        }
+    }
+}
+
+impl<P: Past> Conductor<P> {
+    async fn run(mut self, stopping: CancellationToken) {
+        loop {
+            let under_way = self.machine.candidate().is_some();
+            tokio::select! {
+                changed = self.published.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.newer().await;
+                }
+                () = sleep(LOOK_EVERY), if under_way => self.look().await,
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    async fn newer(&mut self) {
+        let target = self.published.borrow_and_update().stable().clone();
+        let position = target.published.position.clone();
+        self.targets.push(target);
+        self.step(Event::Newest(position)).await;
+        // Its ring is drawn at once.
+        self.look().await;
+    }
+
+    async fn look(&mut self) {
+        if self.machine.candidate().is_some() {
+            let fleet = self.parts.fleet.look();
+            self.step(Event::Look(fleet)).await;
+        }
+    }
+
+    async fn step(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            for effect in self.machine.on(self.began.elapsed(), event) {
+                match effect {
+                    Effect::Offer => self.offer(),
+                    Effect::Return { reason } => next = Some(self.take_back(&reason).await),
+                }
+            }
+        }
+        self.settled().await;
+    }
+
+    /// Nothing else is heard meanwhile: the machine wants the answer first.
+    async fn take_back(&self, reason: &str) -> Event {
+        tracing::error!(reason, "revision taken back");
+        let stable = self.machine.stable().revision;
+        let writing = self.parts.past.return_to(stable, reason);
+        let written = timeout(RETURN_WITHIN, writing).await;
+        let written = written.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        match written {
+            Ok(by) => {
+                self.parts.metrics.rings.returned();
+                tracing::warn!(revision = %by, "the content of before is written");
+                Event::Returned(by)
+            }
+            Err(error) => {
+                tracing::error!(
+                    error,
+                    "the way back could not be written; it is tried again"
+                );
+                Event::NotReturned
+            }
+        }
+    }
+
+    fn target(&self, position: &Position) -> Option<&Arc<Target>> {
+        let of = |target: &&Arc<Target>| target.published.position == *position;
+        self.targets.iter().rev().find(of)
+    }
+
+    fn offer(&self) {
+        let Some(stable) = self.target(self.machine.stable()).cloned() else {
+            return;
+        };
+        let candidate = self.machine.candidate();
+        let offer = match candidate.and_then(|candidate| self.target(candidate)) {
+            None => Offer::to_all(stable),
+            Some(candidate) => {
+                let members = self.machine.members().clone();
+                Offer::in_ring(stable, candidate.clone(), members)
+            }
+        };
+        let newest = self.machine.newest().revision;
+        self.offers.send_replace(offer.before(newest));
+    }
+
+    /// After each step: what nobody speaks of any more is let go, and who asks is told.
+    async fn settled(&mut self) {
+        let newest = self.machine.newest().revision;
+        let stale = |offer: &mut Offer| {
+            let stale = offer.newest() != newest;
+            if stale {
+                *offer = offer.clone().before(newest);
+            }
+            stale
+        };
+        self.offers.send_if_modified(stale);
+        let machine = &self.machine;
+        let known = [
+            Some(machine.stable()),
+            machine.candidate(),
+            Some(machine.newest()),
+        ];
+        self.targets
+            .retain(|target| known.contains(&Some(&target.published.position)));
+        let staging = Arc::new(Staging::new(machine, self.report_every));
+        if self.told.as_ref() != Some(&staging) {
+            let (ring, stable) = staging.figures();
+            self.parts.metrics.rings.stands(ring, stable);
+            self.parts.fleet.stage(staging.clone());
+            self.told = Some(staging);
+        }
+        self.save().await;
+    }
+
+    async fn save(&mut self) {
+        let stable = self.machine.stable();
+        if self.saved.as_ref() == Some(stable) {
+            return;
+        }
+        let stable = stable.clone();
+        self.saved = Some(stable.clone());
+        let Some(dir) = self.parts.dir.clone() else {
+            return;
+        };
+        let saving = tokio::task::spawn_blocking(move || kept::save(&dir, &stable));
+        let saved = saving.await.map_err(std::io::Error::other).flatten();
+        if let Err(error) = saved {
+            // The next start finds an older one: its rollout begins anew.
+            tracing::warn!(%error, "stable revision not saved");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! A candidate in a ring: who has it, whether all took it long enough ago, and what speaks against it. Pure; the
+//! machine says what follows.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use forebay_proto::{Digest, Health, InstanceId, Position, Revision, WorkerId};
+
+use super::{gate::Compared, machine::PATIENCE, settings::RolloutSettings};
+
+/// How long a worker of the ring may take to take the candidate.
+const TAKE_WITHIN: Duration = Duration::from_secs(120);
+/// A worker as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) worker: WorkerId,
+    pub(crate) instance: InstanceId,
+    pub(crate) connected: bool,
+    pub(crate) applied: Option<Position>,
+    pub(crate) refused: Option<Position>,
+    pub(crate) health: Health,
+    pub(crate) changed: Option<ChangedHealth>,
+}
+
+/// How requests went for the models that were changed lately.
+#[derive(Debug, Clone)]
+pub(crate) struct ChangedHealth {
+    /// What the worker ran when it said so.
+    pub(crate) applied: Position,
+    pub(crate) before: Health,
+    pub(crate) since: Health,
+}
+
+/// A candidate in a ring.
+#[derive(Debug)]
+pub(super) struct Soak {
+    candidate: Position,
+    /// What the workers are drawn by: the first revision of the rollout.
+    rollout: Revision,
+    began: Duration,
+    ring: usize,
+    members: BTreeMap<WorkerId, Member>,
+    /// Members that went away, as what process.
+    left: BTreeMap<WorkerId, InstanceId>,
+    /// Since all had taken it for the first time.
+    all_took: Option<AllTook>,
+}
+
+/// All workers of a ring have taken it.
+#[derive(Debug)]
+struct AllTook {
+    at: Duration,
+    /// What the other workers had counted then, and as what process.
+    others: BTreeMap<WorkerId, (InstanceId, Health)>,
+}
+
+#[derive(Debug)]
+struct Member {
+    instance: InstanceId,
+    since: Duration,
+    took: Option<Duration>,
+    /// What it had counted when it took it.
+    before: Health,
+}
+
+/// How a look at a ring ends.
+pub(super) enum Verdict {
+    Soaking,
+    Soaked,
+    Failed(String),
+}
+
+impl Soak {
+    /// This one goes to ring one.
+    pub(super) fn new(now: Duration, candidate: Position) -> Self {
+        Self {
+            rollout: candidate.revision,
+            candidate,
+            began: now,
+            ring: 0,
+            members: BTreeMap::new(),
+            left: BTreeMap::new(),
+            all_took: None,
+        }
+    }
+
+    pub(super) fn candidate(&self) -> &Position {
+        &self.candidate
+    }
+
+    /// Which ring, from 1.
+    pub(super) fn ring(&self) -> usize {
+        self.ring + 1
+    }
+
+    /// The workers that are offered it, in order.
+    pub(super) fn members(&self) -> impl Iterator<Item = &WorkerId> {
+        self.members.keys()
+    }
+
+    /// True if a newer candidate may take its place.
+    pub(super) fn may_be_superseded(&self, now: Duration, settings: &RolloutSettings) -> bool {
+        self.ring == 0 && now < self.began + settings.soak * PATIENCE
+    }
+
+    /// A newer candidate, on the same workers.
+    pub(super) fn supersede(&mut self, now: Duration, candidate: Position) {
+        self.candidate = candidate;
+        (self.left, self.all_took) = (BTreeMap::new(), None);
+        for member in self.members.values_mut() {
+            (member.since, member.took) = (now, None);
+        }
+    }
+
+    /// False if the next ring is everybody.
+    pub(super) fn next_ring(&mut self, connected: usize, settings: &RolloutSettings) -> bool {
+        loop {
+            self.ring += 1;
+            match settings.rings.size(self.ring, connected) {
+                None => return false,
+                // A ring that adds nobody proves nothing more.
+                Some(size) if size <= self.members.len() => {}
+                Some(_) => {
+                    self.all_took = None;
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Looks at the fleet.
+    pub(super) fn look(
+        &mut self,
+        now: Duration,
+        fleet: &[Seen],
+        stable: &Position,
+        settings: &RolloutSettings,
+    ) -> Verdict {
+        let connected: BTreeMap<&WorkerId, &Seen> = fleet
+            .iter()
+            .filter(|seen| seen.connected)
+            .map(|seen| (&seen.worker, seen))
+            .collect();
+        if let Some(why) = self
+            .crashed(&connected)
+            .or_else(|| self.refused(&connected))
+        {
+            return Verdict::Failed(why);
+        }
+        self.let_go(&connected);
+        self.take_in(now, &connected, stable);
+        self.fill(now, &connected, settings);
+        if let Some(why) = self.note_taken(now, &connected) {
+            return Verdict::Failed(why);
+        }
+        self.judge(now, &connected, settings)
+    }
+
+    /// A member that is another process now.
+    fn crashed(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
+        let members = self
+            .members
+            .iter()
+            .map(|(id, member)| (id, &member.instance));
+        let mut all = members.chain(&self.left);
+        let (worker, _) = all.find(|(worker, instance)| {
+            let seen = connected.get(worker);
+            seen.is_some_and(|seen| seen.instance != **instance)
+        })?;
+        Some(format!(
+            "worker {worker} took it and came back as another process"
+        ))
+    }
+
+    fn refused(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
+        let refusing = |seen: &&&Seen| seen.refused.as_ref() == Some(&self.candidate);
+        let seen = connected.values().find(refusing)?;
+        Some(format!("worker {} refused it", seen.worker))
+    }
+
+    /// Members that are not connected make room for others.
+    fn let_go(&mut self, connected: &BTreeMap<&WorkerId, &Seen>) {
+        let left = &mut self.left;
+        self.members.retain(|worker, member| {
+            let stays = connected.contains_key(worker);
+            if !stays {
+                left.insert(worker.clone(), member.instance.clone());
+            }
+            stays
+        });
+    }
+
+    /// Those who hold more than stable are of the ring, whatever its size.
+    fn take_in(
+        &mut self,
+        now: Duration,
+        connected: &BTreeMap<&WorkerId, &Seen>,
+        stable: &Position,
+    ) {
+        let more = |seen: &&&Seen| {
+            let applied = seen.applied.as_ref();
+            applied.is_some_and(|held| held.is_after(stable))
+        };
+        for seen in connected.values().filter(more) {
+            self.add(now, seen);
+        }
+    }
+
+    fn fill(
+        &mut self,
+        now: Duration,
+        connected: &BTreeMap<&WorkerId, &Seen>,
+        settings: &RolloutSettings,
+    ) {
+        let size = settings.rings.size(self.ring, connected.len());
+        let missing = size.unwrap_or(0).saturating_sub(self.members.len());
+        if missing == 0 {
+            return;
+        }
+        let mut others: Vec<(Digest, &Seen)> = connected
+            .values()
+            .filter(|seen| !self.members.contains_key(&seen.worker))
+            .map(|seen| (rank(&seen.worker, self.rollout), *seen))
+            .collect();
+        others.sort_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        for (_, seen) in others.into_iter().take(missing) {
+            self.add(now, seen);
+        }
+    }
+
+    fn add(&mut self, now: Duration, seen: &Seen) {
+        self.left.remove(&seen.worker);
+        self.members
+            .entry(seen.worker.clone())
+            .or_insert_with(|| Member {
+                instance: seen.instance.clone(),
+                since: now,
+                took: None,
+                before: seen.health,
+            });
+    }
+
+    /// Who holds the candidate by now. One that does not for too long speaks against it.
+    fn note_taken(
+        &mut self,
+        now: Duration,
+        connected: &BTreeMap<&WorkerId, &Seen>,
+    ) -> Option<String> {
+        let mut late = None;
+        for (worker, member) in &mut self.members {
+            let seen = connected.get(worker);
+            if member.took.is_none()
+                && let Some(seen) = seen
+                && seen.applied.as_ref() == Some(&self.candidate)
+            {
+                (member.took, member.before) = (Some(now), seen.health);
+            }
+            if member.took.is_none() && now >= member.since + TAKE_WITHIN {
+                late = late.or_else(|| Some(worker.clone()));
+            }
+        }
+        late.map(|worker| format!("worker {worker} did not take it within {TAKE_WITHIN:?}"))
+    }
+
+    fn judge(
+        &mut self,
+        now: Duration,
+        connected: &BTreeMap<&WorkerId, &Seen>,
+        settings: &RolloutSettings,
+    ) -> Verdict {
+        let latest = self.members.values().map(|member| member.took).max();
+        let all = self.members.values().all(|member| member.took.is_some());
+        if all && self.all_took.is_none() && !self.members.is_empty() {
+            let others = connected
+                .values()
+                .filter(|seen| !self.members.contains_key(&seen.worker));
+            let counted =
+                others.map(|seen| (seen.worker.clone(), (seen.instance.clone(), seen.health)));
+            self.all_took = Some(AllTook {
+                at: now,
+                others: counted.collect(),
+            });
+        }
+        let compared = self.compare(connected);
+        if let Some(why) = compared.errors(settings) {
+            return Verdict::Failed(why);
+        }
+        let (Some(first), Some(Some(latest)), true) = (&self.all_took, latest, all) else {
+            return Verdict::Soaking;
+        };
+        let soaked = now >= latest + settings.soak || now >= first.at + settings.soak * PATIENCE;
+        match (soaked, compared.slowness(settings)) {
+            (false, _) => Verdict::Soaking,
+            (true, Some(why)) => Verdict::Failed(why),
+            (true, None) => Verdict::Soaked,
+        }
+    }
+
+    fn compare(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Compared {
+        let mut compared = Compared::default();
+        for (worker, member) in &self.members {
+            if let Some(seen) = connected.get(worker).filter(|_| member.took.is_some()) {
+                compared.ring.add(&seen.health.since(&member.before));
+                compared.before.add(&member.before);
+                // What it said of an earlier revision is not about this one.
+                let changed = seen.changed.as_ref();
+                if let Some(changed) = changed.filter(|c| c.applied == self.candidate) {
+                    compared.changed.add(&changed.since);
+                    compared.changed_before.add(&changed.before);
+                }
+            }
+        }
+        let others = self.all_took.iter().flat_map(|all| &all.others);
+        for (worker, (instance, before)) in others {
+            let seen = connected
+                .get(worker)
+                .filter(|seen| seen.instance == *instance);
+            if let Some(seen) = seen.filter(|_| !self.members.contains_key(worker)) {
+                compared.others.add(&seen.health.since(before));
+            }
+        }
+        compared
+    }
+}
+
+/// The place of a worker in the draw of a rollout: the same wherever it is computed.
+fn rank(worker: &WorkerId, rollout: Revision) -> Digest {
+    Digest::of(format!("{rollout} {worker}").as_bytes())
+}
