@@ -172,35 +172,28 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
-            apply_seconds: {
-                let opts = HistogramOpts::new(
-                    "forebay_config_apply_seconds",
-                    "Time to put a pushed configuration in force.",
-                );
-                let histogram = Histogram::with_opts(opts.buckets(SECONDS.to_vec()))?;
-                registry.register(Box::new(histogram.clone()))?;
-                histogram
-            },
-            rejected: counter(
+            apply_seconds: histogram(
+                registry,
+                "forebay_config_apply_seconds",
+                "Time to put a pushed configuration in force.",
+                &[],
+            )?
+            .with_label_values::<&str>(&[]),
+            rejected: by_reason(
                 registry,
                 "forebay_config_rejected_total",
                 "Pushed configurations refused, by reason.",
-                &["reason"],
             )?,
-            models_rejected: counter(
+            models_rejected: by_reason(
                 registry,
                 "forebay_config_models_rejected_total",
                 "Reasons for which models of configurations that were put in force were not taken.",
-                &["reason"],
             )?,
-            resyncs: {
-                let counter = IntCounter::new(
-                    "forebay_config_resyncs_total",
-                    "Deltas that could not be used; the whole configuration was asked for.",
-                )?;
-                registry.register(Box::new(counter.clone()))?;
-                counter
-            },
+            resyncs: single(
+                registry,
+                "forebay_config_resyncs_total",
+                "Deltas that could not be used; the whole configuration was asked for.",
+            )?,
             models: Mutex::default(),
         })
     }
@@ -313,6 +306,16 @@ fn counter(
     labels: &[&str],
 ) -> Result<IntCounterVec, Error> {
     let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn by_reason(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {
+    counter(registry, name, help, &["reason"])
+}
+
+fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
+    let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
 }
