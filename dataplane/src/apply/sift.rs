@@ -31,12 +31,12 @@ pub(super) struct Bad {
 
 /// A pushed configuration whose models were looked at one by one.
 #[derive(Debug, Clone)]
-pub(super) struct Sifted {
+pub(super) struct Sifted<'a> {
     pub(super) budget: Budget,
     good: BTreeMap<ModelId, (usize, ResolvedModel)>,
     bad: Vec<Bad>,
     /// What was there before, as far as it can still be used.
-    before: BTreeMap<ModelId, ResolvedModel>,
+    before: BTreeMap<&'a ModelId, &'a ResolvedModel>,
 }
 
 /// What is to be in force.
@@ -48,11 +48,11 @@ pub(super) struct Merged {
     pub(super) retained: BTreeSet<ModelId>,
 }
 
-impl Sifted {
+impl<'a> Sifted<'a> {
     /// Reads the envelope, then model by model. What is wrong with the envelope is wrong with the whole.
     pub(super) fn read(
         config: &Bytes,
-        before: impl IntoIterator<Item = ResolvedModel>,
+        before: impl IntoIterator<Item = &'a ResolvedModel>,
     ) -> Result<Self, Violations> {
         let mut violations = Violations::new();
         let envelope = wire::Envelope::decode(config.clone()).unwrap_or_else(|error| {
@@ -72,7 +72,7 @@ impl Sifted {
             budget,
             good: BTreeMap::new(),
             bad: Vec::new(),
-            before: before.into_iter().map(|m| (m.id.clone(), m)).collect(),
+            before: before.into_iter().map(|m| (&m.id, m)).collect(),
         };
         sifted.read_models(&envelope.models);
         sifted.check_names();
@@ -190,6 +190,7 @@ impl Sifted {
         let keep: Vec<&ResolvedModel> = self
             .before
             .values()
+            .copied()
             .filter(|model| nameless || named.contains(&model.id))
             .filter(|model| !names.contains(&model.id))
             .take(room)
