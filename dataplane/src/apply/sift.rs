@@ -7,7 +7,7 @@
 //! - A bad one is *retained* as it was before, without names that others have now, or *left out*.
 //! - If the id of a bad one cannot be read, it may be any of those that are absent: none of them is removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use bytes::Bytes;
 use forebay_proto::{
@@ -80,23 +80,14 @@ impl<'a> Sifted<'a> {
     }
 
     fn read_models(&mut self, models: &[Bytes]) {
-        let mut twice = BTreeSet::new();
         for (at, encoded) in models.iter().enumerate() {
             let read = guarded(|| read_model(encoded, self.budget));
             let (reason, why) = match read {
-                Ok(Ok(model)) if !twice.contains(&model.id) => {
-                    let id = model.id.clone();
-                    if let Some((first, _)) = self.good.insert(id.clone(), (at, model)) {
-                        // Neither can be told to be the right one.
-                        self.good.remove(&id);
-                        self.bad.push(Bad::twice(first, &id));
-                        self.bad.push(Bad::twice(at, &id));
-                        twice.insert(id);
-                    }
-                    continue;
-                }
                 Ok(Ok(model)) => {
-                    self.bad.push(Bad::twice(at, &model.id));
+                    match self.good.entry(model.id.clone()) {
+                        Entry::Vacant(free) => drop(free.insert((at, model))),
+                        Entry::Occupied(taken) => self.bad.push(Bad::twice(at, taken.key())),
+                    }
                     continue;
                 }
                 Ok(Err(violations)) => (
@@ -108,10 +99,7 @@ impl<'a> Sifted<'a> {
                     vec![at_model(format!("reading it panicked: {panic}"))],
                 ),
             };
-            let id = wire::Model::decode(encoded.clone())
-                .ok()
-                .and_then(|model| ModelId::new(&model.id).ok())
-                .or_else(|| parts::model_id(encoded));
+            let id = guarded(|| read_id(encoded)).ok().flatten();
             self.bad.push(Bad {
                 id,
                 at,
@@ -119,13 +107,9 @@ impl<'a> Sifted<'a> {
                 why,
             });
         }
-        // One good version beside a bad one of the same id: again neither can be told to be the right one.
-        for id in self
-            .bad
-            .iter()
-            .filter_map(|bad| bad.id.clone())
-            .collect::<BTreeSet<_>>()
-        {
+        // Of several under one id none can be told to be the right one.
+        let bad = self.bad.iter().filter_map(|bad| bad.id.clone());
+        for id in bad.collect::<BTreeSet<_>>() {
             if let Some((at, _)) = self.good.remove(&id) {
                 self.bad.push(Bad::twice(at, &id));
             }
@@ -284,6 +268,13 @@ impl Bad {
 fn at_model(message: String) -> Violation {
     let field = String::new();
     Violation { field, message }
+}
+
+/// The id of a model that is bad, as far as it can be read.
+fn read_id(encoded: &Bytes) -> Option<ModelId> {
+    let model = wire::Model::decode(encoded.clone()).ok();
+    let id = model.and_then(|model| ModelId::new(&model.id).ok());
+    id.or_else(|| parts::model_id(encoded))
 }
 
 fn read_model(encoded: &Bytes, budget: Budget) -> Result<ResolvedModel, Violations> {
