@@ -52,7 +52,7 @@ impl World {
             connected: true,
             applied: Some(position(1)),
             refused: None,
-            changed: None,
+            changed: Arc::default(),
             health: Health {
                 requests: 100,
                 ..Health::default()

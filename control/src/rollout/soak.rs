@@ -1,9 +1,11 @@
 //! A candidate in a ring: who has it, whether all took it long enough ago, and what speaks against it. Pure; the
 //! machine says what follows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use forebay_proto::{Digest, Health, InstanceId, Position, Revision, WorkerId};
+use forebay_proto::{
+    Digest, Health, InstanceId, Position, Revision, WorkerId, health::ModelHealth,
+};
 
 use super::{gate::Compared, machine::PATIENCE, settings::RolloutSettings};
 
@@ -18,16 +20,8 @@ pub(crate) struct Seen {
     pub(crate) applied: Option<Position>,
     pub(crate) refused: Option<Position>,
     pub(crate) health: Health,
-    pub(crate) changed: Option<ChangedHealth>,
-}
-
-/// How requests went for the models that were changed lately.
-#[derive(Debug, Clone)]
-pub(crate) struct ChangedHealth {
-    /// What the worker ran when it said so.
-    pub(crate) applied: Position,
-    pub(crate) before: Health,
-    pub(crate) since: Health,
+    /// The same for the models that were changed last.
+    pub(crate) changed: Arc<[ModelHealth]>,
 }
 
 /// A candidate in a ring.
@@ -152,7 +146,7 @@ impl Soak {
         if let Some(why) = self.note_taken(now, &connected) {
             return Verdict::Failed(why);
         }
-        self.judge(now, &connected, settings)
+        self.judge(now, &connected, stable, settings)
     }
 
     /// A member that is another process now.
@@ -265,6 +259,7 @@ impl Soak {
         &mut self,
         now: Duration,
         connected: &BTreeMap<&WorkerId, &Seen>,
+        stable: &Position,
         settings: &RolloutSettings,
     ) -> Verdict {
         let latest = self.members.values().map(|member| member.took).max();
@@ -280,7 +275,7 @@ impl Soak {
                 others: counted.collect(),
             });
         }
-        let compared = self.compare(connected);
+        let compared = self.compare(connected, stable);
         if let Some(why) = compared.errors(settings) {
             return Verdict::Failed(why);
         }
@@ -295,17 +290,18 @@ impl Soak {
         }
     }
 
-    fn compare(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Compared {
+    fn compare(&self, connected: &BTreeMap<&WorkerId, &Seen>, stable: &Position) -> Compared {
         let mut compared = Compared::default();
         for (worker, member) in &self.members {
             if let Some(seen) = connected.get(worker).filter(|_| member.took.is_some()) {
                 compared.ring.add(&seen.health.since(&member.before));
                 compared.before.add(&member.before);
-                // What it said of an earlier revision is not about this one.
-                let changed = seen.changed.as_ref();
-                if let Some(changed) = changed.filter(|c| c.applied == self.candidate) {
-                    compared.changed.add(&changed.since);
-                    compared.changed_before.add(&changed.before);
+                // What stable changed is not its doing.
+                let changed = seen.changed.iter();
+                for told in changed.filter(|told| told.revision > stable.revision) {
+                    let sum = compared.changed.entry(told.model.clone()).or_default();
+                    sum.before.add(&told.before);
+                    sum.since.add(&told.since);
                 }
             }
         }

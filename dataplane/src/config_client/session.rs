@@ -235,13 +235,15 @@ impl<'a> Session<'a> {
                 self.client.status.applied(ConfigSource::ControlPlane);
                 self.client.metrics.applied(took.as_secs_f64());
                 let config = push.config;
+                let revision = position.revision;
                 let kept = Kept { position, config };
                 self.client.held = Some(kept.clone());
                 self.client.keep.send_replace(Some(kept));
                 let live = self.client.live.load();
                 let routes = changed.iter().filter_map(|id| live.models.get(id));
-                let health = routes.map(|route| route.metrics.health.clone());
-                self.client.changed.note(health);
+                let counters =
+                    routes.map(|route| (route.model.id.clone(), route.metrics.health.clone()));
+                self.client.changed.note(revision, counters);
                 // It serves already; it counts as applied when nobody has to wait for a connect.
                 self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -284,13 +286,13 @@ impl<'a> Session<'a> {
     fn beat(&mut self) -> Result<(), Ended> {
         let draining = self.client.live.draining_requests();
         self.draining = (draining > 0).then(|| Instant::now() + DRAINING);
-        let (before, since) = self.client.changed.read();
+        let changed = self.client.changed.read();
+        let changed = changed.map(|told| (&told).into()).collect();
         self.say(Say::Heartbeat(wire::Heartbeat {
             applied: self.applied(),
             draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
             health: Some((&self.client.metrics.health.read()).into()),
-            changed_before: Some((&before).into()),
-            changed_since: Some((&since).into()),
+            changed,
         }))
     }
 
