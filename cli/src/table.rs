@@ -231,14 +231,29 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
     let mut text = text(&table);
     for worker in workers {
         for refusal in &worker.refusals {
-            let (id, revision) = (&worker.id, worker.refused_revision);
-            text.push_str(&format!(
-                "\n{id} refused revision {revision}: {} {}: {}",
-                refusal.reason, refusal.field, refusal.message
-            ));
+            text.push_str(&refused(worker, refusal));
         }
     }
     text
+}
+
+/// A model of what the worker runs, or a whole revision.
+fn refused(worker: &wire::Worker, refusal: &wire::Refusal) -> String {
+    let what = match (refusal.model.as_str(), worker.refused_revision) {
+        ("", 0) => format!("could not take all of revision {}", worker.applied_revision),
+        ("", revision) => format!("refused revision {revision}"),
+        (model, _) => format!("could not take `{model}`"),
+    };
+    let (
+        id,
+        wire::Refusal {
+            reason,
+            field,
+            message,
+            ..
+        },
+    ) = (&worker.id, refusal);
+    format!("\n{id} {what}: {reason} {field}: {message}")
 }
 
 /// How far a revision has come.
@@ -249,10 +264,11 @@ pub(crate) fn rollout(rollout: &wire::Rollout) -> String {
         "not complete"
     };
     format!(
-        "revision {} of {}: {done}; {} applied, {} pending, {} refused, {} gone\n{}\n{}",
+        "revision {} of {}: {done}; {} applied, {} partial, {} pending, {} refused, {} gone\n{}\n{}",
         rollout.revision,
         rollout.newest_revision,
         rollout.applied,
+        rollout.partial,
         rollout.pending,
         rollout.refused,
         rollout.gone,
@@ -359,6 +375,7 @@ fn state(state: wire::WorkerState) -> &'static str {
     match state {
         wire::WorkerState::Unspecified => "-",
         wire::WorkerState::Applied => "applied",
+        wire::WorkerState::Partial => "partial",
         wire::WorkerState::Pending => "pending",
         wire::WorkerState::Refused => "refused",
         wire::WorkerState::Gone => "gone",
@@ -398,6 +415,37 @@ fn ago(wire: Option<&prost_types::Timestamp>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_model_is_told_from_a_refused_revision() {
+        let refusal = |model: &str, reason: &str| wire::Refusal {
+            model: model.into(),
+            field: "f".into(),
+            reason: reason.into(),
+            message: "why".into(),
+        };
+        let worker = wire::Worker {
+            id: "w".into(),
+            applied_revision: 5,
+            refused_revision: 6,
+            refusals: vec![refusal("", "OPEN_FILES"), refusal("m", "INVALID_FIELD")],
+            ..Default::default()
+        };
+        let told = rollout(&wire::Rollout {
+            partial: 1,
+            workers: vec![worker],
+            ..Default::default()
+        });
+        assert!(told.contains("0 applied, 1 partial, 0 pending"), "{told}");
+        assert!(
+            told.contains("w refused revision 6: OPEN_FILES f: why"),
+            "{told}"
+        );
+        assert!(
+            told.contains("w could not take `m`: INVALID_FIELD f: why"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn models_stand_in_columns() {

@@ -28,6 +28,10 @@ use crate::{
     },
 };
 
+#[cfg(test)]
+#[path = "exporter_tests.rs"]
+mod tests;
+
 /// Between two exports, and so the longest between a write and the begin of its export. One that takes long
 /// is made less often.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -57,6 +57,20 @@ pub(crate) struct Introduction {
     pub(crate) peer: String,
     pub(crate) gateway: String,
     pub(crate) applied: Option<Position>,
+    /// What it could not take of that.
+    pub(crate) refusals: Vec<wire::Refusal>,
+    /// What it will not try again.
+    pub(crate) quarantined: Vec<Position>,
+}
+
+/// A configuration that a worker runs.
+#[derive(Debug, Clone)]
+struct Applied {
+    position: Position,
+    at: SystemTime,
+    millis: u32,
+    /// Models of it that the worker could not take.
+    refusals: Vec<wire::Refusal>,
 }
 
 /// A refusal that is remembered over streams.
@@ -70,7 +84,7 @@ pub(crate) struct Refused {
 struct Known {
     introduction: Introduction,
     session: Option<(SessionId, CancellationToken)>,
-    applied: Option<(Position, SystemTime, u32)>,
+    applied: Option<Applied>,
     refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
     draining: u32,
@@ -116,9 +130,15 @@ impl Fleet {
             Some(old.introduction.peer.clone())
         });
         let same = old.as_ref().and_then(|old| old.applied.clone());
-        let applied = introduction.applied.clone().map(|position| match same {
-            Some((known, at, millis)) if known == position => (known, at, millis),
-            _ => (position, now, 0),
+        let refusals = introduction.refusals.clone();
+        let applied = introduction.applied.clone().map(|position| {
+            let same = same.filter(|same| same.position == position);
+            Applied {
+                at: same.as_ref().map_or(now, |same| same.at),
+                millis: same.map_or(0, |same| same.millis),
+                position,
+                refusals,
+            }
         });
         // Another process may have the files, the version or the patience that this one lacked.
         let instance = &introduction.instance;
@@ -172,16 +192,21 @@ impl Fleet {
         });
     }
 
-    /// The worker put a configuration in force.
+    /// The worker put a configuration in force, but for models that it refused.
     pub(crate) fn applied(
         &self,
         worker: &WorkerId,
         session: SessionId,
-        position: Position,
+        (position, refusals): (Position, Vec<wire::Refusal>),
         millis: u32,
     ) {
         self.with(worker, session, |known| {
-            known.applied = Some((position, SystemTime::now(), millis));
+            known.applied = Some(Applied {
+                position,
+                at: SystemTime::now(),
+                millis,
+                refusals,
+            });
             known.refused = None;
             true
         });
@@ -230,11 +255,12 @@ impl Fleet {
             .iter()
             .filter(|(id, _)| later(id))
             .map(|(_, known)| known);
-        let page = rest
+        let mut page: Vec<_> = rest
             .by_ref()
             .take(most)
             .map(|k| k.show(target, target.revision, staging.as_deref()))
             .collect();
+        share_refusals(&mut page);
         (page, rest.next().is_some())
     }
 
@@ -243,15 +269,17 @@ impl Fleet {
         let staging = self.staging();
         let inner = self.inner.lock();
         let show = |known: &Known| known.show(newest, revision, staging.as_deref());
-        let workers: Vec<_> = inner.workers.values().map(show).collect();
+        let mut workers: Vec<_> = inner.workers.values().map(show).collect();
         drop(inner);
+        share_refusals(&mut workers);
         let count = |state: wire::WorkerState| {
             let in_state = workers.iter().filter(|worker| worker.state() == state);
             u32::try_from(in_state.count()).unwrap_or(u32::MAX)
         };
-        let (pending, refused) = (
+        let (pending, refused, partial) = (
             count(wire::WorkerState::Pending),
             count(wire::WorkerState::Refused),
+            count(wire::WorkerState::Partial),
         );
         let mut rollout = wire::Rollout {
             revision: revision.get(),
@@ -260,8 +288,9 @@ impl Fleet {
             pending,
             refused,
             gone: count(wire::WorkerState::Gone),
-            complete: pending == 0 && refused == 0,
+            complete: pending == 0 && refused == 0 && partial == 0,
             workers,
+            partial,
             ..wire::Rollout::default()
         };
         if let Some(staging) = staging {
@@ -276,6 +305,7 @@ impl Fleet {
         for known in self.inner.lock().workers.values() {
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
+                wire::WorkerState::Partial => counts.partial += 1,
                 wire::WorkerState::Refused => counts.refused += 1,
                 wire::WorkerState::Gone => counts.gone += 1,
                 wire::WorkerState::Pending | wire::WorkerState::Unspecified => counts.pending += 1,
@@ -364,21 +394,38 @@ impl Known {
         };
         if self.gone.is_some() {
             wire::WorkerState::Gone
-        } else if self
-            .applied
-            .as_ref()
-            .is_some_and(|(position, ..)| has(position))
-        {
-            wire::WorkerState::Applied
-        } else if self
-            .refused
-            .as_ref()
-            .is_some_and(|refused| has(&refused.position))
-        {
+        } else if let Some(applied) = self.applied.as_ref().filter(|a| has(&a.position)) {
+            match applied.refusals.is_empty() {
+                true => wire::WorkerState::Applied,
+                false => wire::WorkerState::Partial,
+            }
+        } else if self.refused.as_ref().is_some_and(|r| has(&r.position)) || self.shuns(newest) {
             wire::WorkerState::Refused
         } else {
             wire::WorkerState::Pending
         }
+    }
+
+    /// It will not try this again, under whatever number.
+    fn shuns(&self, position: &Position) -> bool {
+        let quarantined = &self.introduction.quarantined;
+        quarantined.iter().any(|q| q.digest == position.digest)
+    }
+
+    /// What it refused last and why, then which models it could not take of what it runs.
+    fn refusals(&self, newest: &Position) -> (u64, Vec<wire::Refusal>) {
+        let (mut revision, mut refusals) = match &self.refused {
+            Some(refused) => (refused.position.revision.get(), refused.refusals.clone()),
+            None => (0, Vec::new()),
+        };
+        let shuns = self.shuns(newest) && revision != newest.revision.get();
+        if shuns && self.applied.as_ref().map(|a| &a.position) != Some(newest) {
+            revision = newest.revision.get();
+            refusals = vec![quarantined(newest)];
+        }
+        refusals.extend(self.applied.iter().flat_map(|a| a.refusals.iter().cloned()));
+        refusals.truncate(limits::REFUSALS);
+        (revision, refusals)
     }
 
     fn show(
@@ -389,32 +436,34 @@ impl Known {
     ) -> wire::Worker {
         let who = &self.introduction;
         let applied = self.applied.as_ref();
+        let (refused_revision, refusals) = self.refusals(newest);
         wire::Worker {
             id: who.worker.to_string(),
             instance_id: who.instance.to_string(),
             build: who.build.clone(),
             peer: who.peer.clone(),
             state: self.state(newest, revision).into(),
-            applied_revision: applied.map_or(0, |(position, ..)| position.revision.get()),
-            applied_digest: applied.map_or(String::new(), |(p, ..)| p.digest.to_string()),
-            applied_time: applied.map(|(_, at, _)| timestamp_to_wire(*at)),
-            refused_revision: self
-                .refused
-                .as_ref()
-                .map_or(0, |r| r.position.revision.get()),
-            refusals: self
-                .refused
-                .as_ref()
-                .map_or(Vec::new(), |r| r.refusals.clone()),
+            applied_revision: applied.map_or(0, |a| a.position.revision.get()),
+            applied_digest: applied.map_or(String::new(), |a| a.position.digest.to_string()),
+            applied_time: applied.map(|a| timestamp_to_wire(a.at)),
+            refused_revision,
+            refusals,
             connect_time: Some(timestamp_to_wire(self.connected)),
             last_seen_time: Some(timestamp_to_wire(self.seen)),
             gone_time: self.gone.map(timestamp_to_wire),
             gateway_address: who.gateway.clone(),
-            apply_millis: applied.map_or(0, |(_, _, millis)| *millis),
+            apply_millis: applied.map_or(0, |a| a.millis),
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
+    }
+
+    /// What it did not take, as a whole or some models of it.
+    fn shunned(&self) -> Option<Position> {
+        let partial = self.applied.as_ref().filter(|a| !a.refusals.is_empty());
+        let refused = self.refused.as_ref().map(|r| r.position.clone());
+        refused.or_else(|| partial.map(|a| a.position.clone()))
     }
 
     fn seen(&self) -> Seen {
@@ -422,8 +471,8 @@ impl Known {
             worker: self.introduction.worker.clone(),
             instance: self.introduction.instance.clone(),
             connected: self.gone.is_none(),
-            applied: self.applied.as_ref().map(|(held, ..)| held.clone()),
-            refused: self.refused.as_ref().map(|r| r.position.clone()),
+            applied: self.applied.as_ref().map(|a| a.position.clone()),
+            refused: self.shunned(),
             health: self.health,
             changed: self.changed.clone(),
         }
@@ -431,16 +480,32 @@ impl Known {
 
     /// What is of another history counts as nothing.
     fn lag(&self, newest: &Position, revision: Revision) -> u64 {
-        let applied = self.applied.as_ref().map(|(position, ..)| position);
+        let applied = self.applied.as_ref().map(|a| &a.position);
         let held = applied.filter(|held| held.epoch == newest.epoch);
         let held = held.map_or(0, |held| held.revision.get());
         revision.get().saturating_sub(held)
     }
 }
 
-/// A worker's reasons, bounded.
+/// What a worker that has this in quarantine would answer if it were pushed.
+fn quarantined(position: &Position) -> wire::Refusal {
+    wire::Refusal {
+        model: String::new(),
+        field: "to.digest".to_owned(),
+        reason: "QUARANTINED".to_owned(),
+        message: format!(
+            "{position} ended the worker's process twice and is not pushed to it again"
+        ),
+    }
+}
+
+/// A worker's reasons, bounded in number and in text, as far as they can stand on an operator's terminal.
 pub(crate) fn bounded(refusals: Vec<wire::Refusal>) -> Vec<wire::Refusal> {
-    let short = |text: String| text.chars().take(limits::REFUSAL_CHARS).collect();
+    let short = |text: String| {
+        let plain = text.chars().filter(|c| !c.is_control());
+        plain.take(limits::REFUSAL_CHARS).collect()
+    };
+    let mut room = limits::REFUSAL_BYTES;
     let bounded = refusals.into_iter().take(limits::REFUSALS);
     bounded
         .map(|refusal| wire::Refusal {
@@ -449,7 +514,26 @@ pub(crate) fn bounded(refusals: Vec<wire::Refusal>) -> Vec<wire::Refusal> {
             reason: short(refusal.reason),
             message: short(refusal.message),
         })
+        .take_while(|refusal| {
+            let size = refusal.model.len() + refusal.field.len();
+            let size = size + refusal.reason.len() + refusal.message.len();
+            let fits = size <= room;
+            room = room.saturating_sub(size);
+            fits
+        })
         .collect()
+}
+
+/// Bounds the reasons of all workers of an answer together: the first of each, as far as that goes, before the second
+/// of any.
+fn share_refusals(workers: &mut [wire::Worker]) {
+    let refusing = workers.iter().filter(|w| !w.refusals.is_empty()).count();
+    let each = (limits::REFUSALS_SHOWN / refusing.max(1)).max(1);
+    let mut room = limits::REFUSALS_SHOWN;
+    for worker in workers {
+        worker.refusals.truncate(each.min(room));
+        room -= worker.refusals.len();
+    }
 }
 
 #[cfg(test)]
@@ -475,6 +559,8 @@ mod tests {
             peer: id.into(),
             gateway: String::new(),
             applied,
+            refusals: Vec::new(),
+            quarantined: Vec::new(),
         };
         (fleet.join(introduction, end.clone()).unwrap(), end)
     }
@@ -487,6 +573,8 @@ mod tests {
             peer: String::new(),
             gateway: String::new(),
             applied: None,
+            refusals: Vec::new(),
+            quarantined: Vec::new(),
         };
         fleet.join(introduction, CancellationToken::new()).unwrap()
     }
@@ -502,6 +590,119 @@ mod tests {
         fleet.refused(&WorkerId::new("w").unwrap(), joined.session, refused);
         assert_eq!(introduced(&fleet, "first").refused, Some(newest));
         assert_eq!(introduced(&fleet, "second").refused, None);
+    }
+
+    fn refusal(model: &str) -> wire::Refusal {
+        wire::Refusal {
+            model: model.to_owned(),
+            reason: "INVALID_FIELD".to_owned(),
+            ..wire::Refusal::default()
+        }
+    }
+
+    fn introduction(id: &str, applied: Option<Position>) -> Introduction {
+        Introduction {
+            worker: WorkerId::new(id).unwrap(),
+            instance: InstanceId::new("i").unwrap(),
+            build: String::new(),
+            peer: String::new(),
+            gateway: String::new(),
+            applied,
+            refusals: Vec::new(),
+            quarantined: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_worker_without_all_models_is_partial_until_it_has_them() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let (joined, _) = join(&fleet, "w", None);
+        let worker = WorkerId::new("w").unwrap();
+        let partly = (newest.clone(), vec![refusal("m")]);
+        fleet.applied(&worker, joined.session, partly, 3);
+        let rollout = fleet.rollout(newest.revision, &newest);
+        assert_eq!(
+            (rollout.applied, rollout.partial, rollout.complete),
+            (0, 1, false)
+        );
+        assert_eq!(fleet.counts(&newest).partial, 1);
+        let shown = &rollout.workers[0];
+        assert_eq!(shown.state(), wire::WorkerState::Partial);
+        assert_eq!(
+            (shown.refusals[0].model.as_str(), shown.refused_revision),
+            ("m", 0)
+        );
+
+        let newer = position("aa", 6);
+        fleet.applied(&worker, joined.session, (newer.clone(), Vec::new()), 3);
+        let rollout = fleet.rollout(newer.revision, &newer);
+        assert_eq!(
+            (rollout.applied, rollout.partial, rollout.complete),
+            (1, 0, true)
+        );
+    }
+
+    #[test]
+    fn a_new_control_plane_learns_of_it_from_the_first_word() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let introduction = Introduction {
+            refusals: vec![refusal("m")],
+            ..introduction("w", Some(newest.clone()))
+        };
+        fleet.join(introduction, CancellationToken::new()).unwrap();
+        assert_eq!(fleet.rollout(newest.revision, &newest).partial, 1);
+    }
+
+    #[test]
+    fn what_is_in_quarantine_counts_as_refused_under_any_number() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        let introduction = Introduction {
+            quarantined: vec![Position {
+                revision: Revision::new(3),
+                ..newest.clone()
+            }],
+            ..introduction("w", Some(position("aa", 2)))
+        };
+        fleet.join(introduction, CancellationToken::new()).unwrap();
+        let rollout = fleet.rollout(newest.revision, &newest);
+        assert_eq!((rollout.refused, rollout.complete), (1, false));
+        let shown = &rollout.workers[0];
+        assert_eq!(
+            (shown.refused_revision, shown.refusals[0].reason.as_str()),
+            (5, "QUARANTINED")
+        );
+        let newer = position("aa", 6);
+        assert_eq!(fleet.rollout(newer.revision, &newer).pending, 1);
+    }
+
+    #[test]
+    fn reasons_of_all_workers_together_are_bounded_and_the_first_of_each_comes_first() {
+        let (fleet, newest) = (Fleet::default(), position("aa", 5));
+        for n in 0..300 {
+            let introduction = Introduction {
+                refusals: (0..100).map(|n| refusal(&format!("m{n}"))).collect(),
+                ..introduction(&format!("w{n}"), Some(newest.clone()))
+            };
+            fleet.join(introduction, CancellationToken::new()).unwrap();
+        }
+        let rollout = fleet.rollout(newest.revision, &newest);
+        let shown: usize = rollout.workers.iter().map(|w| w.refusals.len()).sum();
+        assert!((900..=limits::REFUSALS_SHOWN).contains(&shown), "{shown}");
+        assert!(rollout.workers.iter().all(|w| !w.refusals.is_empty()));
+        assert_eq!(rollout.partial, 300);
+    }
+
+    #[test]
+    fn a_workers_reasons_are_bounded_in_number_and_in_text() {
+        assert_eq!(bounded(vec![refusal("m"); 300]).len(), limits::REFUSALS);
+        let long = wire::Refusal {
+            message: "\u{1b}é".repeat(1_000),
+            ..refusal("m")
+        };
+        let some = bounded(vec![long; 100]);
+        assert_eq!(some[0].message, "é".repeat(limits::REFUSAL_CHARS));
+        let bytes: usize = some.iter().map(|r| r.message.len()).sum();
+        assert!(bytes <= limits::REFUSAL_BYTES && some.len() > 10, "{bytes}");
     }
 
     #[test]
@@ -583,7 +784,12 @@ mod tests {
         )));
         let newest = position("aa", 5);
         assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
-        assert!(told(&|| fleet.applied(&worker, session, newest.clone(), 1)));
+        assert!(told(&|| fleet.applied(
+            &worker,
+            session,
+            (newest.clone(), Vec::new()),
+            1
+        )));
         assert!(told(&|| fleet.leave(&worker, session)));
         assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 0);
     }
@@ -606,7 +812,8 @@ mod tests {
         );
         fleet.leave(&worker, first.session);
         assert_eq!(fleet.counts(&newest).gone, 0, "the old stream has no say");
-        fleet.applied(&worker, second.session, newest.clone(), 1);
+        let whole = (newest.clone(), Vec::new());
+        fleet.applied(&worker, second.session, whole, 1);
         assert_eq!(fleet.counts(&newest).applied, 1);
     }
 }

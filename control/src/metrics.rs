@@ -51,6 +51,8 @@ impl PushKind {
 pub(crate) enum Limit {
     Models,
     ConfigBytes,
+    /// Of the model that has the most.
+    ModelEndpoints,
 }
 
 impl Limit {
@@ -58,6 +60,7 @@ impl Limit {
         match self {
             Self::Models => "models",
             Self::ConfigBytes => "config_bytes",
+            Self::ModelEndpoints => "model_endpoints",
         }
     }
 }
@@ -66,6 +69,7 @@ impl Limit {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RolloutCounts {
     pub(crate) applied: u32,
+    pub(crate) partial: u32,
     pub(crate) pending: u32,
     pub(crate) refused: u32,
     pub(crate) gone: u32,
@@ -198,6 +202,7 @@ impl Metrics {
         self.models.set(i64::try_from(models).unwrap_or(i64::MAX));
         for (state, count) in [
             ("applied", rollout.applied),
+            ("partial", rollout.partial),
             ("pending", rollout.pending),
             ("refused", rollout.refused),
             ("gone", rollout.gone),

@@ -18,7 +18,7 @@ use crate::{
     admin::Admin,
     apply::{Applier, open_file_limit},
     budget::Budget,
-    config_client::{ConfigClient, ConfigStatus, Identity, LastKnownGood, lkg_folder},
+    config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
     gateway::Gateway,
     live::LiveCell,
     metrics::Metrics,
@@ -55,6 +55,8 @@ pub struct WorkerSettings {
     pub dns_servers: Vec<SocketAddr>,
     /// Where the last known good configuration is kept; nowhere if absent.
     pub data_dir: Option<PathBuf>,
+    /// How long a configuration is in force, with the process alive, until it counts as good and is kept there.
+    pub soak: Duration,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
     /// How long requests in flight get at the end.
@@ -230,7 +232,10 @@ impl Parts {
             live.clone(),
             status.clone(),
             metrics.clone(),
-            lkg,
+            lkg.map(|lkg| Keeping {
+                lkg,
+                soak: settings.soak,
+            }),
         );
         client.start_from_disk();
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);

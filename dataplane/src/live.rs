@@ -4,7 +4,7 @@
 //! revision is a new value.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use forebay_proto::{Budget, ModelId, Position, ResolvedModel};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::{metrics::ModelMetrics, pool::Pool};
+use crate::{apply::Refusal, metrics::ModelMetrics, pool::Pool};
 
 /// The routes and pools of one revision.
 #[derive(Debug, Default)]
@@ -25,6 +25,12 @@ pub struct Live {
     pub budget: Option<Budget>,
     /// By model id.
     pub models: BTreeMap<ModelId, Arc<Route>>,
+    /// How many models of the revision could not be taken.
+    pub refused: usize,
+    /// Why, bounded.
+    pub refusals: Vec<Refusal>,
+    /// Models that are as they were in an earlier revision, because this one's could not be taken.
+    pub retained: BTreeSet<ModelId>,
     /// By every name: ids and aliases.
     routes: HashMap<ModelId, Arc<Route>>,
 }
@@ -59,6 +65,7 @@ impl Live {
                 .iter()
                 .map(|route| (route.model.id.clone(), route.clone()))
                 .collect(),
+            ..Self::default()
         }
     }
 

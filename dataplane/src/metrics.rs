@@ -62,6 +62,7 @@ pub struct Metrics {
     replays: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
+    models_rejected: IntCounterVec,
     resyncs: IntCounter,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
@@ -178,19 +179,21 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
-            apply_seconds: {
-                let opts = HistogramOpts::new(
-                    "forebay_config_apply_seconds",
-                    "Time to put a pushed configuration in force.",
-                );
-                let histogram = Histogram::with_opts(opts.buckets(SECONDS.to_vec()))?;
-                registry.register(Box::new(histogram.clone()))?;
-                histogram
-            },
+            apply_seconds: single_histogram(
+                registry,
+                "forebay_config_apply_seconds",
+                "Time to put a pushed configuration in force.",
+            )?,
             rejected: counter(
                 registry,
                 "forebay_config_rejected_total",
                 "Pushed configurations refused, by reason.",
+                &["reason"],
+            )?,
+            models_rejected: counter(
+                registry,
+                "forebay_config_models_rejected_total",
+                "Reasons for which models of configurations that were put in force were not taken.",
                 &["reason"],
             )?,
             resyncs: single(
@@ -254,6 +257,12 @@ impl Metrics {
         self.rejected.with_label_values(&[reason.word()]).inc();
     }
 
+    pub(crate) fn model_rejected(&self, reason: RefusalReason) {
+        self.models_rejected
+            .with_label_values(&[reason.word()])
+            .inc();
+    }
+
     /// The histogram of a pool's connects.
     pub(crate) fn connect_seconds(&self, model: &ModelId) -> Histogram {
         self.connect_seconds.with_label_values(&[model.as_str()])
@@ -313,6 +322,13 @@ fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Err
     let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
+}
+
+fn single_histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, Error> {
+    let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    let histogram = Histogram::with_opts(opts)?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
 }
 
 fn histogram(

@@ -6,6 +6,7 @@
 //! This crate does no IO, knows no runtime, no clock and no logging. Both planes validate with it,
 //! so that what the control plane accepts a worker can apply.
 
+pub mod codec;
 pub mod config;
 pub mod convert;
 pub mod endpoint;

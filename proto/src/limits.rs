@@ -41,6 +41,12 @@ pub const WORKER_MESSAGE_BYTES: usize = 1 << 20;
 pub const REFUSALS: usize = 100;
 /// Longest text of one refusal, in characters.
 pub const REFUSAL_CHARS: usize = 512;
+/// Most text of all reasons of one worker that a control plane keeps, in bytes.
+pub const REFUSAL_BYTES: usize = 16 << 10;
+/// Most reasons in one answer about workers.
+pub const REFUSALS_SHOWN: usize = 1_000;
+/// Most configurations that a worker says it will not try again.
+pub const QUARANTINED: usize = 8;
 
 /// Requests in flight of one model on one worker.
 pub const POOL_SIZE: RangeInclusive<u32> = 1..=10_000;

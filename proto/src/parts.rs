@@ -7,7 +7,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
 
-use crate::{limits, violation::InvalidValue, wire};
+use crate::{ids::ModelId, limits, violation::InvalidValue, wire};
 
 /// `Config.budget`: field 1, a varint.
 const BUDGET: u8 = 0x08;
@@ -15,6 +15,13 @@ const BUDGET: u8 = 0x08;
 const MODEL: u8 = 0x12;
 /// `Model.id`: field 1, with a length. Never empty, so it always comes first.
 const MODEL_ID: u8 = 0x0a;
+
+/// The id of an encoded model of which nothing else may be readable.
+#[must_use]
+pub fn model_id(model: &Bytes) -> Option<ModelId> {
+    let part = Part::of(model.clone()).ok()?;
+    ModelId::new(std::str::from_utf8(&part.id).ok()?).ok()
+}
 
 /// A configuration, in parts that share its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -324,6 +331,22 @@ mod tests {
         ] {
             assert!(Parts::split(&config).is_err(), "{what}");
         }
+    }
+
+    #[test]
+    fn an_id_is_read_of_a_model_that_is_cut_off() {
+        let model = wire::Model {
+            id: "llama".to_owned(),
+            aliases: vec!["l".to_owned()],
+            ..wire::Model::default()
+        };
+        let whole = Bytes::from(model.encode_to_vec());
+        let read = |end| model_id(&whole.slice(..end)).map(|id| id.to_string());
+        assert_eq!(read(whole.len()).as_deref(), Some("llama"));
+        assert_eq!(read(whole.len() - 1).as_deref(), Some("llama"));
+        assert_eq!(read(6), None, "within the id");
+        assert_eq!(read(0), None);
+        assert_eq!(model_id(&Bytes::from_static(&[0x08, 1])), None, "a number");
     }
 
     #[test]

@@ -88,6 +88,22 @@ impl Digest {
         })
     }
 
+    /// Reads what [`fmt::Display`] writes.
+    pub fn from_hex(text: &str) -> Result<Self, InvalidValue> {
+        let bad = || InvalidValue::new("a digest is 64 lower-case hex digits");
+        let digit = |c: u8| match c {
+            b'0'..=b'9' => Some(c - b'0'),
+            b'a'..=b'f' => Some(c - b'a' + 10),
+            _ => None,
+        };
+        let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
+            [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+            _ => None,
+        });
+        let bytes: Option<Vec<u8>> = pairs.collect();
+        Self::from_slice(&bytes.ok_or_else(bad)?).map_err(|_| bad())
+    }
+
     /// Its 32 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -145,6 +161,11 @@ mod tests {
         assert!(digest.to_string().starts_with("e3b0c44298fc1c14"));
         assert_eq!(Digest::from_slice(digest.as_bytes()), Ok(digest));
         assert!(Digest::from_slice(&[0; 31]).is_err());
+        let hex = digest.to_string();
+        assert_eq!(Digest::from_hex(&hex), Ok(digest));
+        for bad in ["", "é", &hex[1..], &hex[2..], &hex.to_uppercase()] {
+            assert!(Digest::from_hex(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

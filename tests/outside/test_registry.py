@@ -14,6 +14,7 @@ SERVICES = {
     "forebay.v1.ModelRegistry",
     "forebay.v1.PoolSettings",
     "forebay.v1.Fleet",
+    "forebay.v1.Revisions",
     "forebay.v1.WorkerSync",
     "grpc.health.v1.Health",
 }
@@ -87,6 +88,23 @@ def test_the_seeds_mistake_is_refused_with_the_arithmetic(control_plane):
     assert field == "settings.keepalive"
     for part in ("150 connections", "100", "66.7 %", "50"):
         assert part in said, said
+
+
+def test_a_mistake_is_found_and_undone(control_plane):
+    """By a client that knows the services from reflection alone."""
+    endpoints = [{"url": "http://127.0.0.1:9"}]
+    models = [{"create": {"model": {"id": f"undo-{n}", "endpoints": endpoints}}} for n in range(3)]
+    made = control_plane.call("ModelRegistry", "BatchUpdateModels", items=models)
+    assert made["created"] == 3
+    assert {change["model"] for change in made["changes"]} == {"undo-0", "undo-1", "undo-2"}
+    diff = control_plane.call("Revisions", "DiffRevisions")
+    assert diff["changes"] == made["changes"]
+    assert diff["changes"][0]["kind"] == "KIND_CREATED"
+    before = str(int(made["revision"]) - 1)
+    back = control_plane.call("Revisions", "RollbackRevision", revision=before)
+    assert back["changed"] == 3
+    newest = control_plane.call("Revisions", "ListRevisions", pageSize=1)["revisions"][0]
+    assert (newest["revision"], newest["rolledBackTo"]) == (back["revision"], before)
 
 
 def test_a_registration_is_served_at_once(control_plane, mock, sdk):

@@ -20,6 +20,8 @@ use crate::{Client, Scrape, eventually, lasting_addr};
 
 const LARGEST_BODY: usize = 1 << 20;
 const GRACE: Duration = Duration::from_secs(5);
+/// Shorter than what a worker waits otherwise until a configuration counts as good.
+const SOAK: Duration = Duration::from_millis(500);
 
 /// A control plane and where everything of the test is kept.
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Cluster {
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
             data_dir: Some(self.dir.path().join(name)),
             dns_servers: self.dns.clone(),
+            soak: SOAK,
             max_body_bytes: LARGEST_BODY,
             grace: GRACE,
             build: "test".to_owned(),

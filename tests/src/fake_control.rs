@@ -78,6 +78,12 @@ impl FakeControl {
 
     /// Waits for a worker, welcomes it, and gives what it holds.
     pub async fn accept(&mut self) -> (FakeStream, Option<wire::Position>) {
+        let (stream, hello) = self.greet().await;
+        (stream, hello.applied)
+    }
+
+    /// Waits for a worker, welcomes it, and gives its first word.
+    pub async fn greet(&mut self) -> (FakeStream, wire::Hello) {
         let stream = timeout(PATIENCE, self.streams.recv()).await;
         let mut stream = stream.expect("a worker comes").expect("the server runs");
         let Some(Heard::Hello(hello)) = stream.hear().await else {
@@ -88,7 +94,7 @@ impl FakeControl {
             ..wire::Welcome::default()
         };
         stream.say(Say::Welcome(welcome)).await;
-        (stream, hello.applied)
+        (stream, hello)
     }
 }
 

@@ -21,7 +21,10 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 
 /// Connects under way at the same time: what one process can do, not what is measured.
@@ -40,6 +43,8 @@ struct Seen {
     push_bytes: AtomicU64,
     most_bytes: AtomicUsize,
     lost: AtomicU64,
+    /// When pushes came, and which revision each made the worker hold; noted if somebody asked for it.
+    arrivals: Mutex<Option<Vec<(u64, Instant)>>>,
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +148,17 @@ impl PlayedFleet {
             bytes: self.seen.push_bytes.swap(0, Ordering::Relaxed),
             most: self.seen.most_bytes.swap(0, Ordering::Relaxed),
         }
+    }
+
+    /// From now on it is noted when pushes come.
+    pub fn note_arrivals(&self) {
+        *self.seen.arrivals.lock() = Some(Vec::new());
+    }
+
+    /// The revisions that were pushed since then, each with when it came, and no more is noted.
+    #[must_use]
+    pub fn arrivals(&self) -> Vec<(u64, Instant)> {
+        self.seen.arrivals.lock().take().unwrap_or_default()
     }
 
     /// Streams that ended without being asked to.
@@ -260,11 +276,15 @@ impl Player {
             return true;
         }
         self.count(push.bytes);
+        if let (Some(arrivals), Some(to)) = (&mut *self.seen.arrivals.lock(), &push.to) {
+            arrivals.push((to.revision, Instant::now()));
+        }
         self.hold(push.to.clone());
         let ack = wire::Ack {
             push_id: push.push_id,
             applied: push.to,
             apply_millis: 1,
+            ..wire::Ack::default()
         };
         tell(say, Say::Ack(ack)).await
     }
@@ -304,48 +324,21 @@ impl Player {
     }
 }
 
-/// Workers that open their stream and then read nothing.
-#[derive(Debug)]
-pub struct Stalled(Vec<(mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>)>);
-
-impl Stalled {
-    /// So many of them.
-    pub async fn open(control: &str, workers: usize) -> Self {
-        let mut all = Vec::new();
-        for number in 0..workers {
-            let opened = open(control, &format!("stalled-{number}"), None).await;
-            all.push(opened.expect("a stream for one who will stall"));
-        }
-        Self(all)
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// True if there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-async fn tell(say: &mpsc::Sender<wire::FromWorker>, message: Say) -> bool {
+pub(crate) async fn tell(say: &mpsc::Sender<wire::FromWorker>, message: Say) -> bool {
     let message = wire::FromWorker {
         message: Some(message),
     };
     say.send(message).await.is_ok()
 }
 
-type Stream = (mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>);
+pub(crate) type OpenError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Stream = (mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>);
 
-async fn open(
+pub(crate) async fn open(
     control: &str,
     worker: &str,
     applied: Option<wire::Position>,
-) -> Result<Stream, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Stream, OpenError> {
     let channel = Endpoint::from_shared(control.to_owned())?
         .tcp_nodelay(true)
         // Who reads nothing is to stall its peer soon, not to fill its own memory.
@@ -353,6 +346,15 @@ async fn open(
         .initial_connection_window_size(WINDOW)
         .connect()
         .await?;
+    open_on(channel, worker, applied).await
+}
+
+/// Opens a worker's stream on a connection, and says hello.
+pub(crate) async fn open_on(
+    channel: Channel,
+    worker: &str,
+    applied: Option<wire::Position>,
+) -> Result<Stream, OpenError> {
     let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
         .max_decoding_message_size(forebay_proto::limits::MESSAGE_BYTES);
     let (say, said) = mpsc::channel(4);

@@ -79,18 +79,38 @@ impl Process {
 
     /// Waits until it has printed this on either stream, and gives the rest of that line.
     pub async fn printed(&mut self, text: &str) -> String {
-        let (out, err) = (self.out.clone(), self.err.clone());
-        let child = &mut self.child;
+        match self.printed_or_ended(text).await {
+            Ok(rest) => rest,
+            Err(ended) => panic!("{text:?} was not printed: {ended}"),
+        }
+    }
+
+    /// The same of a program that may end before: then what it printed, and how it ended.
+    pub async fn printed_or_ended(&mut self, text: &str) -> Result<String, String> {
+        let Self {
+            child,
+            out,
+            err,
+            readers,
+        } = self;
         eventually(&format!("printed {text:?}"), async || {
+            // First this: what it printed last may still be on its way when it is gone.
+            let ended = child.try_wait().expect("the child can be asked");
+            if ended.is_some() {
+                while readers.join_next().await.is_some() {}
+            }
             let printed = format!("{}\n{}", out.lock(), err.lock());
             if let Some((_, rest)) = printed.split_once(text) {
-                return Some(rest.lines().next().unwrap_or_default().to_owned());
+                return Some(Ok(rest.lines().next().unwrap_or_default().to_owned()));
             }
-            let ended = child.try_wait().expect("the child can be asked");
-            assert!(ended.is_none(), "ended with {ended:?}: {printed}");
-            None
+            ended.map(|ended| Err(format!("ended with {ended}: {printed}")))
         })
         .await
+    }
+
+    /// Waits until it ended by itself, at most for so long, and tells whether it did.
+    pub async fn ends_within(&mut self, patience: Duration) -> bool {
+        timeout(patience, self.child.wait()).await.is_ok()
     }
 
     /// Waits until it ended, and gives its exit code and all that it printed.
@@ -125,6 +145,16 @@ impl Process {
     /// Asks it to end (SIGTERM).
     pub fn signal_end(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Stops it where it is (SIGSTOP).
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
     }
 
     fn signal(&self, signal: Signal) {

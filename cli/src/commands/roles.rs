@@ -128,6 +128,7 @@ pub(crate) fn worker_settings(
         exposure,
         data_dir: Some(data_dir),
         dns_servers: listen.dns_servers.clone(),
+        soak: listen.soak,
         max_body_bytes: listen.max_body_bytes,
         grace: listen.grace,
         build: env!("CARGO_PKG_VERSION").to_owned(),

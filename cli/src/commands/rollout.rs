@@ -145,7 +145,7 @@ fn is_returned(rollout: &wire::Rollout) -> bool {
 /// A worker refused it, and nobody takes it back: in a ring the control plane does.
 fn is_refused(rollout: &wire::Rollout) -> bool {
     use wire::RolloutStage::{Everywhere, Unspecified};
-    rollout.refused > 0 && matches!(rollout.stage(), Unspecified | Everywhere)
+    rollout.refused + rollout.partial > 0 && matches!(rollout.stage(), Unspecified | Everywhere)
 }
 
 /// Every worker runs it. Where there were workers and none is left, nothing is said for it.
@@ -190,9 +190,22 @@ fn verdict(rollout: &wire::Rollout, workers: bool, within: Duration) -> Result<(
 }
 
 fn refused(rollout: &wire::Rollout) -> String {
-    let (count, revision) = (rollout.refused, rollout.revision);
-    let mut text = format!("{count} workers refused revision {revision}");
-    let refusing = |worker: &&wire::Worker| worker.state() == wire::WorkerState::Refused;
+    let revision = rollout.revision;
+    let mut text = match (rollout.refused, rollout.partial) {
+        (0, partial) => {
+            format!("{partial} workers could not take all models of revision {revision}")
+        }
+        (refused, 0) => format!("{refused} workers refused revision {revision}"),
+        (refused, partial) => format!(
+            "{refused} workers refused revision {revision}, {partial} could not take all of its models"
+        ),
+    };
+    let refusing = |worker: &&wire::Worker| {
+        matches!(
+            worker.state(),
+            wire::WorkerState::Refused | wire::WorkerState::Partial
+        )
+    };
     let refusals = rollout.workers.iter().filter(refusing).flat_map(|worker| {
         let refusals = worker.refusals.iter();
         refusals.map(move |refusal| (&worker.id, refusal))
@@ -212,14 +225,19 @@ fn refused(rollout: &wire::Rollout) -> String {
 
 /// The counts in a line.
 fn progress(rollout: &wire::Rollout) -> String {
-    let connected = rollout.applied + rollout.pending + rollout.refused;
+    let connected = rollout.applied + rollout.partial + rollout.pending + rollout.refused;
     let draining = rollout
         .workers
         .iter()
         .map(|w| u64::from(w.draining_requests));
     let mut text = format!(
-        "revision {}: {} of {connected} applied, {} pending, {} refused, {} gone",
-        rollout.revision, rollout.applied, rollout.pending, rollout.refused, rollout.gone
+        "revision {}: {} of {connected} applied, {} partial, {} pending, {} refused, {} gone",
+        rollout.revision,
+        rollout.applied,
+        rollout.partial,
+        rollout.pending,
+        rollout.refused,
+        rollout.gone
     );
     if rollout.rings > 0 {
         let _ = write!(text, "; {}", table::stage(rollout));

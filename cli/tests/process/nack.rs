@@ -89,18 +89,19 @@ async fn a_worker_starts_with_the_newest_configuration_that_it_can_run() {
     let control = Control::start(ANY, &dir.path().join("control"), &[]).await;
     let (url, data) = (control.url(), dir.path().join("w"));
     let upstream = MockServer::start(MockConfig::serving("m")).await.unwrap();
-    let worker = Worker::start_limited(&url, "w", &data, 1_000).await;
+    let worker = Worker::start(&url, "w", &data, &[("FOREBAY_SOAK", "50ms")]).await;
     let wait = ["fleet", "rollout", "--wait", "--control", &url];
-    for id in ["m", "n"] {
-        control.create(model_at(id, &upstream.url())).await;
-        worker.ready().await;
-        assert_eq!(run(&wait).await.0, Some(0));
-    }
+    worker.ready().await;
     let folder = data.join("worker/w/last-known-good");
-    eventually("both are on disk", async || {
-        (folder.join("current").exists() && folder.join("previous").exists()).then_some(())
-    })
-    .await;
+    // The first of all has no models.
+    for (id, generation) in [("m", "previous"), ("n", "oldest")] {
+        control.create(model_at(id, &upstream.url())).await;
+        assert_eq!(run(&wait).await.0, Some(0));
+        eventually("it proved good and is on disk", async || {
+            folder.join(generation).exists().then_some(())
+        })
+        .await;
+    }
     worker.process.terminate().await;
     control.process.kill().await;
     let worker = Worker::start_limited(&url, "w", &data, 200).await;

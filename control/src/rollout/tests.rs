@@ -94,6 +94,8 @@ impl World {
                 peer: String::new(),
                 gateway: String::new(),
                 applied: Some(position(1)),
+                refusals: Vec::new(),
+                quarantined: Vec::new(),
             };
             let joined = fleet.join(introduction, CancellationToken::new()).unwrap();
             (WorkerId::new(id).unwrap(), joined.session)
@@ -148,7 +150,9 @@ impl World {
             let position = position(revision);
             match (offered == revision, refuse) {
                 (false, _) => {}
-                (true, false) => self.fleet.applied(worker, *session, position, 1),
+                (true, false) => self
+                    .fleet
+                    .applied(worker, *session, (position, Vec::new()), 1),
                 (true, true) => {
                     let refusals = Vec::new();
                     let refused = Refused { position, refusals };

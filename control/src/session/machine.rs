@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Invariants: at most one push is unanswered; meanwhile only the newest target is kept. What the
-//! worker holds is not sent, what it refused is not sent again, and nothing older than what it holds
+//! worker holds is not sent, what it refused or has in quarantine is not sent again, and nothing older than what it holds
 //! is ever sent within an epoch. A delta begins with what the worker said that it holds; one that it cannot
 //! use is followed by the whole, at once and once. The first
 //! push after a pause goes at once; then they keep [`APART`], so that a storm of writes costs no more. An old
@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use forebay_proto::Position;
+use forebay_proto::{Digest, Position};
 
 /// From the stream's opening to the worker's first word.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -32,10 +32,12 @@ pub(super) const SILENCE: Duration = Duration::from_secs(35);
 /// What happens to a stream. Times are since it opened.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Event {
-    /// The worker's first word: what it holds, and what it refused on an earlier stream.
+    /// The worker's first word: what it holds, what it refused on an earlier stream, and which contents it will not
+    /// try again under whatever number.
     Hello {
         applied: Option<Position>,
         refused: Option<Position>,
+        quarantined: Vec<Digest>,
     },
     Ack {
         push_id: u64,
@@ -124,6 +126,7 @@ pub(super) struct Machine {
     target: Position,
     applied: Option<Position>,
     refused: Option<Position>,
+    quarantined: Vec<Digest>,
     pushes: u64,
     heard: Duration,
     ticked: Duration,
@@ -141,6 +144,7 @@ impl Machine {
             target,
             applied: None,
             refused: None,
+            quarantined: Vec::new(),
             pushes: 0,
             heard: Duration::ZERO,
             ticked: Duration::ZERO,
@@ -162,7 +166,11 @@ impl Machine {
                 self.push_if_needed(now)
             }
             Event::Time => self.on_time(now),
-            Event::Hello { applied, refused } => self.on_hello(now, applied, refused),
+            Event::Hello {
+                applied,
+                refused,
+                quarantined,
+            } => self.on_hello(now, applied, refused, quarantined),
             Event::Heartbeat { applied } => self.on_heartbeat(now, applied),
             Event::Ack { push_id, applied } => self.on_ack(now, push_id, applied),
             Event::Nack { push_id, attempted } => self.on_nack(now, push_id, attempted),
@@ -193,6 +201,7 @@ impl Machine {
         now: Duration,
         applied: Option<Position>,
         refused: Option<Position>,
+        quarantined: Vec<Digest>,
     ) -> Vec<Effect> {
         match self.phase {
             Phase::AwaitHello => {}
@@ -201,6 +210,7 @@ impl Machine {
         }
         (self.heard, self.ticked) = (now, now);
         (self.applied, self.refused) = (applied, refused);
+        self.quarantined = quarantined;
         self.phase = Phase::Idle;
         let mut effects = vec![Effect::Welcome];
         effects.extend(self.push_if_needed(now));
@@ -310,12 +320,13 @@ impl Machine {
         effects
     }
 
-    /// The worker neither holds nor refused the target.
+    /// The worker neither holds nor refused the target, nor has its content in quarantine.
     fn wanted(&self) -> bool {
         let settled = [&self.applied, &self.refused];
         settled
             .iter()
             .all(|held| held.as_ref() != Some(&self.target))
+            && !self.quarantined.contains(&self.target.digest)
     }
 
     fn push_if_needed(&mut self, now: Duration) -> Vec<Effect> {
@@ -402,6 +413,7 @@ mod tests {
             Event::Hello {
                 applied,
                 refused: None,
+                quarantined: Vec::new(),
             },
         );
         (machine, effects)
@@ -463,6 +475,7 @@ mod tests {
         let hello = Event::Hello {
             applied: Some(position(2)),
             refused: Some(position(3)),
+            quarantined: Vec::new(),
         };
         assert_eq!(
             other.on(at(0), hello),
@@ -520,12 +533,32 @@ mod tests {
         let hello = Event::Hello {
             applied: Some(other.clone()),
             refused: None,
+            quarantined: Vec::new(),
         };
         let push = Effect::Push {
             push_id: 1,
             base: Some(other),
         };
         assert_eq!(machine.on(at(0), hello), [Effect::Welcome, push]);
+    }
+
+    #[test]
+    fn what_is_in_quarantine_is_not_sent_under_any_number() {
+        let mut machine = Machine::new(position(3), NEVER);
+        let hello = Event::Hello {
+            applied: Some(position(2)),
+            refused: None,
+            quarantined: vec![position(3).digest, position(5).digest],
+        };
+        assert_eq!(machine.on(at(0), hello), [Effect::Welcome]);
+        let again = Position {
+            digest: position(3).digest,
+            ..position(4)
+        };
+        assert_eq!(machine.on(at(1), Event::Target(again)), []);
+        assert_eq!(machine.on(at(2), Event::Target(position(5))), []);
+        let next = Event::Target(position(6));
+        assert_eq!(machine.on(at(3), next), [push(1, Some(2))]);
     }
 
     #[test]
@@ -574,6 +607,7 @@ mod tests {
         let hello = Event::Hello {
             applied: None,
             refused: None,
+            quarantined: Vec::new(),
         };
         assert_eq!(machine.on(at(1), hello), [Effect::Close(Why::OutOfTurn)]);
     }
@@ -627,6 +661,7 @@ mod tests {
         let hello = || Event::Hello {
             applied: Some(position(1)),
             refused: None,
+            quarantined: Vec::new(),
         };
         let mut machine = Machine::new(position(1), at(8));
         machine.on(at(0), hello());

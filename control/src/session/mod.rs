@@ -74,7 +74,11 @@ pub(crate) struct Session {
 
 /// A worker's word on a push.
 enum Answer {
-    Ack { applied: Position, millis: u32 },
+    Ack {
+        applied: Position,
+        refusals: Vec<wire::Refusal>,
+        millis: u32,
+    },
     Nack(Refused),
 }
 
@@ -241,6 +245,7 @@ impl Session {
                 let applied = position("ack.applied", ack.applied)?;
                 self.answer = Some(Answer::Ack {
                     applied: applied.clone(),
+                    refusals: fleet::bounded(ack.refusals),
                     millis: ack.apply_millis,
                 });
                 Ok(Some(Event::Ack {
@@ -303,6 +308,7 @@ impl Session {
             .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
         let worker = introduction.worker.clone();
         let applied = introduction.applied.clone();
+        let quarantined = introduction.quarantined.iter().map(|q| q.digest).collect();
         let joined = self
             .fleet
             .join(introduction, self.end.clone())
@@ -319,7 +325,11 @@ impl Session {
         tracing::info!(%worker, peer = self.peer, applied_revision, "worker connected");
         let refused = joined.refused.clone();
         self.joined = Some((worker, joined));
-        Ok(Event::Hello { applied, refused })
+        Ok(Event::Hello {
+            applied,
+            refused,
+            quarantined,
+        })
     }
 
     /// What the worker said counts.
@@ -328,7 +338,18 @@ impl Session {
             return;
         };
         let refused = match answer {
-            Answer::Ack { applied, millis } => {
+            Answer::Ack {
+                applied,
+                refusals,
+                millis,
+            } => {
+                for refusal in &refusals {
+                    tracing::error!(
+                        %worker, revision = %applied.revision, model = refusal.model, field = refusal.field,
+                        reason = refusal.reason, why = refusal.message, "worker could not take a model"
+                    );
+                }
+                let applied = (applied, refusals);
                 self.fleet.applied(worker, joined.session, applied, millis);
                 return;
             }
@@ -458,6 +479,10 @@ fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, Violations>
             .map(Some),
         None => Some(None),
     };
+    let quarantined = hello.quarantined.into_iter().take(limits::QUARANTINED);
+    let quarantined: Vec<Position> = quarantined
+        .filter_map(|q| violations.part("hello.quarantined", Position::try_from(q)))
+        .collect();
     let all = worker.zip(instance).zip(applied);
     violations.finish(all.map(|((worker, instance), applied)| Introduction {
         worker,
@@ -466,6 +491,8 @@ fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, Violations>
         peer: peer.to_owned(),
         gateway: plain(&hello.gateway_address, 256),
         applied,
+        refusals: fleet::bounded(hello.refusals),
+        quarantined,
     }))
 }
 

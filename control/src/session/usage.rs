@@ -34,24 +34,31 @@ impl Level {
 pub(super) struct Alarms {
     models: Level,
     bytes: Level,
+    endpoints: Level,
 }
 
 impl Alarms {
     /// Looks at a configuration.
     pub(super) fn look(&mut self, published: &Published, metrics: &Metrics) {
-        let (models, bytes) = (published.state.len(), published.config.len());
-        metrics.used(Limit::Models, models as f64 / limits::MODELS as f64);
-        metrics.used(
-            Limit::ConfigBytes,
-            bytes as f64 / limits::CONFIG_BYTES as f64,
-        );
-        say(Limit::Models, &mut self.models, models, limits::MODELS);
-        say(
-            Limit::ConfigBytes,
-            &mut self.bytes,
-            bytes,
-            limits::CONFIG_BYTES,
-        );
+        let state = &published.state;
+        for (limit, level, used, most) in [
+            (Limit::Models, &mut self.models, state.len(), limits::MODELS),
+            (
+                Limit::ConfigBytes,
+                &mut self.bytes,
+                published.config.len(),
+                limits::CONFIG_BYTES,
+            ),
+            (
+                Limit::ModelEndpoints,
+                &mut self.endpoints,
+                state.most_endpoints(),
+                limits::ENDPOINTS,
+            ),
+        ] {
+            metrics.used(limit, used as f64 / most as f64);
+            say(limit, level, used, most);
+        }
     }
 }
 

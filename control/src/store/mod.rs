@@ -13,6 +13,8 @@ pub(crate) mod recover;
 mod sled;
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod kill_tests;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod memory;

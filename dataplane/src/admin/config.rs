@@ -5,6 +5,7 @@ use forebay_proto::{Endpoint, endpoint::TlsRoots};
 use serde_json::{Value, json};
 
 use crate::{
+    apply::Refusal,
     config_client::{ConfigSource, ConfigStatus},
     live::{Live, Route},
 };
@@ -23,17 +24,28 @@ pub(super) fn document(live: &Live, status: &ConfigStatus) -> Value {
         "revision": live.position.as_ref().map(|position| position.revision.get()),
         "digest": live.position.as_ref().map(|position| position.digest.to_string()),
         "budget": live.budget.map(|budget| budget.get()),
-        "models": live.models.values().map(|route| model(route)).collect::<Vec<_>>(),
+        "models": live.models.values().map(|route| model(live, route)).collect::<Vec<_>>(),
+        "refusals": live.refusals.iter().map(refusal).collect::<Vec<_>>(),
     })
 }
 
-fn model(route: &Route) -> Value {
+fn refusal(refusal: &Refusal) -> Value {
+    json!({
+        "model": refusal.model,
+        "field": refusal.field,
+        "reason": refusal.reason.word(),
+        "message": refusal.message,
+    })
+}
+
+fn model(live: &Live, route: &Route) -> Value {
     let model = &route.model;
     let (pool, timeouts) = (&model.pool, &model.timeouts);
     json!({
         "id": model.id.as_str(),
         "aliases": model.aliases.iter().map(|alias| alias.as_str()).collect::<Vec<_>>(),
         "revision": model.revision.get(),
+        "retained": live.retained.contains(&model.id),
         "endpoints": model.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         "pool": {
             "max_concurrent": pool.size.get(),

@@ -62,6 +62,25 @@ fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
         "Most connections of the worker, all models together.",
         f64::from(budget),
     )?;
+    for (name, help, value) in [
+        (
+            "forebay_config_models_refused",
+            "Models of the revision in force that could not be taken.",
+            live.refused,
+        ),
+        (
+            "forebay_config_models_retained",
+            "Models that are in force as an earlier revision had them, because they could not be taken.",
+            live.retained.len(),
+        ),
+        (
+            "forebay_config_quarantined",
+            "Configurations that ended the process twice and are not tried again.",
+            admin.status.in_quarantine(),
+        ),
+    ] {
+        set(name, help, value as f64)?;
+    }
     let applied = admin
         .status
         .applied_at()

@@ -1,40 +1,66 @@
-//! Puts a pushed configuration in force, or refuses it with reasons and changes nothing.
+//! Puts a pushed configuration in force, but for models that cannot be taken; or refuses it with reasons and changes
+//! nothing.
 //!
-//! Order: decode and validate all, check what only this process knows, build what is new off to the
-//! side, swap routes and pools at once, then resize and retire. Connections that still fit stay open
-//! and requests in flight finish on what they began with. It must not do IO.
+//! Order: check position and digest, read and validate each model on its own, check what only this process knows,
+//! build what is new off to the side, swap routes and pools at once, then resize and retire. A model that cannot be
+//! read or built costs itself alone ([`sift`]); what is wrong with the whole is refused as a whole. Connections that
+//! still fit stay open and requests in flight finish on what they began with. It must not do IO.
 
+mod build;
+mod guard;
 mod open_files;
 mod plan;
+mod sift;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use forebay_proto::{
-    Config, Digest, Endpoint, ModelId, Position, ResolvedModel, Violations, endpoint::TlsRoots,
-    limits,
-};
+use bytes::Bytes;
+use forebay_proto::{Digest, ModelId, Position, ResolvedModel, Violations, limits};
 
+use self::{guard::guarded, sift::Sifted};
 pub use self::{
     open_files::{client_connections, open_file_limit},
     plan::{Action, Step, plan},
 };
 use crate::{
-    live::{Live, LiveCell, Route},
-    pool::{Common, Pool},
+    live::{Live, LiveCell},
+    pool::Common,
 };
 
-/// Why a configuration was refused.
+/// Why a configuration, or a model of it, was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    /// The model; empty when it is the configuration as a whole, or has no readable id.
+    pub model: String,
     /// Path of the field; empty when it is the configuration as a whole.
     pub field: String,
     /// What kind of refusal it is.
     pub reason: RefusalReason,
     /// For people.
     pub message: String,
+}
+
+impl Refusal {
+    /// Of the configuration as a whole.
+    pub(crate) fn of_whole(field: String, reason: RefusalReason, message: String) -> Self {
+        Self {
+            model: String::new(),
+            field,
+            reason,
+            message,
+        }
+    }
+}
+
+/// What came of a configuration that was put in force.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The models whose pools were made or changed.
+    pub changed: Vec<ModelId>,
+    /// Why models were not taken. Empty: all were.
+    pub refusals: Vec<Refusal>,
+    /// Models that are in force as they were before, because what was pushed of them was not taken.
+    pub retained: Vec<ResolvedModel>,
 }
 
 /// The kinds of refusal.
@@ -52,6 +78,10 @@ pub enum RefusalReason {
     OpenFiles,
     /// It would remove every model, and comes from another store than what is in force.
     EmptyStore,
+    /// What is to be done for it panicked.
+    BuildFailed,
+    /// It ended the process twice.
+    Quarantined,
 }
 
 impl RefusalReason {
@@ -65,6 +95,8 @@ impl RefusalReason {
             Self::SameRevisionOtherDigest => "SAME_REVISION_OTHER_DIGEST",
             Self::OpenFiles => "OPEN_FILES",
             Self::EmptyStore => "EMPTY_STORE",
+            Self::BuildFailed => "BUILD_FAILED",
+            Self::Quarantined => "QUARANTINED",
         }
     }
 }
@@ -75,6 +107,8 @@ pub struct Applier {
     live: Arc<LiveCell>,
     common: Common,
     open_files: u64,
+    #[cfg(test)]
+    faults: build::Faults,
 }
 
 impl Applier {
@@ -86,114 +120,46 @@ impl Applier {
             live,
             common,
             open_files,
+            #[cfg(test)]
+            faults: build::Faults::default(),
         }
     }
 
-    /// Puts a configuration in force. Gives the models whose pools it made or changed.
-    pub fn apply(&self, position: &Position, bytes: &[u8]) -> Result<Vec<ModelId>, Vec<Refusal>> {
+    /// Puts a configuration in force. A model that cannot be taken stays as it is, else as it was `kept`; or there is no
+    /// such model.
+    pub fn apply(
+        &self,
+        position: &Position,
+        config: &Bytes,
+        kept: &[ResolvedModel],
+    ) -> Result<Applied, Vec<Refusal>> {
+        let applied = guarded(|| self.apply_whole(position, config, kept));
+        // What is done for one model is guarded more closely: this is what nobody thought of.
+        applied.unwrap_or_else(|panic| {
+            let (field, reason) = ("config".to_owned(), RefusalReason::BuildFailed);
+            Err(vec![Refusal::of_whole(field, reason, panic)])
+        })
+    }
+
+    fn apply_whole(
+        &self,
+        position: &Position,
+        config: &Bytes,
+        kept: &[ResolvedModel],
+    ) -> Result<Applied, Vec<Refusal>> {
         let old = self.live.load();
         check_position(old.position.as_ref(), position).map_err(|refusal| vec![refusal])?;
-        let config = decode(position, bytes)?;
-        check_not_emptied(&old, position, &config).map_err(|refusal| vec![refusal])?;
-        open_files::check(&config, self.open_files).map_err(|message| {
-            vec![Refusal {
-                field: String::new(),
-                reason: RefusalReason::OpenFiles,
-                message,
-            }]
+        check_digest(position, config).map_err(|refusal| vec![refusal])?;
+        let serving = old.models.values().map(|route| route.model.clone());
+        let before = kept.iter().cloned().chain(serving);
+        let sifted = Sifted::read(config, before).map_err(|violations| refusals(&violations))?;
+        let merged = sifted.merge();
+        check_not_emptied(&old, position, &merged.models).map_err(|refusal| vec![refusal])?;
+        open_files::check(&merged.models, sifted.budget, self.open_files).map_err(|message| {
+            let (field, reason) = (String::new(), RefusalReason::OpenFiles);
+            vec![Refusal::of_whole(field, reason, message)]
         })?;
-        Ok(self.put_in_force(&old, position, &config))
-    }
-
-    fn put_in_force(&self, old: &Live, position: &Position, config: &Config) -> Vec<ModelId> {
-        // Until all is settled nobody moves caps.
-        let _turn = self.common.budget.turn();
-        let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
-        let steps = plan(&before, config.models());
-        let cap = self.configure_budget(config);
-        let new = self.build(old, position, config, cap);
-        let routes = new.models.clone();
-        self.live.publish(new);
-        for step in &steps {
-            self.settle(step, old, &routes);
-        }
-        log_changes(position, config.budget(), &steps, &routes);
-        let changed = steps.into_iter().filter(|step| match step.action {
-            Action::Create | Action::Resize | Action::Replace => true,
-            Action::Keep | Action::Retire => false,
-        });
-        changed.map(|step| step.model).collect()
-    }
-
-    /// The new value, with the pools of the old one where the model stays.
-    fn build(&self, old: &Live, position: &Position, config: &Config, cap: usize) -> Live {
-        let route = |model: &ResolvedModel| {
-            // Held before its pool is made: while somebody holds them they are not forgotten.
-            let metrics = self.common.metrics.model(&model.id);
-            let pool = match old.models.get(&model.id) {
-                Some(route) => route.pool.clone(),
-                None => self.pool_of(model, cap),
-            };
-            Arc::new(Route {
-                model: model.clone(),
-                pool,
-                metrics,
-            })
-        };
-        let routes = config.models().iter().map(route).collect();
-        Live::new(position.clone(), config.budget(), routes)
-    }
-
-    /// Tells the budget what comes. Under one that binds, a pool that will grow must not do so before its
-    /// cap says so.
-    fn configure_budget(&self, config: &Config) -> usize {
-        let sizes = config.models().iter();
-        let mut sizes: HashMap<&ModelId, usize> = sizes
-            .map(|model| (&model.id, model.pool.size.get() as usize))
-            .collect();
-        let pools = self.live.all_pools();
-        let committed: usize = pools
-            .iter()
-            .map(|pool| {
-                let size = sizes.remove(pool.model()).unwrap_or(0);
-                size.max(pool.need().open())
-            })
-            .sum();
-        let new: usize = sizes.into_values().sum();
-        let limit = config.budget().get() as usize;
-        let cap = self.common.budget.configure(limit, committed + new);
-        if cap == 0 {
-            pools.iter().for_each(|pool| {
-                pool.lower_cap(pool.need().open());
-            });
-        }
-        cap
-    }
-
-    fn pool_of(&self, model: &ResolvedModel, cap: usize) -> Arc<Pool> {
-        match self.live.take_back(&model.id) {
-            Some(pool) => {
-                pool.revive(model);
-                pool
-            }
-            None => Pool::new(model, &self.common, cap),
-        }
-    }
-
-    fn settle(&self, step: &Step, old: &Live, new: &BTreeMap<ModelId, Arc<Route>>) {
-        match step.action {
-            Action::Create | Action::Keep => {}
-            Action::Resize | Action::Replace => {
-                if let Some(route) = new.get(&step.model) {
-                    route.pool.reshape(&route.model);
-                }
-            }
-            Action::Retire => {
-                if let Some(route) = old.models.get(&step.model) {
-                    self.live.retire(route.pool.clone());
-                }
-            }
-        }
+        Ok(self.put_in_force(&old, position, sifted))
     }
 }
 
@@ -202,13 +168,8 @@ fn check_position(held: Option<&Position>, pushed: &Position) -> Result<(), Refu
     let Some(held) = held.filter(|held| held.epoch == pushed.epoch) else {
         return Ok(());
     };
-    let refuse = |reason, message| {
-        Err(Refusal {
-            field: "to.revision".to_owned(),
-            reason,
-            message,
-        })
-    };
+    let refuse =
+        |reason, message| Err(Refusal::of_whole("to.revision".to_owned(), reason, message));
     if pushed.revision < held.revision {
         let message = format!("{pushed} is older than {held}, which is in force");
         return refuse(RefusalReason::OlderRevision, message);
@@ -223,43 +184,43 @@ fn check_position(held: Option<&Position>, pushed: &Position) -> Result<(), Refu
 
 /// A control plane that lost its store must not take the fleet with it. Within one store, somebody
 /// removed the last model on purpose.
-fn check_not_emptied(old: &Live, pushed: &Position, config: &Config) -> Result<(), Refusal> {
+fn check_not_emptied(
+    old: &Live,
+    pushed: &Position,
+    models: &[ResolvedModel],
+) -> Result<(), Refusal> {
     let held = old.position.as_ref().filter(|_| !old.models.is_empty());
     match held {
-        Some(held) if config.models().is_empty() && held.epoch != pushed.epoch => Err(Refusal {
-            field: "models".to_owned(),
-            reason: RefusalReason::EmptyStore,
-            message: format!(
-                "{pushed} has no models and comes from another store than {held}, which is in force \
-                 with {}; bring the old store back, or register the models anew",
+        Some(held) if models.is_empty() && held.epoch != pushed.epoch => Err(Refusal::of_whole(
+            "models".to_owned(),
+            RefusalReason::EmptyStore,
+            format!(
+                "{pushed} has no models that can be used and comes from another store than {held}, which is in \
+                 force with {}; bring the old store back, or register the models anew",
                 old.models.len()
             ),
-        }),
+        )),
         _ => Ok(()),
     }
 }
 
-fn decode(position: &Position, bytes: &[u8]) -> Result<Config, Vec<Refusal>> {
-    let digest = Digest::of(bytes);
-    if digest != position.digest {
-        let message = format!(
-            "the content has digest {digest}, announced was {}",
-            position.digest
-        );
-        let (field, reason) = ("to.digest".to_owned(), RefusalReason::DigestMismatch);
-        return Err(vec![Refusal {
-            field,
-            reason,
-            message,
-        }]);
+fn check_digest(position: &Position, config: &[u8]) -> Result<(), Refusal> {
+    let (digest, announced) = (Digest::of(config), position.digest);
+    if digest == announced {
+        return Ok(());
     }
-    Config::decode(bytes).map_err(|violations| refusals(&violations))
+    Err(Refusal::of_whole(
+        "to.digest".to_owned(),
+        RefusalReason::DigestMismatch,
+        format!("the content has digest {digest}, announced was {announced}"),
+    ))
 }
 
 fn refusals(violations: &Violations) -> Vec<Refusal> {
     let bounded = violations.as_slice().iter().take(limits::REFUSALS);
     bounded
         .map(|violation| Refusal {
+            model: String::new(),
             field: violation.field.clone(),
             reason: RefusalReason::InvalidField,
             message: violation
@@ -269,48 +230,6 @@ fn refusals(violations: &Violations) -> Vec<Refusal> {
                 .collect(),
         })
         .collect()
-}
-
-/// One line per changed pool, in the words that an operator of the seed's gateway looks for. The
-/// totals are those of the worker.
-fn log_changes(
-    position: &Position,
-    budget: forebay_proto::Budget,
-    steps: &[Step],
-    routes: &BTreeMap<ModelId, Arc<Route>>,
-) {
-    let sizes: u64 = routes
-        .values()
-        .map(|route| u64::from(route.model.pool.size.get()))
-        .sum();
-    let total = sizes.min(u64::from(budget.get()));
-    for step in steps.iter().filter(|step| step.action != Action::Keep) {
-        let size = routes
-            .get(&step.model)
-            .map_or(0, |route| route.model.pool.size.get());
-        tracing::info!(
-            model = %step.model,
-            revision = %position.revision,
-            action = ?step.action,
-            pool_size = size,
-            pool_keepalive = size,
-            "HTTP Client Pool: max_connections={total}, max_keepalive_connections={total}",
-        );
-        let route = routes.get(&step.model);
-        warn_of_unverified(route.map(|route| &route.model));
-    }
-}
-
-fn warn_of_unverified(model: Option<&ResolvedModel>) {
-    let endpoints = model.into_iter().flat_map(|model| &model.endpoints);
-    let unverified = |e: &&Endpoint| e.url.is_tls() && e.tls.roots == TlsRoots::Unverified;
-    for endpoint in endpoints.filter(unverified) {
-        tracing::warn!(
-            model = model.map(|model| model.id.as_str()),
-            endpoint = %endpoint.id,
-            "its certificate is not verified (`tls.skip_verification`)",
-        );
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Whether this process may open as many files as a configuration needs. A worker that accepted
 //! more would fail in the middle of the night, in `accept`.
 
-use forebay_proto::Config;
+use forebay_proto::{Budget, ResolvedModel};
 use rustix::process::{Resource, getrlimit};
 
 /// Listeners, logs, the control stream, the last-known-good file, and some air.
@@ -24,14 +24,13 @@ pub fn client_connections(limit: u64) -> usize {
 /// Says why a configuration does not fit the limit, with the arithmetic.
 ///
 /// Each connection to an upstream serves a connection of a client, so a slot needs two files.
-pub(super) fn check(config: &Config, limit: u64) -> Result<(), String> {
-    let slots: u64 = config
-        .models()
+pub(super) fn check(models: &[ResolvedModel], budget: Budget, limit: u64) -> Result<(), String> {
+    let slots: u64 = models
         .iter()
         .map(|model| u64::from(model.pool.size.get()))
         .sum();
     // All together never have more open than the budget.
-    let slots = slots.min(u64::from(config.budget().get()));
+    let slots = slots.min(u64::from(budget.get()));
     let needed = slots * 2 + RESERVE;
     if needed <= limit {
         return Ok(());

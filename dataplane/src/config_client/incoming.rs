@@ -246,7 +246,11 @@ mod tests {
             revision: Revision::new(revision),
             digest: Digest::of(&config),
         };
-        Kept { position, config }
+        Kept {
+            position,
+            config,
+            retained: Vec::new(),
+        }
     }
 
     fn old() -> Kept {

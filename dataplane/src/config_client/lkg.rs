@@ -1,9 +1,11 @@
 //! The last known good configuration, on disk: what lets a worker start without a control plane.
 //!
 //! Three generations are kept (`current`, `previous`, `oldest`), each one file: a magic line, then
-//! an encoded `Push` whose digest covers the configuration. A file is written beside its place,
-//! synced, and renamed, so that a crash leaves either the old or the new; what is damaged all the
-//! same is told of and passed over for the next older one. Mode 0600.
+//! an encoded `Push` whose digest covers the configuration (format 1), or that and the models that are as they were in
+//! an earlier one, with a digest of their own (format 2, only if there are any, so that an older build reads what it
+//! can). A file is written beside its place, synced, and renamed, so that a crash leaves either the old or the new; what
+//! is damaged all the same is told of and passed over for the next older one. Mode 0600. `attempts` beside them says what
+//! was tried; it is renamed into place and not synced, because it is about the end of a process, not of a machine.
 //!
 //! It must not decide whether a configuration is good; it keeps what it is given.
 
@@ -15,10 +17,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use forebay_proto::{Digest, Position, limits, wire};
+use forebay_proto::{Digest, Position, ResolvedModel, limits, wire};
 use prost::Message as _;
 
+use super::attempts::Attempts;
+
 const MAGIC: &[u8] = b"forebay last-known-good 1\n";
+/// With retained models.
+const MAGIC_RETAINED: &[u8] = b"forebay last-known-good 2\n";
+/// Largest file: the pushed configuration, and as much again of retained models.
+const MOST_BYTES: u64 = 2 * limits::MESSAGE_BYTES as u64;
+const ATTEMPTS: &str = "attempts";
+/// Largest file of attempts that is read.
+const MOST_ATTEMPTS: u64 = 16 << 10;
 const GENERATIONS: [&str; 3] = ["current", "previous", "oldest"];
 
 /// A configuration as it was pushed.
@@ -28,6 +39,16 @@ pub struct Kept {
     pub position: Position,
     /// Its bytes.
     pub config: Bytes,
+    /// Models that are in force with it as they were before, because it had none that could be taken.
+    pub retained: Vec<ResolvedModel>,
+}
+
+impl Kept {
+    /// There is something in it to serve.
+    pub(super) fn has_models(&self) -> bool {
+        let envelope = wire::Envelope::decode(self.config.clone());
+        envelope.is_ok_and(|envelope| !envelope.models.is_empty()) || !self.retained.is_empty()
+    }
 }
 
 /// The folder that holds the files.
@@ -75,15 +96,51 @@ impl LastKnownGood {
         })
     }
 
-    /// Makes this the current one. What was current becomes previous.
+    /// Makes this the current one. What was current becomes previous, unless it is the same.
     pub fn save(&self, kept: &Kept) -> io::Result<()> {
         let [current, previous, oldest] = GENERATIONS.map(|name| self.folder.join(name));
+        let now = read(&current).ok();
+        if now.as_ref() == Some(kept) {
+            return Ok(());
+        }
         let fresh = self.folder.join("writing");
         write(&fresh, kept)?;
-        rename_if_there(&previous, &oldest)?;
-        rename_if_there(&current, &previous)?;
+        if now.is_none_or(|now| now.position != kept.position) {
+            rename_if_there(&previous, &oldest)?;
+            rename_if_there(&current, &previous)?;
+        }
         fs::rename(&fresh, &current)?;
         File::open(&self.folder)?.sync_all()
+    }
+
+    /// What was tried.
+    pub(super) fn attempts(&self) -> Attempts {
+        let path = self.folder.join(ATTEMPTS);
+        let mut text = String::new();
+        let read =
+            File::open(&path).and_then(|file| file.take(MOST_ATTEMPTS).read_to_string(&mut text));
+        match read {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let path = path.display();
+                tracing::error!(%path, %error, "what was tried cannot be read, and is forgotten");
+                Attempts::default()
+            }
+            _ => Attempts::parse(&text),
+        }
+    }
+
+    /// Keeps what was tried; no file if there is nothing.
+    pub(super) fn save_attempts(&self, attempts: &Attempts) -> io::Result<()> {
+        let path = self.folder.join(ATTEMPTS);
+        if *attempts == Attempts::default() {
+            return match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let fresh = self.folder.join("attempts.writing");
+        create(&fresh)?.write_all(attempts.text().as_bytes())?;
+        fs::rename(&fresh, &path)
     }
 }
 
@@ -93,24 +150,49 @@ fn write(path: &Path, kept: &Kept) -> io::Result<()> {
         config: kept.config.clone(),
         ..wire::Push::default()
     };
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(MAGIC)?;
-    file.write_all(&push.encode_to_vec())?;
+    let mut file = create(path)?;
+    if kept.retained.is_empty() {
+        file.write_all(MAGIC)?;
+        file.write_all(&push.encode_to_vec())?;
+        return file.sync_all();
+    }
+    let retained = kept.retained.iter().map(wire::Model::from);
+    let retained: Vec<Bytes> = retained.map(|model| model.encode_to_vec().into()).collect();
+    let whole = wire::LastKnownGood {
+        push: Some(push),
+        retained_digest: digest_of(&retained).as_bytes().to_vec().into(),
+        retained,
+    };
+    file.write_all(MAGIC_RETAINED)?;
+    file.write_all(&whole.encode_to_vec())?;
     file.sync_all()
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true);
+    options.mode(0o600).open(path)
+}
+
+fn digest_of(models: &[Bytes]) -> Digest {
+    Digest::of(&models.concat())
 }
 
 fn read(path: &Path) -> Result<Kept, Damaged> {
     let mut bytes = Vec::new();
-    let most = limits::MESSAGE_BYTES as u64;
-    File::open(path)?.take(most).read_to_end(&mut bytes)?;
-    let push = bytes.strip_prefix(MAGIC).ok_or(Damaged::Format)?;
-    let push = wire::Push::decode(push).map_err(|_| Damaged::Format)?;
+    File::open(path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    let (push, retained) = match bytes.strip_prefix(MAGIC) {
+        Some(push) => (wire::Push::decode(push).ok(), Vec::new()),
+        None => {
+            let whole = bytes.strip_prefix(MAGIC_RETAINED).ok_or(Damaged::Format)?;
+            let whole = wire::LastKnownGood::decode(whole).map_err(|_| Damaged::Format)?;
+            if digest_of(&whole.retained).as_bytes() != &whole.retained_digest[..] {
+                return Err(Damaged::Digest);
+            }
+            (whole.push, whole.retained)
+        }
+    };
+    let push = push.ok_or(Damaged::Format)?;
     let position = push
         .to
         .and_then(|to| Position::try_from(to).ok())
@@ -118,9 +200,15 @@ fn read(path: &Path) -> Result<Kept, Damaged> {
     if Digest::of(&push.config) != position.digest {
         return Err(Damaged::Digest);
     }
+    // One that this build cannot use any more costs itself alone.
+    let retained = retained.into_iter().filter_map(|model| {
+        let model = wire::Model::decode(model).ok()?;
+        ResolvedModel::try_from(model).ok()
+    });
     Ok(Kept {
         position,
         config: push.config,
+        retained: retained.collect(),
     })
 }
 
@@ -146,7 +234,48 @@ mod tests {
             revision: Revision::new(revision),
             digest: Digest::of(&config),
         };
-        Kept { position, config }
+        Kept {
+            position,
+            config,
+            retained: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn retained_models_are_kept_beside_it_and_what_has_none_is_as_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let lkg = LastKnownGood::open(folder.path()).unwrap();
+        let (plain, current) = (kept(1), folder.path().join("current"));
+        lkg.save(&plain).unwrap();
+        assert!(fs::read(&current).unwrap().starts_with(MAGIC));
+
+        let endpoint = forebay_proto::Endpoint::new(
+            forebay_proto::EndpointId::new("a").unwrap(),
+            forebay_proto::EndpointUrl::parse("http://10.0.0.1:80").unwrap(),
+        );
+        let id = forebay_proto::ModelId::new("m").unwrap();
+        let spec = forebay_proto::ModelSpec::new(id, vec![], vec![endpoint]).unwrap();
+        let settings = forebay_proto::PoolSettings::default();
+        let with = Kept {
+            retained: vec![spec.resolve(&settings, Revision::new(1)).unwrap()],
+            ..kept(1)
+        };
+        lkg.save(&with).unwrap();
+        assert_eq!(
+            lkg.load().collect::<Vec<_>>(),
+            std::slice::from_ref(&with),
+            "in its place"
+        );
+        lkg.save(&kept(2)).unwrap();
+        lkg.save(&kept(2)).unwrap();
+        assert_eq!(lkg.load().collect::<Vec<_>>(), [kept(2), with], "once");
+
+        let previous = folder.path().join("previous");
+        let mut bytes = fs::read(&previous).unwrap();
+        let at = bytes.windows(8).position(|w| w == b"10.0.0.1").unwrap();
+        bytes[at] ^= 1;
+        fs::write(&previous, bytes).unwrap();
+        assert_eq!(lkg.load().count(), 1, "a flipped bit of a retained model");
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Follows the control plane: keeps one stream open, applies what is pushed, answers, and keeps the
-//! last known good configuration on disk.
+//! Follows the control plane: keeps one stream open, applies what is pushed, answers, and has what proved good kept
+//! on disk. What ended the process twice is not applied again.
 //!
 //! States: starting (from the file, if there is one) → connecting ⇄ following. The worker serves in
 //! all of them; only the age of its configuration differs.
 
+mod attempts;
 mod backoff;
 mod incoming;
+mod keeper;
 mod lkg;
 mod session;
 mod status;
@@ -15,15 +17,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use forebay_proto::{InstanceId, Position, WorkerId};
 use http::Uri;
 use tokio::{
-    sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use self::{
+    attempts::Tried,
     backoff::{Backoff, Class},
+    keeper::{Keeper, Marks},
     session::Session,
 };
 pub use self::{
@@ -31,14 +34,20 @@ pub use self::{
     status::{ConfigSource, ConfigStatus},
 };
 use crate::{
-    apply::{Applier, Refusal},
+    apply::{Applied, Applier, Refusal, RefusalReason},
     health::ChangedHealth,
     live::LiveCell,
     metrics::Metrics,
 };
 
-/// Pause before a configuration that could not be written is tried again.
-const SAVE_AGAIN: Duration = Duration::from_secs(10);
+/// Where configurations that proved good are kept, and when they have.
+#[derive(Debug)]
+pub struct Keeping {
+    /// The folder.
+    pub lkg: LastKnownGood,
+    /// How long one is in force, with the process alive, until it is good.
+    pub soak: Duration,
+}
 
 /// Who the worker is to the control plane.
 #[derive(Debug, Clone)]
@@ -62,8 +71,10 @@ pub struct ConfigClient {
     live: Arc<LiveCell>,
     status: Arc<ConfigStatus>,
     metrics: Arc<Metrics>,
-    lkg: Option<LastKnownGood>,
-    keep: watch::Sender<Option<Kept>>,
+    keeper: Option<Keeper>,
+    marks: Option<Marks>,
+    /// What ended the process twice.
+    quarantined: Vec<Position>,
     /// What is in force, as it was pushed: what deltas change.
     held: Option<Kept>,
     /// How requests went for what was changed lately.
@@ -82,9 +93,10 @@ impl ConfigClient {
         live: Arc<LiveCell>,
         status: Arc<ConfigStatus>,
         metrics: Arc<Metrics>,
-        lkg: Option<LastKnownGood>,
+        keeping: Option<Keeping>,
     ) -> Self {
-        let (keep, held) = (watch::Sender::new(None), None);
+        let keeper = keeping.map(|keeping| Keeper::new(keeping.lkg, keeping.soak));
+        let (keeper, marks) = keeper.unzip();
         Self {
             control,
             identity,
@@ -92,9 +104,10 @@ impl ConfigClient {
             live,
             status,
             metrics,
-            lkg,
-            keep,
-            held,
+            keeper,
+            marks,
+            quarantined: Vec::new(),
+            held: None,
             changed: ChangedHealth::default(),
             #[cfg(feature = "simulation")]
             network: None,
@@ -115,21 +128,72 @@ impl ConfigClient {
         endpoint.connect().await
     }
 
-    /// Puts the newest configuration on disk in force that is not refused, if there is one.
+    /// Puts the newest configuration on disk in force that is not refused and did not end the process twice, if there
+    /// is one.
     pub fn start_from_disk(&mut self) {
-        let kept: Vec<Kept> = self.lkg.iter().flat_map(LastKnownGood::load).collect();
-        for kept in &kept {
-            let Kept { position, config } = kept;
-            match self.applier.apply(position, config) {
-                Ok(_) => {
-                    self.held = Some(kept.clone());
-                    self.status.applied(ConfigSource::LastKnownGood);
-                    tracing::info!(%position, "serving the last known good configuration");
-                    return;
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
+        if let Some(tried) = keeper.begin() {
+            tell_of_crash(&tried);
+        }
+        self.quarantined = keeper.quarantined();
+        self.status.quarantined(self.quarantined.len());
+        for kept in keeper.load() {
+            if let Some(refusal) = self.refuses(&kept.position) {
+                self.tell_of(&kept.position, vec![refusal]);
+                continue;
+            }
+            let on_trial = keeper.trying_again(&kept.position);
+            match self
+                .applier
+                .apply(&kept.position, &kept.config, &kept.retained)
+            {
+                Ok(applied) => {
+                    keeper.found(&kept);
+                    self.took(kept, applied, ConfigSource::LastKnownGood, on_trial);
+                    break;
                 }
-                Err(refusals) => self.tell_of(position, refusals),
+                Err(refusals) => self.tell_of(&kept.position, refusals),
             }
         }
+        self.keeper = Some(keeper);
+    }
+
+    /// It is in force. If it has yet to prove good, that begins.
+    fn took(&mut self, kept: Kept, applied: Applied, source: ConfigSource, on_trial: bool) {
+        let position = &kept.position;
+        for refusal in &applied.refusals {
+            self.metrics.model_rejected(refusal.reason);
+            tracing::error!(
+                %position, model = refusal.model, field = refusal.field,
+                reason = refusal.reason.word(), why = refusal.message, "model not taken"
+            );
+        }
+        if source == ConfigSource::LastKnownGood {
+            tracing::info!(%position, "serving the last known good configuration");
+        }
+        self.status.applied(source);
+        let kept = Kept {
+            retained: applied.retained,
+            ..kept
+        };
+        if let Some(marks) = self.marks.as_mut().filter(|_| on_trial) {
+            marks.in_force(kept.clone());
+        }
+        self.held = Some(kept);
+    }
+
+    /// Why it is not even tried.
+    fn refuses(&self, position: &Position) -> Option<Refusal> {
+        let same = |known: &&Position| known.digest == position.digest;
+        self.quarantined.iter().find(same)?;
+        let message = format!(
+            "{position} ended this worker's process twice and is not tried again; write another revision, or remove \
+             `last-known-good/attempts` from the worker's data directory and start it anew"
+        );
+        let (field, reason) = ("to.digest".to_owned(), RefusalReason::Quarantined);
+        Some(Refusal::of_whole(field, reason, message))
     }
 
     fn tell_of(&self, position: &Position, refusals: Vec<Refusal>) {
@@ -143,8 +207,8 @@ impl ConfigClient {
     /// Follows until told to stop.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut keeper = JoinSet::new();
-        if let Some(lkg) = self.lkg.take() {
-            keeper.spawn(keep_on_disk(lkg, self.keep.subscribe()));
+        if let Some(keep) = self.keeper.take() {
+            keeper.spawn(keep.run());
         }
         let mut backoff = Backoff::default();
         let mut next = fastrand::usize(..self.control.len().max(1));
@@ -170,7 +234,8 @@ impl ConfigClient {
                 () = shutdown.cancelled() => break,
             }
         }
-        drop(self.keep);
+        // Its end is the keeper's.
+        drop(self.marks.take());
         while let Some(ended) = keeper.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "the last-known-good keeper failed");
@@ -179,38 +244,15 @@ impl ConfigClient {
     }
 }
 
-/// Writes the newest configuration to disk; intermediate ones are skipped. Ends when the client does,
-/// after writing the last.
-async fn keep_on_disk(lkg: LastKnownGood, mut newest: watch::Receiver<Option<Kept>>) {
-    let mut pause = None;
-    while next_to_keep(&mut newest, pause).await {
-        let Some(kept) = newest.borrow_and_update().clone() else {
-            continue;
-        };
-        let lkg = lkg.clone();
-        let position = kept.position.clone();
-        let saved = tokio::task::spawn_blocking(move || lkg.save(&kept)).await;
-        pause = match saved.map_err(std::io::Error::other).flatten() {
-            Ok(()) => {
-                tracing::debug!(%position, "last known good saved");
-                None
-            }
-            Err(error) => {
-                tracing::error!(%position, %error, "last known good not saved");
-                Some(SAVE_AGAIN)
-            }
-        };
-    }
-}
-
-/// Waits for a newer one, or until the last is to be tried again. False when the client has ended.
-async fn next_to_keep(newest: &mut watch::Receiver<Option<Kept>>, pause: Option<Duration>) -> bool {
-    let changed = newest.changed();
-    match pause {
-        None => changed.await.is_ok(),
-        Some(pause) => {
-            timeout(pause, changed).await.is_ok_and(|c| c.is_ok()) || newest.has_changed().is_ok()
-        }
+fn tell_of_crash(tried: &Tried) {
+    let (position, crashes) = (&tried.position, tried.crashes);
+    match tried.is_quarantined() {
+        true => tracing::error!(
+            %position, crashes, "the process ended again while this was tried; it is not tried any more"
+        ),
+        false => tracing::error!(
+            %position, crashes, "the process ended while this was tried; starting from what is known to be good"
+        ),
     }
 }
 

@@ -1,7 +1,7 @@
 //! One stream to one control plane, from the first word to its end.
 //!
-//! The worker says what it holds; the control plane answers, then pushes. Each push is applied or refused as a
-//! whole and answered at once, a delta that cannot be used with the wish for the whole. At most one push is
+//! The worker says what it holds, and what of it it could not take; the control plane answers, then pushes. Each push
+//! is applied, but for models that cannot be taken, or refused as a whole, and answered at once, a delta that cannot be used with the wish for the whole. At most one push is
 //! unanswered, so the outbound queue cannot fill; if it does, the peer is broken and the stream ends. Every wait has
 //! a deadline.
 
@@ -225,20 +225,30 @@ impl<'a> Session<'a> {
     async fn push(&mut self, push: Pushed) -> Result<(), Ended> {
         let position = push.to;
         let to = wire::Position::from(&position);
+        if let Some(refusal) = self.client.refuses(&position) {
+            return self.refuse(push.push_id, to, &position, vec![refusal]);
+        }
+        if let Some(marks) = &mut self.client.marks {
+            marks.trying(&position).await;
+        }
         let span = tracing::info_span!("apply", revision = %position.revision);
         trace_context::adopt_text(&span, &push.traceparent);
         let began = Instant::now();
-        let result = span.in_scope(|| self.client.applier.apply(&position, &push.config));
+        let result = span.in_scope(|| self.client.applier.apply(&position, &push.config, &[]));
         let took = began.elapsed();
         match result {
-            Ok(changed) => {
-                self.client.status.applied(ConfigSource::ControlPlane);
+            Ok(mut applied) => {
                 self.client.metrics.applied(took.as_secs_f64());
-                let config = push.config;
                 let revision = position.revision;
-                let kept = Kept { position, config };
-                self.client.held = Some(kept.clone());
-                self.client.keep.send_replace(Some(kept));
+                let changed = std::mem::take(&mut applied.changed);
+                let refusals = applied.refusals.iter().map(to_wire).collect();
+                let kept = Kept {
+                    position,
+                    config: push.config,
+                    retained: Vec::new(),
+                };
+                self.client
+                    .took(kept, applied, ConfigSource::ControlPlane, true);
                 let live = self.client.live.load();
                 let routes = changed.iter().filter_map(|id| live.models.get(id));
                 let counters =
@@ -251,13 +261,19 @@ impl<'a> Session<'a> {
                     push_id: push.push_id,
                     applied: Some(to),
                     apply_millis,
+                    refusals,
                 }))?;
                 match self.client.live.draining_of(&changed) {
                     0 => Ok(()),
                     _ => self.beat(),
                 }
             }
-            Err(refusals) => self.refuse(push.push_id, to, &position, refusals),
+            Err(refusals) => {
+                if let Some(marks) = &self.client.marks {
+                    marks.refused();
+                }
+                self.refuse(push.push_id, to, &position, refusals)
+            }
         }
     }
 
@@ -275,7 +291,7 @@ impl<'a> Session<'a> {
                 why = refusal.message, "configuration refused, serving on what is in force"
             );
         }
-        let refusals = refusals.into_iter().map(to_wire).collect();
+        let refusals = refusals.iter().map(to_wire).collect();
         self.say(Say::Nack(wire::Nack {
             push_id,
             attempted: Some(to),
@@ -339,15 +355,17 @@ async fn open(
 }
 
 fn hello(client: &ConfigClient) -> wire::Hello {
-    let identity = &client.identity;
+    let (identity, live) = (&client.identity, client.live.load());
     wire::Hello {
         worker_id: identity.worker.to_string(),
         instance_id: identity.instance.to_string(),
         build: identity.build.clone(),
         protocol_min: *PROTOCOLS.start(),
         protocol_max: *PROTOCOLS.end(),
-        applied: client.live.load().position.as_ref().map(Into::into),
+        applied: live.position.as_ref().map(Into::into),
         gateway_address: identity.gateway_address.clone(),
+        quarantined: client.quarantined.iter().map(Into::into).collect(),
+        refusals: live.refusals.iter().map(to_wire).collect(),
     }
 }
 
@@ -360,12 +378,12 @@ fn told(reason: wire::goodbye::Reason) -> &'static str {
     }
 }
 
-fn to_wire(refusal: Refusal) -> wire::Refusal {
+fn to_wire(refusal: &Refusal) -> wire::Refusal {
     wire::Refusal {
-        model: String::new(),
-        field: refusal.field,
+        model: refusal.model.clone(),
+        field: refusal.field.clone(),
         reason: refusal.reason.word().to_owned(),
-        message: refusal.message,
+        message: refusal.message.clone(),
     }
 }
 

@@ -27,6 +27,7 @@ struct Known {
     applied_at: Option<SystemTime>,
     connected: bool,
     stopping: bool,
+    quarantined: usize,
     last_contact: Option<Instant>,
     started: Instant,
 }
@@ -38,6 +39,7 @@ impl Default for ConfigStatus {
             applied_at: None,
             connected: false,
             stopping: false,
+            quarantined: 0,
             last_contact: None,
             started: Instant::now(),
         }))
@@ -49,6 +51,16 @@ impl ConfigStatus {
         let mut known = self.0.lock();
         known.source = source;
         known.applied_at = Some(SystemTime::now());
+    }
+
+    /// So many configurations are not tried any more.
+    pub(super) fn quarantined(&self, count: usize) {
+        self.0.lock().quarantined = count;
+    }
+
+    /// How many configurations are not tried any more.
+    pub fn in_quarantine(&self) -> usize {
+        self.0.lock().quarantined
     }
 
     pub(super) fn heard(&self) {

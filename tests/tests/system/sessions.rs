@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use forebay_proto::wire;
-use forebay_tests::{Cluster, eventually, model_at};
+use forebay_tests::{Cluster, eventually, eventually_within, model_at};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -91,7 +91,7 @@ async fn only_an_answer_to_the_push_counts() {
         Say::Ack(wire::Ack {
             push_id,
             applied,
-            apply_millis: 0,
+            ..wire::Ack::default()
         })
     };
     // Of a push that was never made.
@@ -111,4 +111,92 @@ async fn only_an_answer_to_the_push_counts() {
         Code::InvalidArgument
     );
     assert_eq!(workers(&cluster).await[0].applied_revision, 0);
+}
+
+fn refused(model: &str) -> wire::Refusal {
+    wire::Refusal {
+        model: model.to_owned(),
+        field: "models[0].endpoints[0].url".to_owned(),
+        reason: "INVALID_FIELD".to_owned(),
+        message: "why it is bad".to_owned(),
+    }
+}
+
+/// Who asks sees which model is not everywhere, and why, within a second of the worker's word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_a_worker_could_not_take_is_shown_with_its_reason() {
+    let cluster = Cluster::start().await;
+    let created = cluster.create(model_at("m", "http://10.0.0.1:80")).await;
+    let (stream, push) = Stream::greeted(&cluster, "w1").await;
+    let ack = wire::Ack {
+        push_id: push.push_id,
+        applied: push.to.clone(),
+        refusals: vec![refused("m"); 300],
+        ..wire::Ack::default()
+    };
+    stream.say(Say::Ack(ack)).await;
+    let shown = async || {
+        let newest = wire::GetRolloutRequest::default();
+        let rollout = cluster.fleet().get_rollout(newest).await.ok()?.into_inner();
+        (rollout.partial == 1).then_some(rollout)
+    };
+    let rollout = eventually_within(Duration::from_secs(1), "it is shown", shown).await;
+    assert_eq!((rollout.applied, rollout.complete), (0, false));
+    let worker = &rollout.workers[0];
+    assert_eq!(worker.state(), wire::WorkerState::Partial);
+    assert_eq!(worker.applied_revision, created.revision);
+    assert_eq!((worker.refused_revision, worker.refusals.len()), (0, 100));
+    assert_eq!(worker.refusals[0], refused("m"));
+    let page = cluster.metrics().await;
+    let partial = page.sum("forebay_rollout_workers", &["state=\"partial\""]);
+    assert_eq!(partial, 1.0);
+
+    // A control plane that was not there when it happened learns of it from the first word.
+    let Say::Hello(hello) = hello("w2") else {
+        unreachable!()
+    };
+    let other = Stream::open(&cluster).await;
+    let hello = wire::Hello {
+        applied: push.to,
+        refusals: vec![refused("m")],
+        ..hello
+    };
+    other.say(Say::Hello(hello)).await;
+    eventually("both are partial", async || {
+        let newest = wire::GetRolloutRequest::default();
+        let rollout = cluster.fleet().get_rollout(newest).await.ok()?.into_inner();
+        (rollout.partial == 2).then_some(())
+    })
+    .await;
+}
+
+/// What a worker will not try again is not pushed to it, and counts as refused; the next revision is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_has_in_quarantine_is_not_pushed() {
+    let cluster = Cluster::start().await;
+    cluster.create(model_at("m", "http://10.0.0.1:80")).await;
+    let (stream, push) = Stream::greeted(&cluster, "w1").await;
+    drop(stream);
+    let Say::Hello(hello) = hello("w1") else {
+        unreachable!()
+    };
+    let mut stream = Stream::open(&cluster).await;
+    let hello = wire::Hello {
+        quarantined: push.to.clone().into_iter().collect(),
+        ..hello
+    };
+    stream.say(Say::Hello(hello)).await;
+    assert!(matches!(stream.hear().await, Ok(Heard::Welcome(_))));
+    let rollout = eventually("it counts as refused", async || {
+        let newest = wire::GetRolloutRequest::default();
+        let rollout = cluster.fleet().get_rollout(newest).await.ok()?.into_inner();
+        (rollout.refused == 1).then_some(rollout)
+    })
+    .await;
+    assert_eq!(rollout.workers[0].refusals[0].reason, "QUARANTINED");
+    cluster.create(model_at("n", "http://10.0.0.1:81")).await;
+    match stream.hear().await {
+        Ok(Heard::Push(next)) => assert_ne!(next.to, push.to, "only the next one"),
+        other => unreachable!("{other:?}"),
+    }
 }

@@ -112,6 +112,12 @@ impl State {
         self.models.len()
     }
 
+    /// Endpoints of the model that has the most of them.
+    pub(crate) fn most_endpoints(&self) -> usize {
+        let endpoints = self.models.values().map(|r| r.spec.endpoints().len());
+        endpoints.max().unwrap_or_default()
+    }
+
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes

@@ -1,4 +1,5 @@
-//! The files of a database's directory beside its content: the lock, the marker, and what errors of either mean.
+//! The files of a database's directory beside its content: the lock, the marker, sled's settings, and what errors of
+//! any of them mean.
 
 use std::{
     fs::{self, File},
@@ -13,6 +14,8 @@ use crate::store::OpenError;
 
 /// The marker's file name.
 pub(in crate::store) const MARKER: &str = "forebay-epoch";
+/// What sled calls its settings.
+const SETTINGS: &str = "conf";
 /// How often, and with what pause between, a lock that somebody holds is tried.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -31,6 +34,12 @@ pub(in crate::store) fn write_marker(dir: &Path, epoch: &str) -> io::Result<()> 
     fs::write(&fresh, format!("{epoch}\n"))?;
     File::open(&fresh)?.sync_all()?;
     fs::rename(&fresh, dir.join(MARKER))?;
+    File::open(dir)?.sync_all()
+}
+
+/// sled never syncs its settings, and does not open with a part of them, which a power cut may leave.
+pub(super) fn sync_settings(dir: &Path) -> io::Result<()> {
+    File::open(dir.join(SETTINGS))?.sync_all()?;
     File::open(dir)?.sync_all()
 }
 

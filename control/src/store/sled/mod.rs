@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 pub(super) use self::files::{MARKER, read_marker, sleep, write_marker};
 use self::{
-    files::{open_error, open_patiently},
+    files::{open_error, open_patiently, sync_settings},
     write::{Trees, check_sizes, number, write},
 };
 use super::{
@@ -88,6 +88,7 @@ impl SledStore {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES);
         let db = open_patiently(&config).map_err(|error| open_error(dir, error))?;
+        sync_settings(dir).map_err(io_error)?;
         let tree = |name: &str| db.open_tree(name).map_err(|error| open_error(dir, error));
         // Before anything is written: a newer format stays as it is.
         let meta = tree("meta")?;
@@ -216,9 +217,11 @@ impl SledStore {
 
     /// The barrier. Afterwards the commit survives a power cut.
     fn sync(&mut self) -> Result<(), StoreError> {
-        let flushed = self.db.flush().map_err(|error| error.to_string());
+        let flush = || self.db.flush().map(drop);
+        let flushed = crash::step("flush", flush).map_err(|error| error.to_string());
         crash::at("flushed");
-        let synced = flushed.and_then(|_| self.file.sync_data().map_err(|error| error.to_string()));
+        let sync = || crash::step("fdatasync", || self.file.sync_data());
+        let synced = flushed.and_then(|()| sync().map_err(|error| error.to_string()));
         crash::at("synced");
         synced.map_err(|error| {
             self.failed = Some(error.clone());

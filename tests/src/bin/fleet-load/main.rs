@@ -8,6 +8,8 @@
     reason = "a program for the terminal; scenery that cannot be set up ends it"
 )]
 
+mod stall;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -25,7 +27,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tonic::transport::Channel;
-use wire::model_registry_client::ModelRegistryClient;
+use wire::{fleet_client::FleetClient, model_registry_client::ModelRegistryClient};
 
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -46,6 +48,9 @@ struct Args {
     /// Workers beside them that read nothing.
     #[arg(long, default_value_t = 0)]
     stalled: usize,
+    /// Instead of all else: writes at 1,000 a second without the stalled workers and with them, so many times.
+    #[arg(long, default_value_t = 0)]
+    stall_pairs: usize,
 }
 
 #[tokio::main]
@@ -64,14 +69,23 @@ async fn main() {
     let url = format!("http://{}", control.printed("http://").await.trim());
     let pid = control.id();
     let registry = ModelRegistryClient::connect(url.clone()).await;
+    let fleet_client = FleetClient::connect(url.clone()).await;
     let mut bench = Bench {
         registry: registry.expect("the control plane answers"),
+        fleet_client: fleet_client.expect("the control plane answers"),
         fleet: PlayedFleet::new(&url, args.workers),
         pid,
         revision: 1,
     };
     for model in 0..args.models {
         bench.write(model).await;
+    }
+    if args.stall_pairs > 0 {
+        bench.connect(&args).await;
+        bench.stall_pairs(&args, &url).await;
+        println!("streams lost: {}", bench.fleet.lost());
+        control.kill().await;
+        return;
     }
     let stalled = Stalled::open(&url, args.stalled).await;
     bench.connect(&args).await;
@@ -84,6 +98,7 @@ async fn main() {
 
 struct Bench {
     registry: ModelRegistryClient<Channel>,
+    fleet_client: FleetClient<Channel>,
     fleet: PlayedFleet,
     pid: u32,
     revision: u64,
@@ -92,19 +107,7 @@ struct Bench {
 impl Bench {
     /// Makes a new revision.
     async fn write(&mut self, model: usize) -> Duration {
-        let seconds = 100 + i64::try_from(self.revision % 80_000).unwrap_or(0);
-        let url = format!("http://10.0.{}.{}:8000", model / 250, model % 250 + 1);
-        let request = wire::UpdateModelRequest {
-            model: Some(wire::Model {
-                timeouts: Some(wire::Timeouts {
-                    total: Some(prost_types::Duration { seconds, nanos: 0 }),
-                    ..wire::Timeouts::default()
-                }),
-                ..model_at(&format!("model-{model:05}"), &url)
-            }),
-            allow_missing: true,
-            ..wire::UpdateModelRequest::default()
-        };
+        let request = update(model, usize::try_from(self.revision).unwrap_or_default());
         let began = Instant::now();
         let model = self.registry.update_model(request).await;
         self.revision = model.expect("the write is made").into_inner().revision;
@@ -176,6 +179,23 @@ impl Bench {
             "{} workers come back at once: all current after {took:.1?}; {steady} KiB before, {most} KiB at most",
             args.workers
         );
+    }
+}
+
+/// A model with a value of its own for each number.
+fn update(model: usize, number: usize) -> wire::UpdateModelRequest {
+    let seconds = 100 + i64::try_from(number % 80_000).unwrap_or(0);
+    let url = format!("http://10.0.{}.{}:8000", model / 250, model % 250 + 1);
+    wire::UpdateModelRequest {
+        model: Some(wire::Model {
+            timeouts: Some(wire::Timeouts {
+                total: Some(prost_types::Duration { seconds, nanos: 0 }),
+                ..wire::Timeouts::default()
+            }),
+            ..model_at(&format!("model-{model:05}"), &url)
+        }),
+        allow_missing: true,
+        ..wire::UpdateModelRequest::default()
     }
 }
 
