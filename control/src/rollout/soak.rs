@@ -18,6 +18,7 @@ pub(crate) struct Seen {
     pub(crate) instance: InstanceId,
     pub(crate) connected: bool,
     pub(crate) applied: Option<Position>,
+    /// What it did not take, as a whole or some of its models.
     pub(crate) refused: Option<Position>,
     pub(crate) health: Health,
     /// The same for the models that were changed last.
@@ -50,6 +51,8 @@ struct AllTook {
 #[derive(Debug)]
 struct Member {
     instance: InstanceId,
+    /// It did not take all of an earlier revision: what it does not take of this one says nothing.
+    troubled: bool,
     since: Duration,
     took: Option<Duration>,
     /// What it had counted when it took it.
@@ -166,9 +169,18 @@ impl Soak {
     }
 
     fn refused(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
-        let refusing = |seen: &&&Seen| seen.refused.as_ref() == Some(&self.candidate);
+        let troubled = |seen: &Seen| {
+            let member = self.members.get(&seen.worker);
+            member.is_some_and(|member| member.troubled)
+        };
+        let refusing =
+            |seen: &&&Seen| seen.refused.as_ref() == Some(&self.candidate) && !troubled(seen);
         let seen = connected.values().find(refusing)?;
-        Some(format!("worker {} refused it", seen.worker))
+        let how = match seen.applied.as_ref() == Some(&self.candidate) {
+            true => "could not take all of its models",
+            false => "refused it",
+        };
+        Some(format!("worker {} {how}", seen.worker))
     }
 
     /// Members that are not connected make room for others.
@@ -210,23 +222,38 @@ impl Soak {
         if missing == 0 {
             return;
         }
-        let mut others: Vec<(Digest, &Seen)> = connected
+        // One that is in trouble anyway proves little: it is the last to be drawn.
+        let mut others: Vec<(bool, Digest, &Seen)> = connected
             .values()
             .filter(|seen| !self.members.contains_key(&seen.worker))
-            .map(|seen| (rank(&seen.worker, self.rollout), *seen))
+            .map(|seen| {
+                (
+                    self.in_trouble(seen),
+                    rank(&seen.worker, self.rollout),
+                    *seen,
+                )
+            })
             .collect();
-        others.sort_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
-        for (_, seen) in others.into_iter().take(missing) {
+        others.sort_by(|a, b| (a.0, a.1.as_bytes()).cmp(&(b.0, b.1.as_bytes())));
+        for (_, _, seen) in others.into_iter().take(missing) {
             self.add(now, seen);
         }
     }
 
+    /// It did not take all of what it was offered before.
+    fn in_trouble(&self, seen: &Seen) -> bool {
+        let refused = seen.refused.as_ref();
+        refused.is_some_and(|refused| *refused != self.candidate)
+    }
+
     fn add(&mut self, now: Duration, seen: &Seen) {
         self.left.remove(&seen.worker);
+        let troubled = self.in_trouble(seen);
         self.members
             .entry(seen.worker.clone())
             .or_insert_with(|| Member {
                 instance: seen.instance.clone(),
+                troubled,
                 since: now,
                 took: None,
                 before: seen.health,
