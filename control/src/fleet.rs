@@ -11,7 +11,8 @@ use std::{
 };
 
 use forebay_proto::{
-    Health, InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire, limits, wire,
+    Health, InstanceId, Position, Revision, WorkerId, convert::timestamp_to_wire,
+    health::ModelHealth, limits, wire,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     metrics::RolloutCounts,
-    rollout::{ChangedHealth, Seen, Staging},
+    rollout::{Seen, Staging},
 };
 
 /// Most workers remembered.
@@ -89,8 +90,8 @@ struct Known {
     draining: u32,
     /// How requests went in its process.
     health: Health,
-    /// The same for what was changed lately.
-    changed: Option<ChangedHealth>,
+    /// The same for the models that were changed last.
+    changed: Arc<[ModelHealth]>,
     connected: SystemTime,
     seen: SystemTime,
     gone: Option<SystemTime>,
@@ -156,7 +157,7 @@ impl Fleet {
                 refused,
                 draining: 0,
                 health,
-                changed: None,
+                changed: Arc::default(),
                 connected: now,
                 seen: now,
                 gone: None,
@@ -182,7 +183,7 @@ impl Fleet {
         worker: &WorkerId,
         session: SessionId,
         draining: u32,
-        (health, changed): (Option<Health>, Option<ChangedHealth>),
+        (health, changed): (Option<Health>, Arc<[ModelHealth]>),
     ) {
         self.with(worker, session, |known| {
             known.health = health.unwrap_or(known.health);
@@ -769,8 +770,18 @@ mod tests {
         };
         let session = join(&fleet, "w", None).0.session;
         assert!(!told(&|| fleet.seen(&worker, session)));
-        assert!(!told(&|| fleet.beat(&worker, session, 0, (None, None))));
-        assert!(told(&|| fleet.beat(&worker, session, 3, (None, None))));
+        assert!(!told(&|| fleet.beat(
+            &worker,
+            session,
+            0,
+            (None, Arc::default())
+        )));
+        assert!(told(&|| fleet.beat(
+            &worker,
+            session,
+            3,
+            (None, Arc::default())
+        )));
         let newest = position("aa", 5);
         assert_eq!(fleet.worker("w", &newest).unwrap().draining_requests, 3);
         assert!(told(&|| fleet.applied(

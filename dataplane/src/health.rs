@@ -11,15 +11,12 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{Health, health::BUCKETS};
-use tokio::time::Instant;
+use forebay_proto::{
+    Health, ModelId, Revision,
+    health::{BUCKETS, CHANGED, ModelHealth, Tally},
+};
 
 use crate::metrics::Source;
-
-/// What was changed within this time counts.
-const LATELY: Duration = Duration::from_secs(600);
-/// Most models that count.
-const CHANGED: usize = 64;
 
 /// The counters.
 #[derive(Debug, Default)]
@@ -58,12 +55,12 @@ impl HealthCounters {
 
 /// The same for one model, without its times.
 #[derive(Debug, Default)]
-pub(crate) struct ModelHealth {
+pub(crate) struct ModelCounters {
     requests: AtomicU64,
     errors: AtomicU64,
 }
 
-impl ModelHealth {
+impl ModelCounters {
     /// A request's answer has begun.
     pub(crate) fn answered(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -74,11 +71,10 @@ impl ModelHealth {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn read(&self) -> Health {
-        Health {
+    fn read(&self) -> Tally {
+        Tally {
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
-            ..Health::default()
         }
     }
 }
@@ -89,50 +85,53 @@ pub(crate) fn is_error(status: u16, source: Source) -> bool {
     status >= 500 || full
 }
 
-/// How requests went for what was changed lately.
+/// How requests went for the models that were changed last.
 #[derive(Debug, Default)]
 pub(crate) struct ChangedHealth(VecDeque<Changed>);
 
 #[derive(Debug)]
 struct Changed {
-    at: Instant,
-    health: Arc<ModelHealth>,
-    before: Health,
+    model: ModelId,
+    revision: Revision,
+    counters: Arc<ModelCounters>,
+    before: Tally,
 }
 
 impl ChangedHealth {
     /// These models are in force as they are from now on.
-    pub(crate) fn note(&mut self, changed: impl Iterator<Item = Arc<ModelHealth>>) {
-        let now = Instant::now();
-        for health in changed {
-            self.0.retain(|known| !Arc::ptr_eq(&known.health, &health));
-            let before = health.read();
+    pub(crate) fn note(
+        &mut self,
+        revision: Revision,
+        changed: impl Iterator<Item = (ModelId, Arc<ModelCounters>)>,
+    ) {
+        for (model, counters) in changed {
+            self.0.retain(|known| known.model != model);
+            let before = counters.read();
             self.0.push_back(Changed {
-                at: now,
-                health,
+                model,
+                revision,
+                counters,
                 before,
             });
-        }
-        while self.0.len() > CHANGED {
-            self.0.pop_front();
+            if self.0.len() > CHANGED {
+                self.0.pop_front();
+            }
         }
     }
 
-    /// Before they were changed, and since.
-    pub(crate) fn read(&mut self) -> (Health, Health) {
-        self.0.retain(|known| known.at.elapsed() < LATELY);
-        let (mut before, mut since) = (Health::default(), Health::default());
-        for known in &self.0 {
-            before.add(&known.before);
-            since.add(&known.health.read().since(&known.before));
-        }
-        (before, since)
+    /// What is to be told of them.
+    pub(crate) fn read(&self) -> impl Iterator<Item = ModelHealth> {
+        self.0.iter().map(|known| ModelHealth {
+            model: known.model.clone(),
+            revision: known.revision,
+            before: known.before,
+            since: known.counters.read().since(&known.before),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::ModelId;
     use prometheus::Registry;
 
     use super::*;
@@ -161,38 +160,52 @@ mod tests {
         assert_eq!(health.latency[Health::bucket(5)], 2);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_changed_lately_counts_from_its_last_change() {
+    #[test]
+    fn what_was_changed_counts_from_its_last_change() {
         let metrics = Metrics::new(&Registry::new()).unwrap();
-        let of = |id: &str| metrics.model(&ModelId::new(id).unwrap()).health.clone();
+        let of = |id: &str| {
+            let id = ModelId::new(id).unwrap();
+            let counters = metrics.model(&id).health.clone();
+            (id, counters)
+        };
         let (a, b) = (of("a"), of("b"));
-        let request = |of: &Arc<ModelHealth>, fails| {
-            of.answered();
+        let request = |of: &(ModelId, Arc<ModelCounters>), fails| {
+            of.1.answered();
             if fails {
-                of.failed();
+                of.1.failed();
             }
         };
-        let figures = |(before, since): (Health, Health)| {
-            [before.requests, before.errors, since.requests, since.errors]
+        let figures = |changed: &ChangedHealth| -> Vec<_> {
+            let figure = |told: ModelHealth| {
+                let (revision, before, since) = (told.revision.get(), told.before, told.since);
+                let counts = [before.requests, before.errors, since.requests, since.errors];
+                (told.model.to_string(), revision, counts)
+            };
+            changed.read().map(figure).collect()
         };
+        let revision = Revision::new;
         let mut changed = ChangedHealth::default();
         request(&a, false);
-        assert_eq!(figures(changed.read()), [0; 4]);
-        changed.note([a.clone()].into_iter());
+        changed.note(revision(2), [a.clone()].into_iter());
         request(&a, true);
         request(&b, true);
-        assert_eq!(figures(changed.read()), [1, 0, 1, 1]);
-        // Another is changed: what was wrong with the first still counts.
-        changed.note([b.clone()].into_iter());
+        assert_eq!(figures(&changed), [("a".to_owned(), 2, [1, 0, 1, 1])]);
+        // Another is changed: what is wrong with the first still counts.
+        changed.note(revision(3), [b.clone()].into_iter());
         request(&b, false);
-        assert_eq!(figures(changed.read()), [2, 1, 2, 1]);
+        let both = [
+            ("a".to_owned(), 2, [1, 0, 1, 1]),
+            ("b".to_owned(), 3, [1, 1, 1, 0]),
+        ];
+        assert_eq!(figures(&changed), both);
         // Changed again: what was wrong with it was before.
-        changed.note([a.clone()].into_iter());
-        assert_eq!(figures(changed.read()), [3, 2, 1, 0]);
-        tokio::time::advance(LATELY).await;
-        assert_eq!(figures(changed.read()), [0; 4]);
-        let many = (0..CHANGED + 9).map(|n| of(&format!("m{n}")));
-        changed.note(many);
-        assert_eq!(changed.0.len(), CHANGED);
+        changed.note(revision(4), [a.clone()].into_iter());
+        let again = [
+            ("b".to_owned(), 3, [1, 1, 1, 0]),
+            ("a".to_owned(), 4, [2, 1, 0, 0]),
+        ];
+        assert_eq!(figures(&changed), again);
+        changed.note(revision(5), (0..CHANGED + 9).map(|n| of(&format!("m{n}"))));
+        assert_eq!(changed.read().count(), CHANGED);
     }
 }

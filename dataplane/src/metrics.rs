@@ -14,7 +14,7 @@ use prometheus::{
 
 use crate::{
     apply::RefusalReason,
-    health::{HealthCounters, ModelHealth},
+    health::{HealthCounters, ModelCounters},
 };
 
 /// Buckets from 100 µs to 2 h: a pool's wait, a connect, a long generation.
@@ -80,7 +80,7 @@ pub struct ModelMetrics {
     wait_seconds: Histogram,
     overhead_seconds: Histogram,
     /// Held by others, too, without keeping the series.
-    pub(crate) health: Arc<ModelHealth>,
+    pub(crate) health: Arc<ModelCounters>,
 }
 
 /// The labels of a request that is over: path, status, source.

@@ -1,5 +1,7 @@
 //! How requests went on a worker: counters that only grow, small enough for every sign of life.
 
+use crate::{ids::ModelId, revision::Revision};
+
 /// Upper bounds of the histogram's buckets but the last, in milliseconds; each is 1.6 times the one before.
 const BOUNDS: [u64; 23] = [
     1, 2, 3, 4, 7, 10, 17, 27, 43, 69, 110, 176, 281, 450, 721, 1_153, 1_845, 2_951, 4_722, 7_556,
@@ -8,6 +10,57 @@ const BOUNDS: [u64; 23] = [
 
 /// Buckets of the histogram; the last has no bound.
 pub const BUCKETS: usize = BOUNDS.len() + 1;
+
+/// Most models of which a worker tells by themselves.
+pub const CHANGED: usize = 16;
+
+/// Requests, and how many of them failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests whose answer has begun.
+    pub requests: u64,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+impl Tally {
+    /// What came on top of what was before.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(before.requests),
+            errors: self.errors.saturating_sub(before.errors),
+        }
+    }
+
+    /// Both together.
+    pub fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.errors = self.errors.saturating_add(other.errors);
+    }
+
+    /// The share of requests that failed.
+    #[must_use]
+    pub fn error_share(&self) -> f64 {
+        match self.requests {
+            0 => 0.0,
+            requests => (self.errors as f64 / requests as f64).min(1.0),
+        }
+    }
+}
+
+/// How requests for one model went, before and since it was changed last on this worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelHealth {
+    /// The model.
+    pub model: ModelId,
+    /// The revision with which it was changed.
+    pub revision: Revision,
+    /// Since the worker's process began.
+    pub before: Tally,
+    /// Since the change.
+    pub since: Tally,
+}
 
 /// Requests since the worker's process began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,12 +103,12 @@ impl Health {
         }
     }
 
-    /// The share of requests that failed.
+    /// The counts alone.
     #[must_use]
-    pub fn error_share(&self) -> f64 {
-        match self.requests {
-            0 => 0.0,
-            requests => (self.errors as f64 / requests as f64).min(1.0),
+    pub fn tally(&self) -> Tally {
+        Tally {
+            requests: self.requests,
+            errors: self.errors,
         }
     }
 
@@ -113,7 +166,10 @@ mod tests {
         let (first, mut second) = (of(&[(5, 10)]), of(&[(5, 30), (90, 4)]));
         second.errors = 17;
         let between = second.since(&first);
-        assert_eq!((between.requests, between.error_share()), (24, 17.0 / 24.0));
+        assert_eq!(
+            (between.requests, between.tally().error_share()),
+            (24, 17.0 / 24.0)
+        );
         assert_eq!(first.since(&second), Health::default());
         let mut sum = between;
         sum.add(&first);

@@ -2,7 +2,9 @@
 //!
 //! Too few requests say nothing, neither good nor bad.
 
-use forebay_proto::Health;
+use std::collections::BTreeMap;
+
+use forebay_proto::{Health, ModelId, health::Tally};
 
 use super::settings::RolloutSettings;
 
@@ -22,10 +24,17 @@ pub(super) struct Compared {
     pub(super) before: Health,
     /// The other workers, since the ring has it.
     pub(super) others: Health,
-    /// The models that were changed lately, on the ring's workers, since they were.
-    pub(super) changed: Health,
-    /// The same models on the same workers before.
-    pub(super) changed_before: Health,
+    /// Each model that was changed since stable, on the ring's workers.
+    pub(super) changed: BTreeMap<ModelId, Changed>,
+}
+
+/// One model on the workers of the ring.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Changed {
+    /// Before it was changed, from the start of their processes.
+    pub(super) before: Tally,
+    /// Since it was.
+    pub(super) since: Tally,
 }
 
 impl Compared {
@@ -45,14 +54,25 @@ impl Compared {
     /// may be few among many.
     pub(super) fn errors(&self, settings: &RolloutSettings) -> Option<String> {
         let all = self.baseline(FOR_ERRORS);
-        let of_all = all.and_then(|baseline| more_errors("", &self.ring, baseline, settings));
-        let before = (&self.changed_before, "for these before");
-        let known = self.changed_before.requests >= FOR_ERRORS;
-        // What is new has no before.
-        let baseline = known.then_some(before).or(all);
-        let baseline = baseline.filter(|_| self.changed.requests >= FOR_ERRORS);
-        let models = " for the models that were changed";
-        of_all.or_else(|| more_errors(models, &self.changed, baseline?, settings))
+        let all = all.map(|(health, whose)| (health.tally(), whose));
+        let of_all = all.and_then(|usual| more_errors("", self.ring.tally(), usual, settings));
+        let of_one = || {
+            let enough = |changed: &Changed| changed.since.requests >= FOR_ERRORS;
+            let mut judged = self.changed.iter().filter(|(_, changed)| enough(changed));
+            judged.find_map(|(model, changed)| {
+                let before = (changed.before, "for it before");
+                // What is new has no before.
+                let known = changed.before.requests >= FOR_ERRORS;
+                let usual = known.then_some(before).or(all)?;
+                more_errors(
+                    &format!(" for model {model}"),
+                    changed.since,
+                    usual,
+                    settings,
+                )
+            })
+        };
+        of_all.or_else(of_one)
     }
 
     /// What speaks against it at the end of a soak: a slow moment is none.
@@ -74,8 +94,8 @@ impl Compared {
 /// More requests failed than usual, by more than is allowed.
 fn more_errors(
     models: &str,
-    seen: &Health,
-    (baseline, whose): (&Health, &str),
+    seen: Tally,
+    (baseline, whose): (Tally, &str),
     settings: &RolloutSettings,
 ) -> Option<String> {
     let (share, usual) = (seen.error_share(), baseline.error_share());
@@ -165,24 +185,24 @@ mod tests {
             health(9_000, 0, 5),
         );
         assert_eq!(fine.errors(&settings()), None, "1 % of all");
+        let tally = |requests, errors| Tally { requests, errors };
         let with = |before, since| Compared {
-            changed_before: before,
-            changed: since,
+            changed: BTreeMap::from([(ModelId::new("m").unwrap(), Changed { before, since })]),
             ..fine.clone()
         };
-        let harm = with(health(300, 0, 5), health(40, 40, 5));
+        let harm = with(tally(300, 0), tally(40, 40));
         let told = harm.errors(&settings()).unwrap();
         for part in [
-            "100.0 % of 40 requests for the models",
-            "0.0 % of 300 for these before",
+            "100.0 % of 40 requests for model m",
+            "0.0 % of 300 for it before",
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
-        let new = with(Health::default(), health(40, 40, 5)).errors(&settings());
+        let new = with(Tally::default(), tally(40, 40)).errors(&settings());
         assert!(new.unwrap().contains("of 9000 on the others"));
-        let always = with(health(300, 295, 5), health(40, 40, 5));
+        let always = with(tally(300, 295), tally(40, 40));
         assert_eq!(always.errors(&settings()), None, "it was as bad before");
-        let few = with(health(300, 0, 5), health(19, 19, 5));
+        let few = with(tally(300, 0), tally(19, 19));
         assert_eq!(few.errors(&settings()), None, "too few to say");
     }
 

@@ -52,7 +52,7 @@ impl World {
             connected: true,
             applied: Some(position(1)),
             refused: None,
-            changed: None,
+            changed: Arc::default(),
             health: Health {
                 requests: 100,
                 ..Health::default()
@@ -344,6 +344,45 @@ fn after_a_restart_who_holds_it_keeps_it_and_the_rest_wait() {
     assert_eq!(machine.members().len(), 3, "no more are drawn");
     world.run(&mut machine, 30);
     assert_eq!(world.holders(2), 20);
+}
+
+/// A worker that lacks a model of stable lacks it of the candidate, too: that is no fault of the candidate's.
+#[test]
+fn what_is_wrong_with_a_worker_anyway_does_not_speak_against_a_revision() {
+    let (mut world, mut machine) = World::new(4);
+    (0..3).for_each(|n| world.seen[n].refused = Some(position(1)));
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    world.look(&mut machine, Duration::ZERO);
+    assert_eq!(world.member(&machine), 3, "the one that is well is drawn");
+    let partial = |world: &mut World, machine: &Machine| {
+        for n in 0..4 {
+            world.take(machine, n);
+            let seen = &mut world.seen[n];
+            seen.refused = seen.applied.clone().filter(|_| n < 3);
+        }
+    };
+    world.seen[3].connected = false;
+    for _ in 0..100 {
+        partial(&mut world, &machine);
+        let effects = world.look(&mut machine, Duration::from_millis(250));
+        assert_eq!(asked(&effects), None);
+    }
+    assert_eq!(world.holders(2), 3);
+
+    // One that was well and is not any more is another matter.
+    let (mut world, mut machine) = World::new(4);
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    world.look(&mut machine, Duration::ZERO);
+    let canary = world.member(&machine);
+    world.take(&machine, canary);
+    world.seen[canary].refused = world.seen[canary].applied.clone();
+    let reason = asked(&world.look(&mut machine, Duration::ZERO)).unwrap();
+    assert!(
+        reason.contains("could not take all of its models"),
+        "{reason}"
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(crate) use self::{
     kept::remove as forget_stable,
     metrics::RingMetrics,
     past::{Past, RegistryPast},
-    soak::{ChangedHealth, Seen},
+    soak::Seen,
     staging::Staging,
 };
 use crate::{

@@ -1,9 +1,11 @@
 //! A candidate in a ring: who has it, whether all took it long enough ago, and what speaks against it. Pure; the
 //! machine says what follows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use forebay_proto::{Digest, Health, InstanceId, Position, Revision, WorkerId};
+use forebay_proto::{
+    Digest, Health, InstanceId, Position, Revision, WorkerId, health::ModelHealth,
+};
 
 use super::{gate::Compared, machine::PATIENCE, settings::RolloutSettings};
 
@@ -16,18 +18,11 @@ pub(crate) struct Seen {
     pub(crate) instance: InstanceId,
     pub(crate) connected: bool,
     pub(crate) applied: Option<Position>,
+    /// What it did not take, as a whole or some of its models.
     pub(crate) refused: Option<Position>,
     pub(crate) health: Health,
-    pub(crate) changed: Option<ChangedHealth>,
-}
-
-/// How requests went for the models that were changed lately.
-#[derive(Debug, Clone)]
-pub(crate) struct ChangedHealth {
-    /// What the worker ran when it said so.
-    pub(crate) applied: Position,
-    pub(crate) before: Health,
-    pub(crate) since: Health,
+    /// The same for the models that were changed last.
+    pub(crate) changed: Arc<[ModelHealth]>,
 }
 
 /// A candidate in a ring.
@@ -56,6 +51,8 @@ struct AllTook {
 #[derive(Debug)]
 struct Member {
     instance: InstanceId,
+    /// It did not take all of an earlier revision: what it does not take of this one says nothing.
+    troubled: bool,
     since: Duration,
     took: Option<Duration>,
     /// What it had counted when it took it.
@@ -152,7 +149,7 @@ impl Soak {
         if let Some(why) = self.note_taken(now, &connected) {
             return Verdict::Failed(why);
         }
-        self.judge(now, &connected, settings)
+        self.judge(now, &connected, stable, settings)
     }
 
     /// A member that is another process now.
@@ -172,9 +169,18 @@ impl Soak {
     }
 
     fn refused(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
-        let refusing = |seen: &&&Seen| seen.refused.as_ref() == Some(&self.candidate);
+        let troubled = |seen: &Seen| {
+            let member = self.members.get(&seen.worker);
+            member.is_some_and(|member| member.troubled)
+        };
+        let refusing =
+            |seen: &&&Seen| seen.refused.as_ref() == Some(&self.candidate) && !troubled(seen);
         let seen = connected.values().find(refusing)?;
-        Some(format!("worker {} refused it", seen.worker))
+        let how = match seen.applied.as_ref() == Some(&self.candidate) {
+            true => "could not take all of its models",
+            false => "refused it",
+        };
+        Some(format!("worker {} {how}", seen.worker))
     }
 
     /// Members that are not connected make room for others.
@@ -216,23 +222,38 @@ impl Soak {
         if missing == 0 {
             return;
         }
-        let mut others: Vec<(Digest, &Seen)> = connected
+        // One that is in trouble anyway proves little: it is the last to be drawn.
+        let mut others: Vec<(bool, Digest, &Seen)> = connected
             .values()
             .filter(|seen| !self.members.contains_key(&seen.worker))
-            .map(|seen| (rank(&seen.worker, self.rollout), *seen))
+            .map(|seen| {
+                (
+                    self.in_trouble(seen),
+                    rank(&seen.worker, self.rollout),
+                    *seen,
+                )
+            })
             .collect();
-        others.sort_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
-        for (_, seen) in others.into_iter().take(missing) {
+        others.sort_by(|a, b| (a.0, a.1.as_bytes()).cmp(&(b.0, b.1.as_bytes())));
+        for (_, _, seen) in others.into_iter().take(missing) {
             self.add(now, seen);
         }
     }
 
+    /// It did not take all of what it was offered before.
+    fn in_trouble(&self, seen: &Seen) -> bool {
+        let refused = seen.refused.as_ref();
+        refused.is_some_and(|refused| *refused != self.candidate)
+    }
+
     fn add(&mut self, now: Duration, seen: &Seen) {
         self.left.remove(&seen.worker);
+        let troubled = self.in_trouble(seen);
         self.members
             .entry(seen.worker.clone())
             .or_insert_with(|| Member {
                 instance: seen.instance.clone(),
+                troubled,
                 since: now,
                 took: None,
                 before: seen.health,
@@ -265,6 +286,7 @@ impl Soak {
         &mut self,
         now: Duration,
         connected: &BTreeMap<&WorkerId, &Seen>,
+        stable: &Position,
         settings: &RolloutSettings,
     ) -> Verdict {
         let latest = self.members.values().map(|member| member.took).max();
@@ -280,7 +302,7 @@ impl Soak {
                 others: counted.collect(),
             });
         }
-        let compared = self.compare(connected);
+        let compared = self.compare(connected, stable);
         if let Some(why) = compared.errors(settings) {
             return Verdict::Failed(why);
         }
@@ -295,17 +317,18 @@ impl Soak {
         }
     }
 
-    fn compare(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Compared {
+    fn compare(&self, connected: &BTreeMap<&WorkerId, &Seen>, stable: &Position) -> Compared {
         let mut compared = Compared::default();
         for (worker, member) in &self.members {
             if let Some(seen) = connected.get(worker).filter(|_| member.took.is_some()) {
                 compared.ring.add(&seen.health.since(&member.before));
                 compared.before.add(&member.before);
-                // What it said of an earlier revision is not about this one.
-                let changed = seen.changed.as_ref();
-                if let Some(changed) = changed.filter(|c| c.applied == self.candidate) {
-                    compared.changed.add(&changed.since);
-                    compared.changed_before.add(&changed.before);
+                // What stable changed is not its doing.
+                let changed = seen.changed.iter();
+                for told in changed.filter(|told| told.revision > stable.revision) {
+                    let sum = compared.changed.entry(told.model.clone()).or_default();
+                    sum.before.add(&told.before);
+                    sum.since.add(&told.since);
                 }
             }
         }

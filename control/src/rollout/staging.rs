@@ -1,13 +1,10 @@
-//! How rollouts in rings stand, for those who ask; and what workers say of themselves.
+//! How rollouts in rings stand, for those who ask.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use forebay_proto::{Position, Revision, WorkerId, wire};
+use forebay_proto::{Revision, WorkerId, wire};
 
-use super::{
-    machine::{Machine, Return},
-    soak::ChangedHealth,
-};
+use super::machine::{Machine, Return};
 
 /// How rollouts in rings stand.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,20 +72,5 @@ impl Staging {
     /// For metrics: the ring under way, 0 if there is none, and the stable revision.
     pub(super) fn figures(&self) -> (usize, u64) {
         (self.ring, self.stable.get())
-    }
-}
-
-impl ChangedHealth {
-    /// What a worker that runs this says of what was changed lately, before and since.
-    pub(crate) fn heard(
-        applied: Option<&Position>,
-        changed: Option<(wire::Health, wire::Health)>,
-    ) -> Option<Self> {
-        let (before, since) = changed?;
-        Some(Self {
-            applied: applied?.clone(),
-            before: before.into(),
-            since: since.into(),
-        })
     }
 }

@@ -12,7 +12,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::{
-    Health, InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, limits, wire,
+    Health, InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, health::CHANGED,
+    limits, wire,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -34,7 +35,6 @@ use self::{
 use crate::{
     fleet::{self, Fleet, Introduction, Joined, Refused},
     metrics::{Metrics, PushKind},
-    rollout::ChangedHealth,
     trace_context,
 };
 
@@ -281,8 +281,8 @@ impl Session {
         let applied = beat.applied.map(|p| position("heartbeat.applied", Some(p)));
         let applied = applied.transpose()?;
         if let Some((worker, joined)) = &self.joined {
-            let changed = beat.changed_before.zip(beat.changed_since);
-            let changed = ChangedHealth::heard(applied.as_ref(), changed);
+            let changed = beat.changed.into_iter().take(CHANGED);
+            let changed = changed.filter_map(|told| told.try_into().ok()).collect();
             let health = (beat.health.map(Health::from), changed);
             self.fleet
                 .beat(worker, joined.session, beat.draining_requests, health);

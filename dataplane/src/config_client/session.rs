@@ -239,6 +239,7 @@ impl<'a> Session<'a> {
         match result {
             Ok(mut applied) => {
                 self.client.metrics.applied(took.as_secs_f64());
+                let revision = position.revision;
                 let changed = std::mem::take(&mut applied.changed);
                 let refusals = applied.refusals.iter().map(to_wire).collect();
                 let kept = Kept {
@@ -250,8 +251,9 @@ impl<'a> Session<'a> {
                     .took(kept, applied, ConfigSource::ControlPlane, true);
                 let live = self.client.live.load();
                 let routes = changed.iter().filter_map(|id| live.models.get(id));
-                let health = routes.map(|route| route.metrics.health.clone());
-                self.client.changed.note(health);
+                let counters =
+                    routes.map(|route| (route.model.id.clone(), route.metrics.health.clone()));
+                self.client.changed.note(revision, counters);
                 // It serves already; it counts as applied when nobody has to wait for a connect.
                 self.client.live.warmed(&changed, WARM_WITHIN).await;
                 let apply_millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
@@ -300,13 +302,13 @@ impl<'a> Session<'a> {
     fn beat(&mut self) -> Result<(), Ended> {
         let draining = self.client.live.draining_requests();
         self.draining = (draining > 0).then(|| Instant::now() + DRAINING);
-        let (before, since) = self.client.changed.read();
+        let changed = self.client.changed.read();
+        let changed = changed.map(|told| (&told).into()).collect();
         self.say(Say::Heartbeat(wire::Heartbeat {
             applied: self.applied(),
             draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
             health: Some((&self.client.metrics.health.read()).into()),
-            changed_before: Some((&before).into()),
-            changed_since: Some((&since).into()),
+            changed,
         }))
     }
 

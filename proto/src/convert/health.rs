@@ -1,7 +1,10 @@
 //! `Health`.
 
 use crate::{
-    health::{BUCKETS, Health},
+    health::{BUCKETS, Health, ModelHealth, Tally},
+    ids::ModelId,
+    revision::Revision,
+    violation::InvalidValue,
     wire,
 };
 
@@ -36,6 +39,38 @@ impl From<wire::Health> for Health {
     }
 }
 
+impl From<&ModelHealth> for wire::ModelHealth {
+    fn from(health: &ModelHealth) -> Self {
+        Self {
+            model: health.model.to_string(),
+            revision: health.revision.get(),
+            requests_before: health.before.requests,
+            errors_before: health.before.errors,
+            requests_since: health.since.requests,
+            errors_since: health.since.errors,
+        }
+    }
+}
+
+impl TryFrom<wire::ModelHealth> for ModelHealth {
+    type Error = InvalidValue;
+
+    fn try_from(wire: wire::ModelHealth) -> Result<Self, InvalidValue> {
+        Ok(Self {
+            model: ModelId::new(wire.model)?,
+            revision: Revision::new(wire.revision),
+            before: Tally {
+                requests: wire.requests_before,
+                errors: wire.errors_before,
+            },
+            since: Tally {
+                requests: wire.requests_since,
+                errors: wire.errors_since,
+            },
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +84,18 @@ mod tests {
         };
         health.latency[3] = 5;
         assert_eq!(Health::from(wire::Health::from(&health)), health);
+        let of_model = ModelHealth {
+            model: ModelId::new("m").unwrap(),
+            revision: Revision::new(7),
+            before: health.tally(),
+            since: Tally {
+                requests: 3,
+                errors: 1,
+            },
+        };
+        let wire = wire::ModelHealth::from(&of_model);
+        assert_eq!(ModelHealth::try_from(wire), Ok(of_model));
+        assert!(ModelHealth::try_from(wire::ModelHealth::default()).is_err());
     }
 
     #[test]

@@ -81,7 +81,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(workers: &[WorkerHandle]) -> Self {
+    /// Each asks for these models in turn.
+    fn start(workers: &[WorkerHandle], models: &'static [&'static str]) -> Self {
         let (stop, mut tasks) = (Arc::<AtomicBool>::default(), JoinSet::new());
         let mut seen = Vec::new();
         for worker in workers {
@@ -89,8 +90,11 @@ impl Traffic {
             seen.push(own.clone());
             let stop = stop.clone();
             tasks.spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    let good = client.status("m").await.is_some_and(|s| s.is_success());
+                for model in models.iter().cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let good = client.status(model).await.is_some_and(|s| s.is_success());
                     let counter = if good { &own.good } else { &own.bad };
                     counter.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(50)).await;
@@ -148,7 +152,7 @@ async fn harm_stays_with_one_worker_and_is_taken_back_and_the_rollout_says_why()
         async || rollout(&cluster, first).await.complete.then_some(()),
     )
     .await;
-    let traffic = Traffic::start(&workers);
+    let traffic = Traffic::start(&workers, &["m"]);
     sleep(Duration::from_secs(2)).await;
 
     let began = Instant::now();
@@ -306,4 +310,44 @@ async fn a_restart_of_the_control_plane_in_the_middle_changes_nothing_for_the_re
         assert_eq!(worker.applied_revision, held, "{}", worker.id);
     }
     everywhere(&cluster, second).await;
+}
+
+/// Two thirds of the traffic are fine: less than what is allowed fails, but all of what was changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn harm_to_one_model_does_not_drown_in_the_traffic_of_the_others() {
+    let lenient = RolloutSettings {
+        max_errors: 0.6,
+        ..rings()
+    };
+    let cluster = Cluster::with_rings(lenient).await;
+    let mut workers = Vec::new();
+    for n in 0..3 {
+        workers.push(cluster.worker(&format!("w{n}")).await);
+    }
+    let good = MockServer::start(MockConfig {
+        models: Vec::new(),
+        ..MockConfig::default()
+    });
+    let good = good.await.unwrap();
+    let mut last = 0;
+    for id in ["m", "busy"] {
+        last = cluster.create(model_at(id, &good.url())).await.revision;
+    }
+    eventually_within(TAKEN_BACK_WITHIN, "both are everywhere", async || {
+        let rollout = rollout(&cluster, last).await;
+        (rollout.complete && rollout.applied == 3).then_some(())
+    })
+    .await;
+    let traffic = Traffic::start(&workers, &["m", "busy", "busy"]);
+    // Twenty requests for the model on each, before.
+    sleep(Duration::from_secs(5)).await;
+    let (_bad, harmful) = harm(&cluster).await;
+    let returned = eventually_within(TAKEN_BACK_WITHIN, "it is taken back", async || {
+        let rollout = rollout(&cluster, harmful).await;
+        (rollout.stage() == wire::RolloutStage::Returned).then_some(rollout)
+    })
+    .await;
+    traffic.stop().await;
+    let reason = returned.return_reason;
+    assert!(reason.contains("for model m"), "{reason}");
 }
