@@ -3,7 +3,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use forebay_proto::{PoolSettings, limits, wire};
+use forebay_proto::{
+    PoolSettings, limits,
+    probe::{AddressPolicy, Cidr},
+    wire,
+};
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -32,6 +36,7 @@ use crate::{
     fleet::Fleet,
     http,
     metrics::Metrics,
+    probe::Prober,
     registry::{self, WriterThread},
     service::{Context, FleetService, ModelsService, SettingsService, SyncService},
     session,
@@ -73,6 +78,8 @@ pub struct ControlSettings {
     /// Oldest age of a worker's stream: each is ended between half of it and all of it, and opened anew. Nothing:
     /// never.
     pub stream_age: Option<Duration>,
+    /// Addresses that probes of endpoints may dial although they would not.
+    pub probe_allow: Vec<Cidr>,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -170,6 +177,7 @@ impl BoundControl {
             fleet: Arc::new(Fleet::default()),
             metrics,
             status,
+            prober: Arc::new(prober(addr, settings.probe_allow)),
         };
         Ok(Self {
             listener,
@@ -269,6 +277,15 @@ where
         );
     }
     served
+}
+
+/// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.
+fn prober(own: SocketAddr, allowed: Vec<Cidr>) -> Prober {
+    Prober::new(AddressPolicy {
+        loopback: own.ip().is_loopback(),
+        allowed,
+        own: Some(own),
+    })
 }
 
 /// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.

@@ -1,6 +1,7 @@
 //! What the control plane measures. Labels are methods, status codes and states; never text of a
 //! client's.
 
+use forebay_proto::probe::Verdict;
 use prometheus::{
     Error, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry,
@@ -23,6 +24,7 @@ pub(crate) struct Metrics {
     pushes: IntCounterVec,
     push_bytes: IntCounterVec,
     used: GaugeVec,
+    probes: IntCounterVec,
 }
 
 /// In what form a configuration went to a worker.
@@ -126,6 +128,11 @@ impl Metrics {
                 ),
                 &["limit"],
             )?,
+            probes: counters(
+                "forebay_control_probes_total",
+                "Endpoints looked at before a write, by what was found.",
+                &["verdict"],
+            )?,
         };
         metrics.register(registry)?;
         Ok(metrics)
@@ -145,6 +152,7 @@ impl Metrics {
         registry.register(Box::new(self.pushes.clone()))?;
         registry.register(Box::new(self.push_bytes.clone()))?;
         registry.register(Box::new(self.used.clone()))?;
+        registry.register(Box::new(self.probes.clone()))?;
         Ok(())
     }
 
@@ -165,6 +173,11 @@ impl Metrics {
     /// The configuration uses this share of a limit.
     pub(crate) fn used(&self, limit: Limit, share: f64) {
         self.used.with_label_values(&[limit.label()]).set(share);
+    }
+
+    /// An endpoint was looked at.
+    pub(crate) fn probed(&self, verdict: Verdict) {
+        self.probes.with_label_values(&[verdict.word()]).inc();
     }
 
     /// What can be read off at the time of a scrape.

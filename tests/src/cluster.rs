@@ -289,6 +289,7 @@ async fn control(
         fresh_settings: PoolSettings::default(),
         recovery: forebay_control::Recovery::Automatic,
         stream_age,
+        probe_allow: Vec::new(),
     };
     let bound = BoundControl::bind(settings)
         .await

@@ -138,6 +138,28 @@ pub(crate) enum EndpointProtocol {
     Auto,
 }
 
+/// Whether it is looked at what the endpoints serve.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Endpoints")]
+pub(crate) struct ProbeArgs {
+    /// What becomes of endpoints that serve another model. [default: off]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) probe: Option<ProbeMode>,
+    /// Name under which they serve it. [default: the model's own or any alias]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProbeMode {
+    /// Nobody looks
+    Off,
+    /// It is told
+    Report,
+    /// They are refused, and get no requests
+    Enforce,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
@@ -153,6 +175,8 @@ pub(crate) enum Models {
         aliases: Vec<String>,
         #[command(flatten)]
         reached: EndpointArgs,
+        #[command(flatten)]
+        probe: ProbeArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]
@@ -189,6 +213,8 @@ pub(crate) enum Models {
         etag: String,
         #[command(flatten)]
         reached: EndpointArgs,
+        #[command(flatten)]
+        probe: ProbeArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]

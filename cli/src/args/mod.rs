@@ -15,7 +15,7 @@ pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
-        PoolArgs, WriteArgs,
+        PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
     },
     roles::{
         Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,

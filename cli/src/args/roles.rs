@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use forebay_control::StoreLocation;
-use forebay_proto::WorkerId;
+use forebay_proto::{WorkerId, probe::Cidr};
 use http::Uri;
 
 use super::client::{DEFAULT_CONTROL, control_url};
@@ -39,6 +39,16 @@ pub(crate) struct ControlListen {
     /// Refuse a damaged store instead of building it again from its automatic export.
     #[arg(long, hide_env_values = true, env = "FOREBAY_NO_RECOVERY")]
     pub(crate) no_recovery: bool,
+    /// Blocks of addresses that probes of endpoints may dial although they would not (link-local, metadata, loopback
+    /// of a control plane that others can reach, …), separated by commas.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_PROBE_ALLOW",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) probe_allow: Vec<Cidr>,
 
     /// Oldest age of a worker's stream. Each ends in good order between half of it and all of it and is opened anew,
     /// so that workers spread over control planes again. `0s`: never; otherwise at least `1m`.

@@ -101,6 +101,7 @@ pub(crate) fn control_settings(
         store,
         fresh_settings,
         recovery,
+        probe_allow: listen.probe_allow.clone(),
         stream_age: Some(listen.stream_age).filter(|age| !age.is_zero()),
     })
 }

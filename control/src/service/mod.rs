@@ -3,6 +3,7 @@
 mod fleet;
 mod models;
 mod page;
+mod probing;
 mod settings;
 mod status;
 mod sync;
@@ -21,6 +22,7 @@ pub(crate) use self::{
 use crate::{
     exporter::StoreStatus,
     metrics::Metrics,
+    probe::Prober,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
     trace_context,
 };
@@ -35,6 +37,7 @@ pub(crate) struct Context {
     pub(crate) fleet: Arc<crate::fleet::Fleet>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<StoreStatus>,
+    pub(crate) prober: Arc<Prober>,
 }
 
 impl Context {

@@ -32,11 +32,9 @@ impl ModelRegistry for ModelsService {
                 request_id: String::new(),
                 ..request
             };
-            model_of(
-                self.0
-                    .write(command, &request_id, &unnamed, validate_only)
-                    .await?,
-            )
+            self.0
+                .write_model(command, &request_id, &unnamed, validate_only)
+                .await
         };
         self.0.call("CreateModel", request, serve).await
     }
@@ -96,7 +94,9 @@ impl ModelRegistry for ModelsService {
                 request_id: String::new(),
                 ..request
             };
-            model_of(self.0.write(command, &request_id, &unnamed, trial).await?)
+            self.0
+                .write_model(command, &request_id, &unnamed, trial)
+                .await
         };
         self.0.call("UpdateModel", request, serve).await
     }
@@ -122,12 +122,5 @@ impl ModelRegistry for ModelsService {
             }
         };
         self.0.call("DeleteModel", request, serve).await
-    }
-}
-
-fn model_of(answer: Answer) -> Result<wire::Model, Status> {
-    match answer {
-        Answer::Model(model) => Ok(*model),
-        Answer::Settings(_) | Answer::Deleted(_) => Err(mismatched()),
     }
 }
