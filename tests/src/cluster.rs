@@ -130,6 +130,8 @@ impl Cluster {
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
             data_dir: Some(self.dir.path().join(name)),
             dns_servers: self.dns.clone(),
+            probe_every: Duration::from_secs(1),
+            probe_allow: Vec::new(),
             max_body_bytes: LARGEST_BODY,
             grace: GRACE,
             build: "test".to_owned(),
