@@ -145,7 +145,7 @@ pub(crate) struct ProbeArgs {
     /// What becomes of endpoints that serve another model. [default: off]
     #[arg(long, value_name = "MODE")]
     pub(crate) probe: Option<ProbeMode>,
-    /// Name under which they serve it. [default: the model's own or any alias]
+    /// Name under which they list it. [default: the model's id]
     #[arg(long, value_name = "NAME")]
     pub(crate) served_name: Option<String>,
 }

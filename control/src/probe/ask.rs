@@ -17,8 +17,8 @@ use super::network::Io;
 /// Most bytes of a response's head.
 const HEAD: usize = 16 << 10;
 
-/// Asks what is served there, and judges the answer by these names. It ends when its caller's patience does.
-pub(super) async fn ask(io: Box<dyn Io>, authority: &str, accepted: &[String]) -> Outcome {
+/// Asks what is served there, and judges the answer by this name. It ends when its caller's patience does.
+pub(super) async fn ask(io: Box<dyn Io>, authority: &str, expected: &str) -> Outcome {
     let request = Request::get(PATH)
         .header(header::HOST, authority)
         .header(header::ACCEPT, "application/json")
@@ -41,7 +41,7 @@ pub(super) async fn ask(io: Box<dyn Io>, authority: &str, accepted: &[String]) -
                 let status = response.status().as_u16();
                 let body = Limited::new(response.into_body(), limits::PROBE_BODY_BYTES);
                 match body.collect().await {
-                    Ok(body) => judge(accepted, status, &body.to_bytes()),
+                    Ok(body) => judge(expected, status, &body.to_bytes()),
                     Err(error) if error.is::<LengthLimitError>() => Outcome::unknown(format!(
                         "its answer to {PATH} is larger than {} bytes",
                         limits::PROBE_BODY_BYTES

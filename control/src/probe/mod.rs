@@ -55,26 +55,26 @@ impl Prober {
 
     /// What is found at each endpoint, in their order.
     pub(crate) async fn probe(&self, model: &ModelSpec) -> Vec<Outcome> {
-        let accepted = model.probe.accepted(model.names());
+        let expected = model.probe.expected(model.id());
         let until = Instant::now() + ALL_WITHIN;
         let endpoints = model.endpoints().iter();
-        join_all(endpoints.map(|endpoint| self.probe_one(endpoint, &accepted, until))).await
+        join_all(endpoints.map(|endpoint| self.probe_one(endpoint, &expected, until))).await
     }
 
-    async fn probe_one(&self, endpoint: &Endpoint, accepted: &[String], until: Instant) -> Outcome {
+    async fn probe_one(&self, endpoint: &Endpoint, expected: &str, until: Instant) -> Outcome {
         let Ok(Ok(_turn)) = timeout_at(until, self.turns.acquire()).await else {
             let what = format!("not probed: the {ALL_WITHIN:?} for all endpoints were up");
             return Outcome::new(Verdict::NotProbed, what);
         };
         let by = until.min(Instant::now() + ONE_WITHIN);
-        let asked = timeout_at(by, self.look_at(endpoint, accepted)).await;
+        let asked = timeout_at(by, self.look_at(endpoint, expected)).await;
         asked.unwrap_or_else(|_| {
             let what = format!("it did not answer within {ONE_WITHIN:?}");
             Outcome::new(Verdict::Unreachable, what)
         })
     }
 
-    async fn look_at(&self, endpoint: &Endpoint, accepted: &[String]) -> Outcome {
+    async fn look_at(&self, endpoint: &Endpoint, expected: &str) -> Outcome {
         let (host, port) = match endpoint.url.address() {
             Address::Host(host, port) => (host, port),
             Address::Unix(_) => return for_workers("its socket is on the worker's machine"),
@@ -90,7 +90,7 @@ impl Prober {
             return for_workers("it speaks HTTP/2");
         }
         match self.dial(&addresses).await {
-            Ok(io) => ask::ask(io, &endpoint.url.authority(), accepted).await,
+            Ok(io) => ask::ask(io, &endpoint.url.authority(), expected).await,
             Err(found) => found,
         }
     }

@@ -66,8 +66,8 @@ fn next_step<'a>(
 fn compare(old: &ResolvedModel, new: &ResolvedModel) -> Action {
     // What is asked of endpoints, and what they must answer.
     let asked = |model: &ResolvedModel| {
-        let accepted = model.probe.accepted(model.names());
-        model.probe.is_on().then_some((model.probe.mode, accepted))
+        let expected = model.probe.expected(&model.id);
+        model.probe.is_on().then_some((model.probe.mode, expected))
     };
     if old.endpoints != new.endpoints {
         Action::Replace
@@ -87,6 +87,7 @@ mod tests {
 
     use forebay_proto::{
         Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, ProbeMode, Revision,
+        probe::ServedName,
     };
     use proptest::prelude::*;
 
@@ -114,7 +115,7 @@ mod tests {
     fn another_name_is_news_to_a_pool_whose_endpoints_are_asked_for_it() {
         let plain = model("a", 1, 1);
         let mut named = plain.clone();
-        named.aliases.push(ModelId::new("b").unwrap());
+        named.probe.served_name = ServedName::new("b").ok();
         assert_eq!(compare(&plain, &named), Action::Keep);
         let asked = |mut model: ResolvedModel| {
             model.probe.mode = ProbeMode::Report;

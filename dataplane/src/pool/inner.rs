@@ -49,8 +49,8 @@ pub(super) struct Inner<C: Upstream> {
 pub(super) struct Asked {
     /// Those that serve something else are not used.
     pub(super) enforced: bool,
-    /// The names of which they must list one.
-    pub(super) accepted: Vec<String>,
+    /// What they must list.
+    pub(super) expected: String,
 }
 
 /// Why an address of an endpoint is not used.
@@ -101,7 +101,7 @@ impl<C: Upstream> Inner<C> {
     fn ask(&mut self, model: &ResolvedModel) {
         let asked = model.probe.is_on().then(|| Asked {
             enforced: model.probe.mode == ProbeMode::Enforce,
-            accepted: model.probe.accepted(model.names()),
+            expected: model.probe.expected(&model.id),
         });
         if asked != self.asked {
             self.quarantine.clear();
@@ -352,7 +352,9 @@ pub(super) fn shape(params: &PoolParams) -> Shape {
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision};
+    use forebay_proto::{
+        EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision, probe::ServedName,
+    };
 
     use super::*;
     use crate::pool::conn::Conn;
@@ -460,7 +462,7 @@ mod tests {
         model.timeouts.connect = secs(1);
         drop(inner.reshape(secs(2), &model));
         assert_eq!(serving(&inner).len(), 1);
-        model.aliases.push(ModelId::new("other").unwrap());
+        model.probe.served_name = ServedName::new("other").ok();
         drop(inner.reshape(secs(3), &model));
         assert_eq!(serving(&inner).len(), 2);
         // An answer to the old question comes too late.

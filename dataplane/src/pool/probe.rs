@@ -275,7 +275,7 @@ async fn ask_in_turn(target: &Target, asked: &Asked, common: &Common) -> Outcome
         return Outcome::new(Verdict::NotProbed, "the worker stops");
     };
     let Err(blocked) = may_dial(target, &common.probing.policy) else {
-        let asked = timeout(WITHIN, ask(target, &asked.accepted, common)).await;
+        let asked = timeout(WITHIN, ask(target, &asked.expected, common)).await;
         return asked.unwrap_or_else(|_| {
             let what = format!("it did not answer within {WITHIN:?}");
             Outcome::new(Verdict::Unreachable, what)
@@ -298,7 +298,7 @@ fn may_dial(target: &Target, policy: &AddressPolicy) -> Result<(), Outcome> {
 }
 
 /// Asks over a connection of its own, which is closed after it.
-async fn ask(target: &Target, accepted: &[String], common: &Common) -> Outcome {
+async fn ask(target: &Target, expected: &str, common: &Common) -> Outcome {
     let (conn, driver) = match conn::connect(target, &common.tasks, WITHIN).await {
         Ok(connected) => connected,
         Err(error) => {
@@ -306,7 +306,7 @@ async fn ask(target: &Target, accepted: &[String], common: &Common) -> Outcome {
             return Outcome::new(Verdict::Unreachable, what);
         }
     };
-    let (mut answer, mut driver) = (pin!(answer(conn, accepted)), pin!(driver.run(|_| {})));
+    let (mut answer, mut driver) = (pin!(answer(conn, expected)), pin!(driver.run(|_| {})));
     tokio::select! {
         biased;
         found = &mut answer => return found,
@@ -316,7 +316,7 @@ async fn ask(target: &Target, accepted: &[String], common: &Common) -> Outcome {
     answer.await
 }
 
-async fn answer(mut conn: Conn, accepted: &[String]) -> Outcome {
+async fn answer(mut conn: Conn, expected: &str) -> Outcome {
     let request = Request::get("/")
         .header(header::ACCEPT, "application/json")
         .header(header::ACCEPT_ENCODING, "identity")
@@ -340,7 +340,7 @@ async fn answer(mut conn: Conn, accepted: &[String]) -> Outcome {
     let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), limits::PROBE_BODY_BYTES);
     match body.collect().await {
-        Ok(body) => judge(accepted, status, &body.to_bytes()),
+        Ok(body) => judge(expected, status, &body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             let most = limits::PROBE_BODY_BYTES;
             Outcome::unknown(format!("its answer to {PATH} is larger than {most} bytes"))
@@ -361,10 +361,10 @@ mod tests {
         Target::all(&Arc::new(endpoint), None, &[]).remove(0)
     }
 
-    fn to_ask(accepted: &str, targets: &[&Target]) -> (Asked, Vec<Target>) {
+    fn to_ask(expected: &str, targets: &[&Target]) -> (Asked, Vec<Target>) {
         let asked = Asked {
             enforced: true,
-            accepted: vec![accepted.to_owned()],
+            expected: expected.to_owned(),
         };
         (asked, targets.iter().map(|t| (*t).clone()).collect())
     }

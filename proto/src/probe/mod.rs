@@ -18,7 +18,7 @@ pub use self::{
 pub struct ProbeSpec {
     /// What becomes of what is found.
     pub mode: ProbeMode,
-    /// The one name that must be listed; without it any name of the model will do.
+    /// The name that must be listed, where it is not the model's id.
     pub served_name: Option<ServedName>,
 }
 
@@ -29,13 +29,11 @@ impl ProbeSpec {
         self.mode != ProbeMode::Off
     }
 
-    /// The names of which an endpoint must list one, of a model with these names.
+    /// What an endpoint must list: the model's id, which is what it is asked for whatever name a client used.
     #[must_use]
-    pub fn accepted<'a>(&self, names: impl Iterator<Item = &'a ModelId>) -> Vec<String> {
-        match &self.served_name {
-            Some(name) => vec![name.to_string()],
-            None => names.map(ToString::to_string).collect(),
-        }
+    pub fn expected(&self, id: &ModelId) -> String {
+        let name = self.served_name.as_ref().map(ToString::to_string);
+        name.unwrap_or_else(|| id.to_string())
     }
 }
 

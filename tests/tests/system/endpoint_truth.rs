@@ -112,8 +112,18 @@ async fn who_registers_is_told_what_is_served_and_a_wrong_endpoint_is_refused() 
         list.unwrap().into_inner().models.is_empty(),
         "nothing was written"
     );
+}
 
-    create(wire::ProbeMode::Report, false).await.unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_turns_it_on_or_leaves_it_on_is_asked_too() {
+    use wire::ProbeVerdict::{Mismatch, Ok as Serves};
+    let cluster = Cluster::start().await;
+    let (right, wrong) = (mock("m").await, mock("other").await);
+    let urls = [right.url(), wrong.url()];
+    let shown = cluster
+        .create(model_of(&urls, wire::ProbeMode::Report))
+        .await;
+    assert_eq!(shown.probe_results.len(), 2);
     let get = wire::GetModelRequest { id: "m".to_owned() };
     let kept = cluster
         .registry()
@@ -125,22 +135,24 @@ async fn who_registers_is_told_what_is_served_and_a_wrong_endpoint_is_refused() 
         kept.probe_results.is_empty(),
         "only the answer to a write has them"
     );
-    // Also what turns it on is asked, and what leaves it on.
     let update = |mode: wire::ProbeMode, path: &str| wire::UpdateModelRequest {
         model: Some(wire::Model {
-            aliases: vec!["other".to_owned()],
-            ..probed(model_at("m", ""), mode)
+            probe: Some(wire::EndpointProbe {
+                mode: mode.into(),
+                served_name: "other".to_owned(),
+            }),
+            ..model_at("m", "")
         }),
         update_mask: Some(prost_types::FieldMask {
             paths: vec![path.to_owned()],
         }),
         ..Default::default()
     };
-    let enforce = update(wire::ProbeMode::Enforce, "probe");
+    let enforce = update(wire::ProbeMode::Enforce, "probe.mode");
     let refused = cluster.registry().update_model(enforce).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    // Under another name it is the right one.
-    let named = update(wire::ProbeMode::Unspecified, "aliases");
+    // Under another name it is the right one, and the other is not.
+    let named = update(wire::ProbeMode::Unspecified, "probe.served_name");
     let named = cluster
         .registry()
         .update_model(named)
@@ -148,7 +160,7 @@ async fn who_registers_is_told_what_is_served_and_a_wrong_endpoint_is_refused() 
         .unwrap()
         .into_inner();
     let found: Vec<_> = named.probe_results.iter().map(|r| r.verdict()).collect();
-    assert_eq!(found, [Serves, Serves, Unreachable]);
+    assert_eq!(found, [Mismatch, Serves]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
