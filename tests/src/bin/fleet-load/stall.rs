@@ -77,9 +77,14 @@ impl Bench {
             rollout.applied,
             rollout.pending
         );
+        assert_eq!(
+            rollout.applied as usize, args.workers,
+            "none of them answers"
+        );
+        // A frozen one may just be cut off, and not back yet; a deaf one is there all the time.
         assert!(
-            rollout.pending as usize >= args.stalled * 9 / 10,
-            "they are connected and read nothing"
+            rollout.pending as usize >= args.stalled / 2,
+            "they are connected"
         );
         drop(stalled);
         sleep(SETTLE).await;
