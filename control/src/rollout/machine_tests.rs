@@ -1,6 +1,9 @@
 //! The machine against a fleet that is played: what it promises, whatever happens.
 
-use forebay_proto::{Digest, Epoch, Health, InstanceId};
+use forebay_proto::{
+    Digest, Epoch, Health, InstanceId, ModelId,
+    health::{ModelHealth, Tally},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -344,6 +347,36 @@ fn after_a_restart_who_holds_it_keeps_it_and_the_rest_wait() {
     assert_eq!(machine.members().len(), 3, "no more are drawn");
     world.run(&mut machine, 30);
     assert_eq!(world.holders(2), 20);
+}
+
+#[test]
+fn a_model_is_judged_if_the_candidate_changed_it_and_not_if_stable_did() {
+    for (changed_by, fails) in [(1, false), (2, true)] {
+        let (mut world, mut machine) = World::new(4);
+        let event = world.write(Harm::None);
+        machine.on(world.now, event);
+        let told = ModelHealth {
+            model: ModelId::new("m").unwrap(),
+            revision: Revision::new(changed_by),
+            before: Tally {
+                requests: 300,
+                errors: 0,
+            },
+            since: Tally {
+                requests: 40,
+                errors: 40,
+            },
+        };
+        for seen in &mut world.seen {
+            seen.changed = Arc::new([told.clone()]);
+        }
+        let reasons = world.run(&mut machine, 2);
+        assert_eq!(!reasons.is_empty(), fails, "{reasons:?}");
+        assert!(
+            reasons.iter().all(|why| why.contains("for model m")),
+            "{reasons:?}"
+        );
+    }
 }
 
 /// A worker that lacks a model of stable lacks it of the candidate, too: that is no fault of the candidate's.
