@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use forebay_mock::{MockConfig, MockServer};
+use forebay_mock::{MockConfig, MockServer, Speaks};
 use forebay_proto::wire;
 use forebay_tests::{Chat, Cluster, WorkerHandle, eventually, model_at};
 use tonic::Code;
@@ -279,4 +279,33 @@ async fn an_endpoint_of_which_it_is_only_reported_is_used() {
     ask(&worker).await;
     assert_eq!(wrong.stats().requests, before + 1);
     assert_eq!(quarantined(&worker, "e1").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_control_plane_cannot_ask_the_worker_does() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let config = MockConfig {
+        speaks: Speaks::Http2,
+        ..MockConfig::serving("other")
+    };
+    let http2 = MockServer::start(config).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = MockConfig {
+        unix: Some(dir.path().join("s")),
+        ..MockConfig::serving("m")
+    };
+    let unix = MockServer::start(config).await.unwrap();
+    let mut model = model_of(&[http2.url(), unix.url()], wire::ProbeMode::Enforce);
+    model.endpoints[0].protocol = wire::EndpointProtocol::Http2.into();
+    let shown = cluster.create_and_wait(model).await;
+    use wire::ProbeVerdict::NotProbed;
+    let found: Vec<_> = shown.probe_results.iter().map(|r| r.verdict()).collect();
+    assert_eq!(found, [NotProbed, NotProbed]);
+    until_quarantined(&worker, "e1", 1.0).await;
+    let before = http2.stats().requests;
+    for _ in 0..20 {
+        assert_eq!(ask(&worker).await.0, 200);
+    }
+    assert_eq!(http2.stats().requests, before);
+    assert_eq!(quarantined(&worker, "e2").await, 0.0);
 }
