@@ -309,3 +309,36 @@ async fn what_the_control_plane_cannot_ask_the_worker_does() {
     assert_eq!(http2.stats().requests, before);
     assert_eq!(quarantined(&worker, "e2").await, 0.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_asked_as_a_whole_and_is_no_way_around() {
+    use wire::{ProbeMode::Enforce, ProbeVerdict::Ok as Serves, batch_item::Change};
+    let cluster = Cluster::start().await;
+    let (right, wrong) = (mock("m").await, mock("other").await);
+    let create = |model: wire::Model| wire::BatchItem {
+        change: Some(Change::Create(wire::CreateModelRequest {
+            model: Some(model),
+            ..Default::default()
+        })),
+    };
+    let batch = |items| wire::BatchUpdateModelsRequest {
+        items,
+        ..Default::default()
+    };
+    let unasked = model_at("unasked", "http://10.0.0.1:8000");
+    let bad = model_of(&[right.url(), wrong.url()], Enforce);
+    let items = vec![create(unasked.clone()), create(bad)];
+    let refused = cluster.registry().batch_update_models(batch(items)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let details = refused.get_error_details();
+    let bad = &details.bad_request().unwrap().field_violations;
+    assert_eq!(bad[0].field, "items[1].create.model.endpoints[1].url");
+
+    let items = vec![create(unasked), create(model_of(&[right.url()], Enforce))];
+    let made = cluster.registry().batch_update_models(batch(items)).await;
+    let made = made.unwrap().into_inner();
+    assert_eq!((made.created, made.probed.len()), (2, 1));
+    assert_eq!(made.probed[0].model, "m");
+    assert_eq!(made.probed[0].results[0].verdict(), Serves);
+}
