@@ -10,13 +10,14 @@ use serde_path_to_error::{Deserializer, Path, Segment, Track};
 use crate::args::Output;
 
 /// Fields of a model that only the server says, in JSON's spelling.
-const OUTPUT_ONLY: [&str; 6] = [
+const OUTPUT_ONLY: [&str; 7] = [
     "etag",
     "revision",
     "createTime",
     "updateTime",
     "resolvedPool",
     "resolvedTimeouts",
+    "probeResults",
 ];
 /// What a printed list has beside its models.
 const LIST_FIELDS: [&str; 2] = ["revision", "nextPageToken"];
@@ -133,6 +134,7 @@ models:
       - url: http://10.0.0.5:8000
         weight: 2
     pool: {maxConcurrent: 50, idleTimeout: 4s, queue: {maxWait: 30s}}
+    probe: {mode: PROBE_MODE_ENFORCE, servedName: /models/llama}
 ";
 
     #[test]
@@ -147,6 +149,7 @@ models:
             etag: "\"x\"".into(),
             revision: 7,
             resolved_pool: models[0].pool,
+            probe_results: vec![wire::ProbeResult::default()],
             ..models[0].clone()
         };
         for output in [Output::Json, Output::Yaml] {

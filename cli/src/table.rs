@@ -93,6 +93,9 @@ pub(crate) fn model(model: &wire::Model) -> String {
             format!("{}  {}  weight {weight}", endpoint.id, endpoint.url),
         ));
     }
+    if let Some(probe) = &model.probe {
+        rows.push(("probe", probe_of(probe)));
+    }
     let size = number(pool.max_concurrent);
     rows.extend([
         (
@@ -136,7 +139,41 @@ pub(crate) fn model(model: &wire::Model) -> String {
         ("revision", model.revision.to_string()),
         ("etag", model.etag.clone()),
     ]);
-    facts(&rows)
+    match model.probe_results.as_slice() {
+        [] => facts(&rows),
+        results => format!("{}\n\n{}", facts(&rows), probe_results(results)),
+    }
+}
+
+fn probe_of(probe: &wire::EndpointProbe) -> String {
+    let mode = match probe.mode() {
+        wire::ProbeMode::Unspecified => "off",
+        wire::ProbeMode::Report => "report",
+        wire::ProbeMode::Enforce => "enforce",
+    };
+    match probe.served_name.as_str() {
+        "" => mode.to_owned(),
+        name => format!("{mode}, as {name}"),
+    }
+}
+
+/// What was found at the endpoints of a model.
+pub(crate) fn probe_results(results: &[wire::ProbeResult]) -> String {
+    let mut table = table(&["ENDPOINT", "FOUND", "WHAT"]);
+    for result in results {
+        let found = match result.verdict() {
+            wire::ProbeVerdict::Unspecified => "-",
+            wire::ProbeVerdict::Ok => "ok",
+            wire::ProbeVerdict::Unreachable => "unreachable",
+            wire::ProbeVerdict::Mismatch => "mismatch",
+            wire::ProbeVerdict::Blocked => "blocked",
+            wire::ProbeVerdict::Unknown => "unknown",
+            wire::ProbeVerdict::NotProbed => "not probed",
+        };
+        let (id, what) = (result.endpoint_id.clone(), result.message.clone());
+        table.add_row([id, found.to_owned(), what]);
+    }
+    text(&table)
 }
 
 /// The pool settings.
@@ -445,6 +482,37 @@ mod tests {
             told.contains("w could not take `m`: INVALID_FIELD f: why"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn what_was_found_at_endpoints_stands_below_the_model() {
+        let result = |id: &str, verdict: wire::ProbeVerdict, what: &str| wire::ProbeResult {
+            endpoint_id: id.into(),
+            verdict: verdict.into(),
+            message: what.into(),
+            listed: vec![],
+        };
+        let llama = wire::Model {
+            id: "llama".into(),
+            probe: Some(wire::EndpointProbe {
+                mode: wire::ProbeMode::Report.into(),
+                served_name: "/models/llama".into(),
+            }),
+            probe_results: vec![
+                result("e1", wire::ProbeVerdict::Ok, "it serves `llama`"),
+                result("e2", wire::ProbeVerdict::NotProbed, "TLS"),
+            ],
+            ..Default::default()
+        };
+        let shown = model(&llama);
+        assert!(
+            shown.contains("\nprobe         report, as /models/llama\n"),
+            "{shown}"
+        );
+        let found = "\n\nENDPOINT   FOUND        WHAT\n\
+                     e1         ok           it serves `llama`\n\
+                     e2         not probed   TLS";
+        assert!(shown.ends_with(found), "{shown}");
     }
 
     #[test]

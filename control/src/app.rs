@@ -3,7 +3,11 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use forebay_proto::{PoolSettings, limits, wire};
+use forebay_proto::{
+    PoolSettings, limits,
+    probe::{AddressPolicy, Cidr},
+    wire,
+};
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -33,6 +37,7 @@ use crate::{
     fleet::Fleet,
     http,
     metrics::Metrics,
+    probe::Prober,
     registry::{self, WriterThread},
     rollout::{self, RegistryPast, RolloutSettings},
     service::{
@@ -80,6 +85,8 @@ pub struct ControlSettings {
     pub stream_age: Option<Duration>,
     /// How revisions reach the workers in rings. Nothing: all at once.
     pub rings: Option<RolloutSettings>,
+    /// Addresses that probes of endpoints may dial although they would not.
+    pub probe_allow: Vec<Cidr>,
 }
 
 /// Why a control plane cannot start, or ended.
@@ -184,6 +191,7 @@ impl BoundControl {
             fleet: Arc::new(Fleet::default()),
             metrics,
             status,
+            prober: Arc::new(prober(addr, settings.probe_allow)),
         };
         Ok(Self {
             listener,
@@ -296,6 +304,15 @@ where
         );
     }
     served
+}
+
+/// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.
+fn prober(own: SocketAddr, allowed: Vec<Cidr>) -> Prober {
+    Prober::new(AddressPolicy {
+        loopback: own.ip().is_loopback(),
+        allowed,
+        own: Some(own),
+    })
 }
 
 /// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.

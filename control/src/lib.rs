@@ -9,6 +9,7 @@ mod exporter;
 mod fleet;
 mod http;
 mod metrics;
+mod probe;
 mod registry;
 mod rollout;
 mod service;

@@ -1,6 +1,7 @@
 //! What the control plane measures. Labels are methods, status codes and states; never text of a
 //! client's.
 
+use forebay_proto::probe::Verdict;
 use prometheus::{
     Error, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry,
@@ -28,6 +29,7 @@ pub(crate) struct Metrics {
     push_bytes: IntCounterVec,
     used: GaugeVec,
     pub(crate) rings: RingMetrics,
+    probes: IntCounterVec,
 }
 
 /// In what form a configuration went to a worker.
@@ -77,13 +79,8 @@ pub(crate) struct RolloutCounts {
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Result<Self, Error> {
-        let commit = HistogramOpts::new(
-            "forebay_store_commit_seconds",
-            "Time to make a group of writes durable.",
-        );
-        let buckets = prometheus::exponential_buckets(0.0001, 2.5, 12)?;
         let metrics = Self {
-            commit_seconds: Histogram::with_opts(commit.buckets(buckets))?,
+            commit_seconds: commit_seconds()?,
             streams: IntGauge::new(
                 "forebay_control_streams",
                 "Streams of workers that are open.",
@@ -144,6 +141,11 @@ impl Metrics {
                 &["limit"],
             )?,
             rings: RingMetrics::new(registry)?,
+            probes: counters(
+                "forebay_control_probes_total",
+                "Endpoints looked at before a write, by what was found.",
+                &["verdict"],
+            )?,
         };
         metrics.register(registry)?;
         Ok(metrics)
@@ -165,6 +167,7 @@ impl Metrics {
         registry.register(Box::new(self.pushes.clone()))?;
         registry.register(Box::new(self.push_bytes.clone()))?;
         registry.register(Box::new(self.used.clone()))?;
+        registry.register(Box::new(self.probes.clone()))?;
         Ok(())
     }
 
@@ -195,6 +198,11 @@ impl Metrics {
         self.used.with_label_values(&[limit.label()]).set(share);
     }
 
+    /// An endpoint was looked at.
+    pub(crate) fn probed(&self, verdict: Verdict) {
+        self.probes.with_label_values(&[verdict.word()]).inc();
+    }
+
     /// What can be read off at the time of a scrape.
     pub(crate) fn observe(&self, revision: u64, models: usize, rollout: RolloutCounts) {
         self.revision
@@ -214,11 +222,20 @@ impl Metrics {
     }
 }
 
-/// The code as the gRPC specification spells it.
+fn commit_seconds() -> Result<Histogram, Error> {
+    let opts = HistogramOpts::new(
+        "forebay_store_commit_seconds",
+        "Time to make a group of writes durable.",
+    );
+    let buckets = prometheus::exponential_buckets(0.0001, 2.5, 12)?;
+    Histogram::with_opts(opts.buckets(buckets))
+}
+
 fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
     IntCounterVec::new(Opts::new(name, help), labels)
 }
 
+/// The code as the gRPC specification spells it.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

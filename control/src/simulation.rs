@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use forebay_proto::{Epoch, ModelId, PoolSettings, Revision};
+use forebay_proto::{Epoch, ModelId, PoolSettings, Revision, probe::AddressPolicy};
 use futures_util::Stream;
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -16,6 +16,7 @@ use crate::{
     exporter::StoreStatus,
     fleet::Fleet,
     metrics::Metrics,
+    probe::Prober,
     registry,
     service::Context,
     store::{
@@ -112,6 +113,7 @@ where
         fleet: Arc::new(Fleet::default()),
         metrics: own,
         status: Arc::new(StoreStatus::new(None)),
+        prober: Arc::new(Prober::new(AddressPolicy::default())),
     };
     let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
     let (served, ()) = tokio::join!(serving, writing);

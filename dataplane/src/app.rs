@@ -3,7 +3,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use forebay_proto::{InstanceId, WorkerId};
+use forebay_proto::{InstanceId, WorkerId, probe::Cidr};
 use http::Uri;
 use prometheus::Registry;
 use tokio::{
@@ -22,7 +22,7 @@ use crate::{
     gateway::Gateway,
     live::LiveCell,
     metrics::Metrics,
-    pool::{Common, SWEEP},
+    pool::{Common, Probing, SWEEP},
     resolve::Resolver,
 };
 
@@ -53,6 +53,10 @@ pub struct WorkerSettings {
     pub exposure: Exposure,
     /// Whom to ask for the addresses of endpoints; the system's servers if empty.
     pub dns_servers: Vec<SocketAddr>,
+    /// How often an endpoint that does not serve its model is asked again.
+    pub probe_every: Duration,
+    /// Addresses that probes may dial although they would not.
+    pub probe_allow: Vec<Cidr>,
     /// Where the last known good configuration is kept; nowhere if absent.
     pub data_dir: Option<PathBuf>,
     /// How long a configuration is in force, with the process alive, until it counts as good and is kept there.
@@ -223,6 +227,7 @@ impl Parts {
             metrics: metrics.clone(),
             budget: budget.clone(),
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
+            probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let mut client = ConfigClient::new(

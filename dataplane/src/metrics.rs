@@ -179,22 +179,22 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
-            apply_seconds: single_histogram(
+            apply_seconds: histogram(
                 registry,
                 "forebay_config_apply_seconds",
                 "Time to put a pushed configuration in force.",
-            )?,
-            rejected: counter(
+                &[],
+            )?
+            .with_label_values::<&str>(&[]),
+            rejected: by_reason(
                 registry,
                 "forebay_config_rejected_total",
                 "Pushed configurations refused, by reason.",
-                &["reason"],
             )?,
-            models_rejected: counter(
+            models_rejected: by_reason(
                 registry,
                 "forebay_config_models_rejected_total",
                 "Reasons for which models of configurations that were put in force were not taken.",
-                &["reason"],
             )?,
             resyncs: single(
                 registry,
@@ -318,17 +318,14 @@ fn counter(
     Ok(counter)
 }
 
+fn by_reason(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {
+    counter(registry, name, help, &["reason"])
+}
+
 fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
     let counter = IntCounter::new(name, help)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
-}
-
-fn single_histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, Error> {
-    let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    let histogram = Histogram::with_opts(opts)?;
-    registry.register(Box::new(histogram.clone()))?;
-    Ok(histogram)
 }
 
 fn histogram(

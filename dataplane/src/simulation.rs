@@ -99,6 +99,7 @@ impl Worker {
             metrics: metrics.clone(),
             budget: Arc::new(Budget::default()),
             resolver: Arc::new(Resolver::new(&[])),
+            probing: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, 1 << 20);
         let identity = Identity {

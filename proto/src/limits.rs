@@ -16,6 +16,12 @@ pub const SOCKET_PATH_BYTES: usize = 107;
 pub const FILE_PATH_BYTES: usize = 4_096;
 /// Largest bundle of PEM certificates of an endpoint, in bytes.
 pub const CA_PEM_BYTES: usize = 64 << 10;
+/// Longest name under which an endpoint serves a model, in characters: some are paths.
+pub const SERVED_NAME_CHARS: usize = 256;
+/// Most names that are told of those that an endpoint lists.
+pub const LISTED_NAMES: usize = 16;
+/// Largest answer to a probe that is read, in bytes.
+pub const PROBE_BODY_BYTES: usize = 256 << 10;
 /// Most aliases of a model.
 pub const ALIASES: usize = 16;
 /// Most endpoints of a model.

@@ -7,6 +7,7 @@ use crate::{
     ids::ModelId,
     limits,
     pool::{PoolOverrides, PoolParams, PoolSettings, TimeoutOverrides, Timeouts},
+    probe::ProbeSpec,
     revision::Revision,
     violation::Violations,
 };
@@ -21,6 +22,8 @@ pub struct ModelSpec {
     pub pool: PoolOverrides,
     /// What it asks of deadlines.
     pub timeouts: TimeoutOverrides,
+    /// Whether its endpoints are asked what they serve.
+    pub probe: ProbeSpec,
 }
 
 impl ModelSpec {
@@ -33,13 +36,14 @@ impl ModelSpec {
         let mut violations = Violations::new();
         check_aliases(&id, &aliases, &mut violations);
         check_endpoints(&endpoints, &mut violations);
-        let (pool, timeouts) = Default::default();
+        let (pool, timeouts, probe) = Default::default();
         violations.finish(Some(Self {
             id,
             aliases,
             endpoints,
             pool,
             timeouts,
+            probe,
         }))
     }
 
@@ -57,6 +61,12 @@ impl ModelSpec {
             timeouts,
             ..self
         }
+    }
+
+    /// The same model, its endpoints asked like this.
+    #[must_use]
+    pub fn probed(self, probe: ProbeSpec) -> Self {
+        Self { probe, ..self }
     }
 
     /// Other names.
@@ -91,6 +101,7 @@ impl ModelSpec {
             endpoints: self.endpoints.clone(),
             pool,
             timeouts: self.timeouts.or(&settings.timeouts()),
+            probe: self.probe.clone(),
             revision,
         })
     }
@@ -109,6 +120,8 @@ pub struct ResolvedModel {
     pub pool: PoolParams,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// Whether its endpoints are asked what they serve.
+    pub probe: ProbeSpec,
     /// The revision that last changed the registration.
     pub revision: Revision,
 }

@@ -144,6 +144,8 @@ impl Cluster {
             data_dir: Some(self.dir.path().join(name)),
             dns_servers: self.dns.clone(),
             soak: SOAK,
+            probe_every: Duration::from_secs(1),
+            probe_allow: Vec::new(),
             max_body_bytes: LARGEST_BODY,
             grace: GRACE,
             build: "test".to_owned(),
@@ -305,6 +307,7 @@ async fn control(
         recovery: forebay_control::Recovery::Automatic,
         stream_age,
         rings,
+        probe_allow: Vec::new(),
     };
     let bound = BoundControl::bind(settings)
         .await

@@ -125,6 +125,17 @@ impl PlayedFleet {
         };
     }
 
+    /// Whether every worker holds this revision or a newer one.
+    #[must_use]
+    pub fn holds(&self, revision: u64) -> bool {
+        let mut held = self.held.iter();
+        held.all(|held| {
+            held.lock()
+                .as_ref()
+                .is_some_and(|held| held.revision >= revision)
+        })
+    }
+
     /// When the last worker came to hold the revision that is waited for.
     pub async fn all_hold(&self) -> Instant {
         loop {

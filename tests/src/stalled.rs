@@ -29,7 +29,7 @@ use crate::{
     played_fleet::{OpenError, Stream, open, open_on, tell},
 };
 
-const BEAT: Duration = Duration::from_secs(3);
+const BEAT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of a frozen worker's socket: the least that the kernel takes.
 const RECEIVE_BYTES: u32 = 2_048;

@@ -149,6 +149,28 @@ pub(crate) enum EndpointProtocol {
     Auto,
 }
 
+/// Whether it is looked at what the endpoints serve.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Endpoints")]
+pub(crate) struct ProbeArgs {
+    /// What becomes of endpoints that serve another model. [default: off]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) probe: Option<ProbeMode>,
+    /// Name under which they list it. [default: the model's id]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProbeMode {
+    /// Nobody looks
+    Off,
+    /// It is told
+    Report,
+    /// They are refused, and get no requests
+    Enforce,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
@@ -164,6 +186,8 @@ pub(crate) enum Models {
         aliases: Vec<String>,
         #[command(flatten)]
         reached: EndpointArgs,
+        #[command(flatten)]
+        probe: ProbeArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]
@@ -203,6 +227,8 @@ pub(crate) enum Models {
         etag: String,
         #[command(flatten)]
         reached: EndpointArgs,
+        #[command(flatten)]
+        probe: ProbeArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]

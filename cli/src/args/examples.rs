@@ -24,7 +24,9 @@ Examples:
   forebay models create llama --endpoint http://10.0.0.5:8000
   forebay models create llama --alias default --max-concurrent 80 --warm 10 \\
       --endpoint http://10.0.0.5:8000 --endpoint http://10.0.0.6:8000
-  forebay models create llama --endpoint http://10.0.0.5:8000 --validate-only";
+  forebay models create llama --endpoint http://10.0.0.5:8000 --validate-only
+  forebay models create llama --endpoint http://10.0.0.5:8000 --probe enforce --validate-only
+                                            asks the endpoint what it serves, and shows it";
 
 pub(super) const UPDATE_EXAMPLES: &str = "\
 Examples:

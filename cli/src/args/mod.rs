@@ -16,7 +16,7 @@ pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
-        PoolArgs, WriteArgs,
+        PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
     },
     roles::{
         Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,
@@ -80,6 +80,7 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once per process")]
 pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]

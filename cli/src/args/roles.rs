@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use forebay_control::StoreLocation;
-use forebay_proto::WorkerId;
+use forebay_proto::{WorkerId, probe::Cidr};
 use http::Uri;
 
 use super::{
@@ -42,7 +42,6 @@ pub(crate) struct ControlListen {
     /// Refuse a damaged store instead of building it again from its automatic export.
     #[arg(long, hide_env_values = true, env = "FOREBAY_NO_RECOVERY")]
     pub(crate) no_recovery: bool,
-
     /// Oldest age of a worker's stream. Each ends in good order between half of it and all of it and is opened anew,
     /// so that workers spread over control planes again. `0s`: never; otherwise at least `1m`.
     #[arg(
@@ -64,6 +63,15 @@ fn stream_age(text: &str) -> Result<Duration, String> {
     match age.is_zero() || age >= Duration::from_secs(60) {
         true => Ok(age),
         false => Err("must be `0s` (never) or at least `1m`".to_owned()),
+    }
+}
+
+/// Engines have other things to do.
+fn probe_every(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match every >= Duration::from_secs(1) {
+        true => Ok(every),
+        false => Err("must be at least `1s`".to_owned()),
     }
 }
 
@@ -105,6 +113,9 @@ pub(crate) struct WorkerListen {
     /// without a word starts from the one before.
     #[arg(long, hide_env_values = true, env = "FOREBAY_SOAK", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) soak: Duration,
+    /// How often an endpoint that was found not to serve its model is asked again; about that, at least `1s`.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_PROBE_EVERY", value_name = "TIME", default_value = "30s", value_parser = probe_every)]
+    pub(crate) probe_every: Duration,
     /// How long requests in flight get when the worker stops.
     #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -126,6 +137,16 @@ pub(crate) struct RoleArgs {
     /// Allow addresses that other machines can reach, without encryption or authentication.
     #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
     pub(crate) insecure: bool,
+    /// Blocks of addresses that probes of endpoints may dial although they would not (link-local, metadata, loopback
+    /// of a control plane that others can reach, …), separated by commas.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_PROBE_ALLOW",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) probe_allow: Vec<Cidr>,
 }
 
 #[derive(Debug, Args)]

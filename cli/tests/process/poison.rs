@@ -30,12 +30,24 @@ const POISONED: &str = "m-poisoned";
 /// How often the siblings are looked at.
 const LOOK_EVERY: usize = 50;
 
-/// A whole configuration.
+/// What configurations are made of.
 struct Scene {
     upstream: MockServer,
 }
 
 impl Scene {
+    async fn set() -> Self {
+        let models = SIBLINGS.into_iter().chain([POISONED]);
+        let upstream = MockServer::start(MockConfig {
+            models: models.map(str::to_owned).collect(),
+            interval: Duration::ZERO,
+            ..MockConfig::default()
+        });
+        Self {
+            upstream: upstream.await.unwrap(),
+        }
+    }
+
     /// The models at this revision; each has something else in them.
     fn models(&self, revision: u64) -> Vec<wire::Model> {
         let url = self.upstream.url();
@@ -147,112 +159,105 @@ async fn answer(
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn poison_in_a_storm_of_pushes_costs_nobody_else_anything() {
-    let pushes = std::env::var(PUSHES_VARIABLE).map_or(PUSHES, |pushes| pushes.parse().unwrap());
-    let upstream = MockConfig {
-        models: SIBLINGS
-            .into_iter()
-            .chain([POISONED])
-            .map(str::to_owned)
-            .collect(),
-        interval: Duration::ZERO,
-        ..MockConfig::default()
-    };
-    let scene = Scene {
-        upstream: MockServer::start(upstream).await.unwrap(),
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let mut control = FakeControl::start().await;
-    let worker = Worker::start(&control.url(), "w", dir.path(), &[]).await;
-    let process = worker.process.id();
-    let (mut stream, _) = control.accept().await;
-    answer(&mut stream, scene.good(1), "the first")
-        .await
-        .unwrap();
-    let load = Load::start(&worker.client());
-
-    let models = poison("forebay.v1.Model", &scene.model());
-    let (began, mut seen) = (Instant::now(), Seen::default());
-    let mut revision = 1;
-    for (n, poison) in models.iter().enumerate() {
-        // Good ones in between, so that there is something that is retained.
-        for _ in 0..(pushes * (n + 1) / models.len()).saturating_sub(seen.pushes + 1) {
-            revision += 1;
-            let ack = answer(&mut stream, scene.good(revision), "a good one")
-                .await
-                .unwrap();
-            assert_eq!(ack.refusals, [], "after what precedes {}", poison.what);
-            seen.pushes += 1;
-        }
-        revision += 1;
-        let push = scene.poisoned(revision, poison);
-        let ack = answer(&mut stream, push, &poison.what).await;
-        seen.note(
-            &ack.unwrap_or_else(|nack| panic!("{}: {nack:?}", poison.what)),
-            poison,
-        );
-        if n % LOOK_EVERY == 0 {
-            look(&worker, revision).await;
-        }
-    }
-    let mut refused = 0;
-    let envelopes = scene.envelopes(revision);
-    for poison in &envelopes {
-        revision += 1;
-        let push = of_bytes(revision, poison.bytes.clone());
-        refused += u32::from(answer(&mut stream, push, &poison.what).await.is_err());
-        revision += 1;
-        answer(&mut stream, scene.good(revision), &poison.what)
-            .await
-            .unwrap();
-        seen.pushes += 2;
-    }
-    look(&worker, revision).await;
-    let (served, failed) = load.stop().await;
-    println!(
-        "{} poison models ({} refused, the rest harmless) and {} poison envelopes ({refused} refused) in {} pushes, \
-         {:?}: {served} requests served, {} failed",
-        models.len(),
-        seen.refused,
-        envelopes.len(),
-        seen.pushes,
-        began.elapsed(),
-        failed.len()
-    );
-    assert_eq!(failed, [], "the siblings are served on");
-    assert_eq!(worker.process.id(), process);
-    assert!(
-        models.len() >= 1_000 && seen.refused >= 600 && refused >= 10,
-        "{seen:?} {refused}"
-    );
-    assert!(served > 500, "{served}");
-    assert!(
-        !worker.process.err().contains("panicked"),
-        "{}",
-        worker.process.err()
-    );
-    // An end in good order, too.
-    let (code, _, err) = worker.process.terminate().await;
-    assert_eq!(code, Some(0), "{err}");
-}
-
-#[derive(Debug, Default)]
-struct Seen {
+/// Pushes without end to one worker.
+struct Storm {
+    scene: Scene,
+    worker: Worker,
+    stream: FakeStream,
+    revision: u64,
     pushes: usize,
-    refused: usize,
+    /// Pushes with a model that was not taken.
+    partial: usize,
 }
 
-impl Seen {
-    fn note(&mut self, ack: &wire::Ack, poison: &Poison) {
+impl Storm {
+    async fn good(&mut self, after: &str) {
+        self.revision += 1;
         self.pushes += 1;
-        self.refused += usize::from(!ack.refusals.is_empty());
+        let push = self.scene.good(self.revision);
+        let ack = answer(&mut self.stream, push, after).await.unwrap();
+        assert_eq!(ack.refusals, [], "after {after}");
+    }
+
+    /// Poison in the place of a model: the configuration is taken, that model is not, or is harmless.
+    async fn model(&mut self, poison: &Poison) {
+        self.revision += 1;
+        self.pushes += 1;
+        let push = self.scene.poisoned(self.revision, poison);
+        let ack = answer(&mut self.stream, push, &poison.what).await;
+        let ack = ack.unwrap_or_else(|nack| unreachable!("{}: {nack:?}", poison.what));
+        self.partial += usize::from(!ack.refusals.is_empty());
         for refusal in &ack.refusals {
             let named = refusal.model == POISONED || refusal.model.is_empty();
             let told = refusal.field.starts_with("models[1]") && !refusal.message.is_empty();
             assert!(named && told, "{}: {refusal:?}", poison.what);
         }
     }
+
+    /// Poison in the envelope. True if the whole was refused.
+    async fn envelope(&mut self, poison: &Poison) -> bool {
+        self.revision += 1;
+        self.pushes += 1;
+        let push = of_bytes(self.revision, poison.bytes.clone());
+        let refused = answer(&mut self.stream, push, &poison.what).await.is_err();
+        self.good(&poison.what).await;
+        refused
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_in_a_storm_of_pushes_costs_nobody_else_anything() {
+    let pushes = std::env::var(PUSHES_VARIABLE).map_or(PUSHES, |pushes| pushes.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let mut control = FakeControl::start().await;
+    let worker = Worker::start(&control.url(), "w", dir.path(), &[]).await;
+    let (process, (stream, _)) = (worker.process.id(), control.accept().await);
+    let mut storm = Storm {
+        scene: Scene::set().await,
+        worker,
+        stream,
+        revision: 0,
+        pushes: 0,
+        partial: 0,
+    };
+    storm.good("the start").await;
+    let (load, began) = (Load::start(&storm.worker.client()), Instant::now());
+
+    let models = poison("forebay.v1.Model", &storm.scene.model());
+    for (n, poison) in models.iter().enumerate() {
+        // Good ones in between, so that there is something that is retained.
+        while storm.pushes + 1 < pushes * (n + 1) / models.len() {
+            storm.good(&poison.what).await;
+        }
+        storm.model(poison).await;
+        if n % LOOK_EVERY == 0 {
+            look(&storm.worker, storm.revision).await;
+        }
+    }
+    let (envelopes, mut refused) = (storm.scene.envelopes(storm.revision), 0);
+    for poison in &envelopes {
+        refused += u32::from(storm.envelope(poison).await);
+    }
+    look(&storm.worker, storm.revision).await;
+    let (served, failed) = load.stop().await;
+    println!(
+        "{} poison models ({} not taken, the rest harmless) and {} poison envelopes ({refused} refused) in {} \
+         pushes, {:?}: {served} requests served, {} failed",
+        models.len(),
+        storm.partial,
+        envelopes.len(),
+        storm.pushes,
+        began.elapsed(),
+        failed.len()
+    );
+    assert_eq!(failed, [], "the siblings are served on");
+    assert!(models.len() >= 1_000 && storm.partial >= 600 && refused >= 10);
+    assert!(served > 500, "{served}");
+    assert_eq!(storm.worker.process.id(), process);
+    // An end in good order, too.
+    let (code, _, err) = storm.worker.process.terminate().await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(!err.contains("panicked"), "{err}");
 }
 
 /// The siblings are those of this revision.

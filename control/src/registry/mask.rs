@@ -56,6 +56,25 @@ const MODEL_LISTS: &[Leaf<wire::Model>] = &[
             to.pool.get_or_insert_default().scope = scope;
         },
     },
+    Leaf {
+        path: "probe.mode",
+        is_set: |from| from.probe.as_ref().is_some_and(|probe| probe.mode != 0),
+        copy: |to, from| {
+            let mode = from.probe.as_ref().map_or(0, |probe| probe.mode);
+            to.probe.get_or_insert_default().mode = mode;
+        },
+    },
+    Leaf {
+        path: "probe.served_name",
+        is_set: |from| {
+            let probe = from.probe.as_ref();
+            probe.is_some_and(|probe| !probe.served_name.is_empty())
+        },
+        copy: |to, from| {
+            let name = from.probe.as_ref().map(|probe| probe.served_name.clone());
+            to.probe.get_or_insert_default().served_name = name.unwrap_or_default();
+        },
+    },
 ];
 
 const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
@@ -96,6 +115,7 @@ const MODEL_IGNORED: &[&str] = &[
     "update_time",
     "resolved_pool",
     "resolved_timeouts",
+    "probe_results",
     "pool.keepalive",
     "pool.coverage",
 ];
@@ -229,6 +249,28 @@ mod tests {
                 ..Default::default()
             }
         );
+    }
+
+    #[test]
+    fn a_probe_is_changed_field_by_field_or_as_a_whole() {
+        let probe = |mode: wire::ProbeMode, name: &str| wire::Model {
+            probe: Some(wire::EndpointProbe {
+                mode: mode.into(),
+                served_name: name.into(),
+            }),
+            ..pool(5)
+        };
+        let old = probe(wire::ProbeMode::Report, "x");
+        let merged = |from: &wire::Model, named: Option<&[String]>| {
+            merge_model(old.clone(), from, named).unwrap().probe
+        };
+        let on = probe(wire::ProbeMode::Enforce, "");
+        let both = probe(wire::ProbeMode::Enforce, "x");
+        assert_eq!(merged(&on, None), both.probe);
+        assert_eq!(merged(&on, Some(&mask(&["probe.mode"]))), both.probe);
+        assert_eq!(merged(&on, Some(&mask(&["probe"]))), on.probe);
+        let off = merged(&pool(5), Some(&mask(&["probe"])));
+        assert_eq!(off, Some(wire::EndpointProbe::default()));
     }
 
     #[test]

@@ -137,6 +137,28 @@ pub(crate) enum WriteError {
     Stopping,
 }
 
+impl Command {
+    /// The kind and number of an item of a batch, in the request's own spelling.
+    pub(crate) fn place(&self, n: usize) -> String {
+        let kind = match self {
+            Self::Create(_) => "create",
+            Self::Update { .. } => "update",
+            Self::Delete { .. } => "delete",
+            Self::UpdateSettings { .. } | Self::Batch(_) | Self::Rollback { .. } => "change",
+        };
+        format!("items[{n}].{kind}")
+    }
+
+    /// The model that it is of, if it is of one.
+    pub(crate) fn model(&self) -> &str {
+        match self {
+            Self::Create(model) | Self::Update { model, .. } => &model.id,
+            Self::Delete { id, .. } => id,
+            Self::UpdateSettings { .. } | Self::Batch(_) | Self::Rollback { .. } => "",
+        }
+    }
+}
+
 impl WriteError {
     /// The same, of an item of a batch.
     fn of_item(self, place: &str) -> Self {

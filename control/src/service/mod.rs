@@ -5,6 +5,7 @@ mod fleet;
 mod models;
 mod origin;
 mod page;
+mod probing;
 mod revisions;
 mod settings;
 mod status;
@@ -26,6 +27,7 @@ pub(crate) use self::{
 use crate::{
     exporter::StoreStatus,
     metrics::Metrics,
+    probe::Prober,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
     store::history::Origin,
     trace_context,
@@ -41,6 +43,7 @@ pub(crate) struct Context {
     pub(crate) fleet: Arc<crate::fleet::Fleet>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<StoreStatus>,
+    pub(crate) prober: Arc<Prober>,
 }
 
 impl Context {

@@ -11,7 +11,7 @@ use super::{
     page::{self, Page},
     status::{self, Reason},
 };
-use crate::registry::{Answer, Command, difference};
+use crate::registry::{Answer, Command};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -34,11 +34,9 @@ impl ModelRegistry for ModelsService {
                 request_id: String::new(),
                 ..request
             };
-            model_of(
-                self.0
-                    .write(command, origin, &request_id, &unnamed, validate_only)
-                    .await?,
-            )
+            self.0
+                .write_model(command, origin, &request_id, &unnamed, validate_only)
+                .await
         };
         self.0.call_write("CreateModel", request, serve).await
     }
@@ -100,11 +98,9 @@ impl ModelRegistry for ModelsService {
                 request_id: String::new(),
                 ..request
             };
-            model_of(
-                self.0
-                    .write(command, origin, &request_id, &unnamed, trial)
-                    .await?,
-            )
+            self.0
+                .write_model(command, origin, &request_id, &unnamed, trial)
+                .await
         };
         self.0.call_write("UpdateModel", request, serve).await
     }
@@ -139,31 +135,15 @@ impl ModelRegistry for ModelsService {
         let serve = async |request: wire::BatchUpdateModelsRequest, origin| {
             let items = batch::commands(&request.items);
             let items = items.map_err(|violations| status::violated(&violations))?;
-            let command = Command::Batch(items);
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::BatchUpdateModelsRequest {
                 request_id: String::new(),
                 ..request
             };
-            let answer = self
-                .0
-                .write(command, origin, &request_id, &unnamed, trial)
-                .await?;
-            match answer {
-                Answer::Batch(answer, edits) => Ok(wire::BatchUpdateModelsResponse {
-                    changes: difference::told(&edits),
-                    ..*answer
-                }),
-                _ => Err(mismatched()),
-            }
+            self.0
+                .write_batch(items, origin, &request_id, &unnamed, trial)
+                .await
         };
         self.0.call_write("BatchUpdateModels", request, serve).await
-    }
-}
-
-fn model_of(answer: Answer) -> Result<wire::Model, Status> {
-    match answer {
-        Answer::Model(model) => Ok(*model),
-        _ => Err(mismatched()),
     }
 }

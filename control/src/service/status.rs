@@ -39,6 +39,7 @@ pub(super) enum Reason {
     RevisionForgotten,
     RevisionMoved,
     HistoryUnreadable,
+    ProbeFailed,
 }
 
 impl Reason {
@@ -59,6 +60,7 @@ impl Reason {
             Self::RevisionForgotten => "REVISION_FORGOTTEN",
             Self::RevisionMoved => "REVISION_MOVED",
             Self::HistoryUnreadable => "HISTORY_UNREADABLE",
+            Self::ProbeFailed => "PROBE_FAILED",
         }
     }
 }
@@ -121,10 +123,15 @@ pub(super) fn with_reason(code: Code, reason: Reason, message: impl Into<String>
     Status::with_error_details(code, message, info(reason, &[]))
 }
 
-/// Every bad field, as far as they fit: a status travels in headers, of which clients take 16 KiB, once
-/// as text and once more encoded in base64.
+/// Every bad field.
 pub(super) fn violated(violations: &Violations) -> Status {
-    let mut details = info(Reason::InvalidArgument, &[]);
+    violated_as(Code::InvalidArgument, Reason::InvalidArgument, violations)
+}
+
+/// The same with another code. As far as they fit: a status travels in headers, of which clients take 16 KiB,
+/// once as text and once more encoded in base64.
+pub(super) fn violated_as(code: Code, reason: Reason, violations: &Violations) -> Status {
+    let mut details = info(reason, &[]);
     let (mut told, mut bytes) = (Violations::new(), 0);
     for violation in violations.as_slice() {
         let field: String = violation.field.chars().take(FIELD_CHARS).collect();
@@ -141,7 +148,7 @@ pub(super) fn violated(violations: &Violations) -> Status {
         0 => {}
         more => text.push_str(&format!("; and {more} more")),
     }
-    Status::with_error_details(Code::InvalidArgument, text, details)
+    Status::with_error_details(code, text, details)
 }
 
 fn info(reason: Reason, metadata: &[(&str, &str)]) -> ErrorDetails {

@@ -202,6 +202,12 @@ fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
         "Requests in flight at an endpoint.",
         labels,
     )?;
+    let quarantined = gauge(
+        registry,
+        "forebay_endpoint_quarantined",
+        "Addresses of an endpoint that get no requests, because another model is served there.",
+        labels,
+    )?;
     for pool in pools {
         for endpoint in &pool.endpoints {
             let name = &[pool.model.as_str(), endpoint.id.as_str()];
@@ -210,6 +216,8 @@ fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
             let in_flight_now = addresses().map(|address| address.in_flight).sum();
             open.with_label_values(name).set(count(open_now));
             in_flight.with_label_values(name).set(count(in_flight_now));
+            let wrong = count(endpoint.quarantined.len());
+            quarantined.with_label_values(name).set(wrong);
         }
     }
     Ok(())

@@ -36,29 +36,31 @@ impl Applier {
         &self,
         old: &Live,
         position: &Position,
-        mut sifted: Sifted,
+        mut sifted: Sifted<'_>,
+        mut merged: Merged,
     ) -> Applied {
         // Until all is settled nobody moves caps.
         let _turn = self.common.budget.turn();
         let before: Vec<&ResolvedModel> = old.models.values().map(|route| &route.model).collect();
         let mut work = Work::default();
-        let (merged, steps) = loop {
-            let merged = sifted.merge();
+        let steps = loop {
             let cap = self.configure_budget(sifted.budget, &merged.models);
             let failed = self.make_pools(old, &merged, cap, &mut work);
             if !failed.is_empty() {
                 failed.iter().for_each(|(id, why)| sifted.fail(id, why));
+                merged = sifted.merge();
                 continue;
             }
             self.publish(old, position, &sifted, &merged, &work);
             let steps = plan(&before, &merged.models);
             let failed = self.reshape(&steps, &mut work);
             if failed.is_empty() {
-                break (merged, steps);
+                break steps;
             }
             for (id, why) in &failed {
                 self.replace_pool(old, id, why, cap, &mut sifted, &mut work);
             }
+            merged = sifted.merge();
         };
         self.retire(old, work);
         log_changes(position, sifted.budget, &steps, &merged.models);
@@ -124,7 +126,7 @@ impl Applier {
         &self,
         old: &Live,
         position: &Position,
-        sifted: &Sifted,
+        sifted: &Sifted<'_>,
         merged: &Merged,
         work: &Work,
     ) {
@@ -177,7 +179,7 @@ impl Applier {
         id: &ModelId,
         why: &str,
         cap: usize,
-        sifted: &mut Sifted,
+        sifted: &mut Sifted<'_>,
         work: &mut Work,
     ) {
         let earlier = old.models.get(id).map(|route| &route.model);

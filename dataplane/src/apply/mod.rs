@@ -150,8 +150,8 @@ impl Applier {
         let old = self.live.load();
         check_position(old.position.as_ref(), position).map_err(|refusal| vec![refusal])?;
         check_digest(position, config).map_err(|refusal| vec![refusal])?;
-        let serving = old.models.values().map(|route| route.model.clone());
-        let before = kept.iter().cloned().chain(serving);
+        let serving = old.models.values().map(|route| &route.model);
+        let before = kept.iter().chain(serving);
         let sifted = Sifted::read(config, before).map_err(|violations| refusals(&violations))?;
         let merged = sifted.merge();
         check_not_emptied(&old, position, &merged.models).map_err(|refusal| vec![refusal])?;
@@ -159,7 +159,7 @@ impl Applier {
             let (field, reason) = (String::new(), RefusalReason::OpenFiles);
             vec![Refusal::of_whole(field, reason, message)]
         })?;
-        Ok(self.put_in_force(&old, position, sifted))
+        Ok(self.put_in_force(&old, position, sifted, merged))
     }
 }
 

@@ -64,9 +64,17 @@ fn next_step<'a>(
 }
 
 fn compare(old: &ResolvedModel, new: &ResolvedModel) -> Action {
+    // What is asked of endpoints, and what they must answer.
+    let asked = |model: &ResolvedModel| {
+        let expected = model.probe.expected(&model.id);
+        model.probe.is_on().then_some((model.probe.mode, expected))
+    };
     if old.endpoints != new.endpoints {
         Action::Replace
-    } else if old.pool != new.pool || old.timeouts.connect != new.timeouts.connect {
+    } else if old.pool != new.pool
+        || old.timeouts.connect != new.timeouts.connect
+        || asked(old) != asked(new)
+    {
         Action::Resize
     } else {
         Action::Keep
@@ -78,7 +86,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use forebay_proto::{
-        Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision,
+        Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, ProbeMode, Revision,
+        probe::ServedName,
     };
     use proptest::prelude::*;
 
@@ -100,6 +109,23 @@ mod tests {
                 .map(|(id, (size, port))| model(&id, size, port))
                 .collect()
         })
+    }
+
+    #[test]
+    fn another_name_is_news_to_a_pool_whose_endpoints_are_asked_for_it() {
+        let plain = model("a", 1, 1);
+        let mut named = plain.clone();
+        named.probe.served_name = ServedName::new("b").ok();
+        assert_eq!(compare(&plain, &named), Action::Keep);
+        let asked = |mut model: ResolvedModel| {
+            model.probe.mode = ProbeMode::Report;
+            model
+        };
+        assert_eq!(
+            compare(&asked(plain.clone()), &asked(named)),
+            Action::Resize
+        );
+        assert_eq!(compare(&plain, &asked(plain.clone())), Action::Resize);
     }
 
     proptest! {

@@ -7,7 +7,7 @@
 //! - A bad one is *retained* as it was before, without names that others have now, or *left out*.
 //! - If the id of a bad one cannot be read, it may be any of those that are absent: none of them is removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use bytes::Bytes;
 use forebay_proto::{
@@ -31,12 +31,12 @@ pub(super) struct Bad {
 
 /// A pushed configuration whose models were looked at one by one.
 #[derive(Debug, Clone)]
-pub(super) struct Sifted {
+pub(super) struct Sifted<'a> {
     pub(super) budget: Budget,
     good: BTreeMap<ModelId, (usize, ResolvedModel)>,
     bad: Vec<Bad>,
     /// What was there before, as far as it can still be used.
-    before: BTreeMap<ModelId, ResolvedModel>,
+    before: BTreeMap<&'a ModelId, &'a ResolvedModel>,
 }
 
 /// What is to be in force.
@@ -48,11 +48,11 @@ pub(super) struct Merged {
     pub(super) retained: BTreeSet<ModelId>,
 }
 
-impl Sifted {
+impl<'a> Sifted<'a> {
     /// Reads the envelope, then model by model. What is wrong with the envelope is wrong with the whole.
     pub(super) fn read(
         config: &Bytes,
-        before: impl IntoIterator<Item = ResolvedModel>,
+        before: impl IntoIterator<Item = &'a ResolvedModel>,
     ) -> Result<Self, Violations> {
         let mut violations = Violations::new();
         let envelope = wire::Envelope::decode(config.clone()).unwrap_or_else(|error| {
@@ -72,7 +72,7 @@ impl Sifted {
             budget,
             good: BTreeMap::new(),
             bad: Vec::new(),
-            before: before.into_iter().map(|m| (m.id.clone(), m)).collect(),
+            before: before.into_iter().map(|m| (&m.id, m)).collect(),
         };
         sifted.read_models(&envelope.models);
         sifted.check_names();
@@ -80,23 +80,14 @@ impl Sifted {
     }
 
     fn read_models(&mut self, models: &[Bytes]) {
-        let mut twice = BTreeSet::new();
         for (at, encoded) in models.iter().enumerate() {
             let read = guarded(|| read_model(encoded, self.budget));
             let (reason, why) = match read {
-                Ok(Ok(model)) if !twice.contains(&model.id) => {
-                    let id = model.id.clone();
-                    if let Some((first, _)) = self.good.insert(id.clone(), (at, model)) {
-                        // Neither can be told to be the right one.
-                        self.good.remove(&id);
-                        self.bad.push(Bad::twice(first, &id));
-                        self.bad.push(Bad::twice(at, &id));
-                        twice.insert(id);
-                    }
-                    continue;
-                }
                 Ok(Ok(model)) => {
-                    self.bad.push(Bad::twice(at, &model.id));
+                    match self.good.entry(model.id.clone()) {
+                        Entry::Vacant(free) => drop(free.insert((at, model))),
+                        Entry::Occupied(taken) => self.bad.push(Bad::twice(at, taken.key())),
+                    }
                     continue;
                 }
                 Ok(Err(violations)) => (
@@ -108,10 +99,7 @@ impl Sifted {
                     vec![at_model(format!("reading it panicked: {panic}"))],
                 ),
             };
-            let id = wire::Model::decode(encoded.clone())
-                .ok()
-                .and_then(|model| ModelId::new(&model.id).ok())
-                .or_else(|| parts::model_id(encoded));
+            let id = guarded(|| read_id(encoded)).ok().flatten();
             self.bad.push(Bad {
                 id,
                 at,
@@ -119,13 +107,9 @@ impl Sifted {
                 why,
             });
         }
-        // One good version beside a bad one of the same id: again neither can be told to be the right one.
-        for id in self
-            .bad
-            .iter()
-            .filter_map(|bad| bad.id.clone())
-            .collect::<BTreeSet<_>>()
-        {
+        // Of several under one id none can be told to be the right one.
+        let bad = self.bad.iter().filter_map(|bad| bad.id.clone());
+        for id in bad.collect::<BTreeSet<_>>() {
             if let Some((at, _)) = self.good.remove(&id) {
                 self.bad.push(Bad::twice(at, &id));
             }
@@ -190,6 +174,7 @@ impl Sifted {
         let keep: Vec<&ResolvedModel> = self
             .before
             .values()
+            .copied()
             .filter(|model| nameless || named.contains(&model.id))
             .filter(|model| !names.contains(&model.id))
             .take(room)
@@ -283,6 +268,13 @@ impl Bad {
 fn at_model(message: String) -> Violation {
     let field = String::new();
     Violation { field, message }
+}
+
+/// The id of a model that is bad, as far as it can be read.
+fn read_id(encoded: &Bytes) -> Option<ModelId> {
+    let model = wire::Model::decode(encoded.clone()).ok();
+    let id = model.and_then(|model| ModelId::new(&model.id).ok());
+    id.or_else(|| parts::model_id(encoded))
 }
 
 fn read_model(encoded: &Bytes, budget: Budget) -> Result<ResolvedModel, Violations> {

@@ -45,13 +45,13 @@ fn encode((id, aliases, size, wrong): &Given) -> Bytes {
     }
 }
 
-fn sift(given: &[Given], before: &[ResolvedModel]) -> Sifted {
+fn sift<'a>(given: &[Given], before: &'a [ResolvedModel]) -> Sifted<'a> {
     let envelope = wire::Envelope {
         budget: 150,
         models: given.iter().map(encode).collect(),
     };
     let bytes = Bytes::from(envelope.encode_to_vec());
-    Sifted::read(&bytes, before.iter().cloned()).unwrap()
+    Sifted::read(&bytes, before).unwrap()
 }
 
 fn given(id: &str, aliases: &[&str], wrong: Wrong) -> Given {
@@ -93,7 +93,8 @@ fn earlier(given: &[Given]) -> Vec<ResolvedModel> {
 proptest! {
     #[test]
     fn names_never_collide(given in some(true), before in some(false)) {
-        let names = names(&sift(&given, &earlier(&before)).merge());
+        let before = earlier(&before);
+        let names = names(&sift(&given, &before).merge());
         let once: BTreeSet<&String> = names.iter().collect();
         prop_assert_eq!(once.len(), names.len(), "{:?}", names);
     }
@@ -113,7 +114,8 @@ proptest! {
     fn a_model_that_shares_nothing_is_as_it_was_pushed(given in some(true), before in some(false)) {
         let alone = super::tests::given("z", &["y"], Wrong::Nothing);
         let all: Vec<Given> = given.iter().cloned().chain([alone.clone()]).collect();
-        let merged = sift(&all, &earlier(&before)).merge();
+        let before = earlier(&before);
+        let merged = sift(&all, &before).merge();
         let found = merged.models.iter().find(|model| model.id.as_str() == "z");
         prop_assert_eq!(found, Some(&model("z", &alone.1, 2)));
         prop_assert!(!merged.retained.contains("z"));
@@ -145,7 +147,8 @@ proptest! {
 
     #[test]
     fn nothing_that_comes_from_outside_is_taken_amiss(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-        if let Ok(sifted) = Sifted::read(&Bytes::from(bytes), [model("m", &[], 1)]) {
+        let before = [model("m", &[], 1)];
+        if let Ok(sifted) = Sifted::read(&Bytes::from(bytes), &before) {
             let merged = sifted.merge();
             prop_assert!(sifted.refused() == 0 || !sifted.refusals(&merged).is_empty());
         }

@@ -52,6 +52,7 @@ impl Bench {
             metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
             budget: Arc::default(),
             resolver: Arc::new(Resolver::new(&[])),
+            probing: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let bench = Self { live, applier };

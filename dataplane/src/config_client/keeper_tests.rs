@@ -266,3 +266,13 @@ async fn one_without_models_is_as_good_as_none() {
         "this one has time"
     );
 }
+
+/// Nobody answers: as if the disk hung.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_delays_and_does_not_prevent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_keeper, mut marks) = Keeper::new(LastKnownGood::open(dir.path()).unwrap(), SOAK);
+    let began = Instant::now();
+    marks.trying(&kept(1).position).await;
+    assert_eq!(began.elapsed().as_secs(), MARK_WITHIN.as_secs());
+}

@@ -261,11 +261,8 @@ mod tests {
             ..kept(1)
         };
         lkg.save(&with).unwrap();
-        assert_eq!(
-            lkg.load().collect::<Vec<_>>(),
-            std::slice::from_ref(&with),
-            "in its place"
-        );
+        let in_its_place: Vec<_> = lkg.load().collect();
+        assert_eq!(in_its_place, std::slice::from_ref(&with));
         lkg.save(&kept(2)).unwrap();
         lkg.save(&kept(2)).unwrap();
         assert_eq!(lkg.load().collect::<Vec<_>>(), [kept(2), with], "once");

@@ -92,6 +92,9 @@ impl GatewayError {
             E::Acquire(AcquireError::Connect { .. }) => {
                 (502, "server_error", "upstream_connect", Upstream)
             }
+            E::Acquire(AcquireError::WrongModel { .. }) => {
+                (503, "server_error", "wrong_model", Upstream)
+            }
             E::UpstreamReset { .. } | E::UpstreamProtocol { .. } => {
                 (502, "server_error", "upstream_reset", Upstream)
             }
@@ -119,6 +122,8 @@ impl GatewayError {
             Self::NotConfigured
             | Self::Acquire(AcquireError::Connect { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
+            // As often as it is asked again, unless told otherwise.
+            Self::Acquire(AcquireError::WrongModel { .. }) => Some(Duration::from_secs(30)),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ use super::{
     conn::{self, Conn, ConnectError, Driver},
     core::{ConnId, Connection as _, OriginId, Ticket},
     desk::{Desk, Dial},
+    probe::Reconnects,
     target::Target,
 };
 
@@ -25,6 +26,8 @@ pub(super) struct Dialler {
     pub(super) model: ModelId,
     pub(super) tasks: TaskTracker,
     pub(super) connect_seconds: Histogram,
+    /// Who wants to know that an endpoint can be reached again.
+    pub(super) reconnects: Arc<Reconnects>,
 }
 
 impl Dial<Conn> for Dialler {
@@ -40,7 +43,9 @@ impl Dial<Conn> for Dialler {
         let span = tracing::info_span!(
             "connect", model = %self.model, endpoint = %endpoint.id, url = %endpoint.url
         );
-        let connect = self.clone().connect(desk.clone(), ticket, target, within);
+        let connect = self
+            .clone()
+            .connect(desk.clone(), ticket, (origin, target), within);
         self.tasks.spawn(connect.instrument(span));
     }
 }
@@ -50,7 +55,7 @@ impl Dialler {
         self,
         desk: Arc<Desk<Conn>>,
         ticket: Ticket,
-        target: Target,
+        (origin, target): (OriginId, Target),
         within: Duration,
     ) {
         let began = Instant::now();
@@ -58,6 +63,9 @@ impl Dialler {
             Ok((conn, driver)) => {
                 self.connect_seconds.observe(began.elapsed().as_secs_f64());
                 self.connected(&desk, ticket, conn, driver);
+                if desk.with(|inner, _| inner.is_first(origin)) {
+                    self.reconnects.note(&target);
+                }
             }
             Err(error) => self.failed(&desk, ticket, &target, &error),
         }

@@ -26,6 +26,17 @@ pub enum AcquireError {
         /// The last error.
         error: Arc<str>,
     },
+    /// Every endpoint was found to serve something else.
+    #[error(
+        "no endpoint of model `{model}` serves it: {why}; it is asked again until it does, or its registration is \
+         put right"
+    )]
+    WrongModel {
+        /// The model.
+        model: ModelId,
+        /// What one of them serves.
+        why: Arc<str>,
+    },
 }
 
 /// A pool with no slot left, in numbers.

@@ -14,7 +14,7 @@ use super::{
     tls::Tls,
 };
 use crate::resolve::MOST;
-use forebay_proto::{Endpoint, EndpointId, PoolParams, ResolvedModel};
+use forebay_proto::{Endpoint, EndpointId, PoolParams, ProbeMode, ResolvedModel};
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
 const PARTS: u32 = 5_040;
@@ -34,8 +34,30 @@ pub(super) struct Inner<C: Upstream> {
     /// Where each origin is that the core knows, those that were removed included.
     pub(super) targets: HashMap<OriginId, Target>,
     pub(super) next_origin: u64,
+    /// What endpoints are asked for; nothing if they are not.
+    pub(super) asked: Option<Asked>,
+    /// Addresses where another model is served. They are not told to the core.
+    pub(super) quarantine: BTreeMap<EndpointId, HashMap<Place, Quarantined>>,
+    /// Origins that may get requests.
+    serving: usize,
     /// Decayed mean of how long a slot is in use, for `retry-after`.
     pub(super) mean_use: Duration,
+}
+
+/// What endpoints are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Those that serve something else are not used.
+    pub(super) enforced: bool,
+    /// What they must list.
+    pub(super) expected: String,
+}
+
+/// Why an address of an endpoint is not used.
+#[derive(Debug, Clone)]
+pub(super) struct Quarantined {
+    endpoint: Arc<Endpoint>,
+    pub(super) why: Arc<str>,
 }
 
 impl<C: Upstream> Inner<C> {
@@ -48,6 +70,9 @@ impl<C: Upstream> Inner<C> {
             addresses: BTreeMap::new(),
             targets: HashMap::new(),
             next_origin: 0,
+            asked: None,
+            quarantine: BTreeMap::new(),
+            serving: 0,
             mean_use: Duration::from_secs(1),
         }
     }
@@ -68,7 +93,90 @@ impl<C: Upstream> Inner<C> {
         };
         self.addresses.retain(|id, _| kept.contains(id));
         self.endpoints = model.endpoints.iter().cloned().map(Arc::new).collect();
+        self.ask(model);
         self.put_in_force(now)
+    }
+
+    /// What was found holds for as long as nothing about the endpoint changes, nor what it is asked for.
+    fn ask(&mut self, model: &ResolvedModel) {
+        let asked = model.probe.is_on().then(|| Asked {
+            enforced: model.probe.mode == ProbeMode::Enforce,
+            expected: model.probe.expected(&model.id),
+        });
+        if asked != self.asked {
+            self.quarantine.clear();
+            self.asked = asked;
+        }
+        let endpoints = &self.endpoints;
+        for places in self.quarantine.values_mut() {
+            places.retain(|_, found| {
+                let mut same = endpoints.iter();
+                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
+            });
+        }
+        self.quarantine.retain(|_, places| !places.is_empty());
+    }
+
+    /// Everything that can be asked, and for what. Nothing if nobody asks.
+    pub(super) fn to_ask(&self) -> Option<(Asked, Vec<Target>)> {
+        let asked = self.asked.clone()?;
+        let targets = self.endpoints.iter().flat_map(|endpoint| {
+            let addresses = self.addresses_of(&endpoint.id);
+            Target::all(endpoint, self.tls_of(endpoint), &addresses)
+        });
+        let known = |target: &Target| !matches!(target.place, Place::Name(_));
+        Some((asked, targets.filter(known).collect()))
+    }
+
+    /// This was found out about an address: why it must not be used, or that it may. It was asked for this; the
+    /// configuration may have changed meanwhile.
+    pub(super) fn found(
+        &mut self,
+        now: Duration,
+        asked: &Asked,
+        target: &Target,
+        why: Option<&str>,
+    ) -> Effects<C> {
+        let mut endpoints = self.endpoints.iter();
+        let stands = endpoints.any(|endpoint| endpoint.same_connections(&target.endpoint));
+        if !stands || self.asked.as_ref() != Some(asked) || !asked.enforced {
+            return Vec::new();
+        }
+        let before = self.is_quarantined(target);
+        let places = self.quarantine.entry(target.endpoint.id.clone());
+        let places = places.or_default();
+        match why {
+            Some(why) => drop(places.insert(
+                target.place.clone(),
+                Quarantined {
+                    endpoint: target.endpoint.clone(),
+                    why: why.into(),
+                },
+            )),
+            None => drop(places.remove(&target.place)),
+        }
+        self.quarantine.retain(|_, places| !places.is_empty());
+        match before == why.is_some() {
+            true => Vec::new(),
+            false => self.put_in_force(now),
+        }
+    }
+
+    pub(super) fn is_quarantined(&self, target: &Target) -> bool {
+        let places = self.quarantine.get(&target.endpoint.id);
+        places.is_some_and(|places| places.contains_key(&target.place))
+    }
+
+    /// Why nothing may be used, if that is so.
+    pub(super) fn all_wrong(&self) -> Option<Arc<str>> {
+        let (id, places) = self.quarantine.iter().next()?;
+        let found = places.values().next().filter(|_| self.serving == 0)?;
+        Some(format!("endpoint `{id}`: {}", found.why).into())
+    }
+
+    /// True if the endpoint is asked, and this is its only connection.
+    pub(super) fn is_first(&self, origin: OriginId) -> bool {
+        self.asked.is_some() && self.core.census_of(origin).open <= 1
     }
 
     /// What an endpoint's name was last resolved to.
@@ -131,18 +239,23 @@ impl<C: Upstream> Inner<C> {
         let mut wanted = Vec::new();
         for endpoint in self.endpoints.clone() {
             let addresses = self.addresses_of(&endpoint.id);
-            let targets = Target::all(&endpoint, self.tls_of(&endpoint), &addresses);
+            let mut targets = Target::all(&endpoint, self.tls_of(&endpoint), &addresses);
+            targets.retain(|target| !self.is_quarantined(target));
             let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
             let weight = (endpoint.weight.get() * PARTS / parts).max(1);
             for target in targets {
                 wanted.push((self.origin_of(&known, &target), target, weight));
             }
         }
+        self.serving = wanted.len();
         let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
         let gone: Vec<(OriginId, Arc<Endpoint>)> = known
             .into_values()
             .filter(|id| !current.contains(id))
-            .filter_map(|id| Some((id, self.targets.get(&id)?.endpoint.clone())))
+            .filter_map(|id| Some((id, self.targets.get(&id)?)))
+            // What serves another model has not moved, and serves nobody while its heirs are warmed.
+            .filter(|(_, target)| !self.is_quarantined(target))
+            .map(|(id, target)| (id, target.endpoint.clone()))
             .collect();
         let moved: HashSet<EndpointId> = gone.iter().map(|(_, e)| e.id.clone()).collect();
         let spec = |(id, target, weight): &(OriginId, Target, u32)| OriginSpec {
@@ -239,7 +352,9 @@ pub(super) fn shape(params: &PoolParams) -> Shape {
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision};
+    use forebay_proto::{
+        EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision, probe::ServedName,
+    };
 
     use super::*;
     use crate::pool::conn::Conn;
@@ -278,6 +393,90 @@ mod tests {
         // What no answer had for half a minute is gone.
         assert_eq!(answer(31, &[1, 3]), (vec![ip(1), ip(3)], 2));
         assert_eq!(answer(32, &[9]), (vec![ip(9)], 1));
+    }
+
+    fn asked(model: &mut ResolvedModel, mode: ProbeMode) {
+        model.probe.mode = mode;
+    }
+
+    /// A model whose name has the addresses 1 and 2, probed like this.
+    fn probed(mode: ProbeMode) -> (Inner<Conn>, ResolvedModel, Vec<Target>) {
+        let (_, id) = named();
+        let url = EndpointUrl::parse("http://vllm.test:8000").unwrap();
+        let spec = ModelSpec::new(
+            ModelId::new("m").unwrap(),
+            vec![],
+            vec![Endpoint::new(id.clone(), url)],
+        );
+        let model = spec
+            .unwrap()
+            .resolve(&PoolSettings::default(), Revision::new(1));
+        let mut model = model.unwrap();
+        asked(&mut model, mode);
+        let mut inner = Inner::new(&model, usize::MAX, 1);
+        drop(inner.reshape(secs(0), &model));
+        drop(inner.resolved(secs(0), &id, &[ip(1), ip(2)]));
+        let targets = inner.to_ask().map(|(_, targets)| targets);
+        (inner, model, targets.unwrap_or_default())
+    }
+
+    fn serving(inner: &Inner<Conn>) -> Vec<String> {
+        let mut places: Vec<_> = inner
+            .targets
+            .values()
+            .map(|t| t.place.to_string())
+            .collect();
+        places.sort();
+        places
+    }
+
+    #[test]
+    fn an_address_that_serves_another_model_leaves_and_comes_back() {
+        let (mut inner, _, targets) = probed(ProbeMode::Enforce);
+        let asked = inner.asked.clone().unwrap();
+        assert_eq!(serving(&inner), ["127.0.1.1:8000", "127.0.1.2:8000"]);
+        drop(inner.found(secs(1), &asked, &targets[0], Some("other")));
+        assert_eq!(serving(&inner), ["127.0.1.2:8000"]);
+        assert_eq!(inner.all_wrong(), None);
+        // It is asked all the same.
+        assert_eq!(inner.to_ask().unwrap().1.len(), 2);
+        drop(inner.found(secs(2), &asked, &targets[1], Some("other")));
+        assert_eq!(inner.all_wrong().as_deref(), Some("endpoint `a`: other"));
+        drop(inner.found(secs(3), &asked, &targets[0], None));
+        assert_eq!(serving(&inner), ["127.0.1.1:8000"]);
+        assert_eq!(inner.all_wrong(), None);
+    }
+
+    #[test]
+    fn nothing_leaves_unless_that_is_enforced_and_a_verdict_is_only_of_what_was_asked() {
+        let (mut inner, _, targets) = probed(ProbeMode::Report);
+        let reported = inner.asked.clone().unwrap();
+        drop(inner.found(secs(1), &reported, &targets[0], Some("other")));
+        assert_eq!(serving(&inner).len(), 2);
+        assert!(probed(ProbeMode::Off).0.to_ask().is_none());
+
+        let (mut inner, mut model, targets) = probed(ProbeMode::Enforce);
+        let before = inner.asked.clone().unwrap();
+        drop(inner.found(secs(1), &before, &targets[0], Some("other")));
+        // Other parameters change nothing about it; another name does.
+        model.timeouts.connect = secs(1);
+        drop(inner.reshape(secs(2), &model));
+        assert_eq!(serving(&inner).len(), 1);
+        model.probe.served_name = ServedName::new("other").ok();
+        drop(inner.reshape(secs(3), &model));
+        assert_eq!(serving(&inner).len(), 2);
+        // An answer to the old question comes too late.
+        drop(inner.found(secs(4), &before, &targets[0], Some("other")));
+        assert_eq!(serving(&inner).len(), 2);
+        let now = inner.asked.clone().unwrap();
+        drop(inner.found(secs(5), &now, &targets[0], Some("third")));
+        assert_eq!(serving(&inner).len(), 1);
+        // Nor does what moved stay condemned.
+        let url = EndpointUrl::parse("http://127.0.0.9:8000").unwrap();
+        model.endpoints[0].url = url;
+        drop(inner.reshape(secs(6), &model));
+        assert!(inner.quarantine.is_empty());
+        assert_eq!(serving(&inner), ["127.0.0.9:8000"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod inner;
 mod io;
 mod lease;
 mod lock;
+mod probe;
 mod snapshot;
 mod target;
 mod tls;
@@ -37,12 +38,14 @@ use self::{
     desk::Desk,
     dialler::Dialler,
     inner::Inner,
+    probe::Reconnects,
 };
 pub use self::{
     counters::{CloseReason, Counters, OpenReason},
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
-    snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot},
+    probe::Probing,
+    snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
 };
 use crate::{
     budget::{Budget, Need},
@@ -58,6 +61,7 @@ pub(crate) struct Common {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) resolver: Arc<Resolver>,
+    pub(crate) probing: Arc<Probing>,
 }
 
 /// The bounded set of connections of one model.
@@ -69,6 +73,9 @@ pub struct Pool {
     /// The names of its endpoints are followed; the task is told of changes.
     follows: AtomicBool,
     names_changed: Arc<Notify>,
+    /// Its endpoints are asked what they serve.
+    asks: AtomicBool,
+    reconnects: Arc<Reconnects>,
     stop: CancellationToken,
 }
 
@@ -76,10 +83,12 @@ impl Pool {
     /// A pool for this model. Connections are opened on demand, and ahead of it by the sweep.
     #[must_use]
     pub(crate) fn new(model: &ResolvedModel, common: &Common, cap: usize) -> Arc<Self> {
+        let reconnects = Arc::<Reconnects>::default();
         let dialler = Dialler {
             model: model.id.clone(),
             tasks: common.tasks.clone(),
             connect_seconds: common.metrics.connect_seconds(&model.id),
+            reconnects: reconnects.clone(),
         };
         let inner = Inner::new(model, cap, fastrand::u64(..));
         let pool = Arc::new(Self {
@@ -88,6 +97,8 @@ impl Pool {
             desk: Desk::new(inner, Box::new(dialler), common.budget.clone()),
             follows: AtomicBool::new(false),
             names_changed: Arc::default(),
+            asks: AtomicBool::new(false),
+            reconnects,
             stop: CancellationToken::new(),
         });
         pool.reshape(model);
@@ -144,13 +155,18 @@ impl Pool {
         {
             return Ok(lease);
         }
+        if let Some(wrong) = self.all_wrong() {
+            return Err(wrong);
+        }
         let answer = timeout_at(deadline, self.desk.line_up(place)).await;
         let lease = match answer.ok().flatten() {
             Some(Ok(loan)) => Lease::new(loan, self.common.tasks.clone()),
             Some(Err(Refused::QueueFull)) => return Err(AcquireError::QueueFull(self.busy())),
             Some(Err(Refused::ConnectFailed(error))) => {
                 let model = self.model.clone();
-                return Err(AcquireError::Connect { model, error });
+                // It may have been found out while this one waited.
+                let wrong = self.all_wrong();
+                return Err(wrong.unwrap_or(AcquireError::Connect { model, error }));
             }
             None => None,
         };
@@ -164,6 +180,24 @@ impl Pool {
     pub fn reshape(self: &Arc<Self>, model: &ResolvedModel) {
         self.desk.change(|inner, now| inner.reshape(now, model));
         self.follow_names();
+        self.ask_endpoints();
+    }
+
+    /// Has its endpoints asked what they serve, if they are to be.
+    fn ask_endpoints(self: &Arc<Self>) {
+        let asked = self.desk.with(|inner, _| inner.asked.is_some());
+        if asked && !self.asks.swap(true, Ordering::AcqRel) {
+            let (pool, stop) = (Arc::downgrade(self), self.stop.clone());
+            let ask = probe::follow(pool, self.common.clone(), self.reconnects.clone(), stop);
+            self.common.tasks.spawn(ask);
+        }
+        self.reconnects.wake();
+    }
+
+    fn all_wrong(&self) -> Option<AcquireError> {
+        let why = self.desk.with(|inner, _| inner.all_wrong())?;
+        let model = self.model.clone();
+        Some(AcquireError::WrongModel { model, why })
     }
 
     /// Has the names of its endpoints resolved, if there are any.

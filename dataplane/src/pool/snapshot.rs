@@ -74,8 +74,19 @@ pub struct EndpointSnapshot {
     pub weight: u32,
     /// `http1`, `http2` or `auto`.
     pub protocol: &'static str,
+    /// Addresses that get no requests, because another model is served there (`probe` of the model).
+    pub quarantined: Vec<QuarantineSnapshot>,
     /// Where that is. Several for a name that has several addresses; none while it has none.
     pub addresses: Vec<AddressSnapshot>,
+}
+
+/// An address of an endpoint that is not used.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuarantineSnapshot {
+    /// `ip:port`, or the path of a Unix socket.
+    pub address: String,
+    /// What was found there.
+    pub why: String,
 }
 
 /// One address of an endpoint.
@@ -148,6 +159,7 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
             url: endpoint.url.to_string(),
             weight: endpoint.weight.get(),
             protocol: endpoint.protocol.word(),
+            quarantined: quarantined(inner, endpoint),
             addresses,
         }
     };
@@ -157,17 +169,28 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
     endpoints
 }
 
+fn quarantined<C: Upstream>(inner: &Inner<C>, endpoint: &Endpoint) -> Vec<QuarantineSnapshot> {
+    let places = inner.quarantine.get(&endpoint.id).into_iter().flatten();
+    let mut places: Vec<QuarantineSnapshot> = places
+        .map(|(place, found)| QuarantineSnapshot {
+            address: place.to_string(),
+            why: found.why.to_string(),
+        })
+        .collect();
+    places.sort_by(|a, b| a.address.cmp(&b.address));
+    places
+}
+
 fn address<C: Upstream>(
     now: Duration,
     inner: &Inner<C>,
     origin: OriginId,
     target: &Target,
 ) -> Option<AddressSnapshot> {
-    let address = match &target.place {
-        Place::Tcp(address) => address.to_string(),
-        Place::Unix(path) => path.display().to_string(),
-        Place::Name(_) => return None,
-    };
+    if matches!(target.place, Place::Name(_)) {
+        return None;
+    }
+    let address = target.place.to_string();
     let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
     let idle: Option<Idle> = inner.core.idle_of(now, origin);
     let census = inner.core.census_of(origin);

@@ -1,7 +1,7 @@
 //! Where an origin is, and how it is dialled: the socket, and TLS over it.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -45,6 +45,16 @@ pub(super) enum Place {
     Unix(Arc<Path>),
     /// The address of this name is not known yet.
     Name(Arc<str>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 /// What dialling gave.

@@ -39,6 +39,7 @@ fn common() -> Common {
         metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
         budget: Arc::default(),
         resolver: Arc::new(Resolver::new(&[])),
+        probing: Arc::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::model::names_and_endpoints;
+use super::model::{names_and_endpoints, probe_to_wire, read_probe};
 use crate::{
     config::Config,
     model::{ModelSpec, ResolvedModel},
@@ -47,6 +47,7 @@ impl From<&ResolvedModel> for wire::Model {
             aliases: model.aliases.iter().map(ToString::to_string).collect(),
             endpoints: model.endpoints.iter().map(Into::into).collect(),
             revision: model.revision.get(),
+            probe: probe_to_wire(&model.probe),
             resolved_pool: Some((&model.pool).into()),
             resolved_timeouts: Some((&model.timeouts).into()),
             ..Self::default()
@@ -66,14 +67,16 @@ impl TryFrom<wire::Model> for ResolvedModel {
         let pool = violations.part("resolved_pool", pool);
         let timeouts = read_timeouts(wire.resolved_timeouts);
         let timeouts = violations.part("resolved_timeouts", timeouts);
+        let probe = violations.part("probe", read_probe(wire.probe));
         let spec = id.and_then(|id| violations.here(ModelSpec::new(id, aliases, endpoints)));
-        let all = spec.zip(pool).zip(timeouts);
-        violations.finish(all.map(|((spec, pool), timeouts)| Self {
+        let all = spec.zip(pool).zip(timeouts.zip(probe));
+        violations.finish(all.map(|((spec, pool), (timeouts, probe))| Self {
             id: spec.id().clone(),
             aliases: spec.aliases().to_vec(),
             endpoints: spec.endpoints().to_vec(),
             pool,
             timeouts,
+            probe,
             revision,
         }))
     }

@@ -13,4 +13,5 @@ mod units;
 #[cfg(test)]
 mod tests;
 
+pub use model::probe_result_to_wire;
 pub use units::{duration_to_wire, timestamp_to_wire};

@@ -8,6 +8,7 @@ use crate::{
     limits,
     model::ModelSpec,
     pool::{PoolOverrides, PoolParams, PoolSize, TimeoutOverrides, Timeouts},
+    probe::{Outcome, ProbeMode, ProbeSpec, ServedName, Verdict},
     violation::Violations,
     wire,
 };
@@ -23,11 +24,14 @@ impl TryFrom<wire::Model> for ModelSpec {
             names_and_endpoints(&mut violations, &wire.id, &wire.aliases, wire.endpoints);
         let pool = violations.part("pool", wire.pool.unwrap_or_default().try_into());
         let timeouts = violations.part("timeouts", wire.timeouts.unwrap_or_default().try_into());
+        let probe = violations.part("probe", read_probe(wire.probe));
         // Without an id the rest is still checked, under a name that never leaves here.
         let id = id.or_else(|| ModelId::new("refused").ok());
         let spec = id.and_then(|id| violations.here(Self::new(id, aliases, endpoints)));
-        let all = spec.zip(pool).zip(timeouts);
-        violations.finish(all.map(|((spec, pool), timeouts)| spec.asking(pool, timeouts)))
+        let all = spec.zip(pool).zip(timeouts.zip(probe));
+        violations.finish(
+            all.map(|((spec, pool), (timeouts, probe))| spec.asking(pool, timeouts).probed(probe)),
+        )
     }
 }
 
@@ -40,8 +44,63 @@ impl From<&ModelSpec> for wire::Model {
             pool: Some((&spec.pool).into()).filter(|pool| *pool != wire::Pool::default()),
             timeouts: Some((&spec.timeouts).into())
                 .filter(|timeouts| *timeouts != wire::Timeouts::default()),
+            probe: probe_to_wire(&spec.probe),
             ..Self::default()
         }
+    }
+}
+
+pub(super) fn read_probe(wire: Option<wire::EndpointProbe>) -> Result<ProbeSpec, Violations> {
+    let wire = wire.unwrap_or_default();
+    let mut violations = Violations::new();
+    let mode = match wire::ProbeMode::try_from(wire.mode) {
+        Ok(wire::ProbeMode::Unspecified) => ProbeMode::Off,
+        Ok(wire::ProbeMode::Report) => ProbeMode::Report,
+        Ok(wire::ProbeMode::Enforce) => ProbeMode::Enforce,
+        Err(_) => {
+            let message = format!("{} is not a mode; use REPORT or ENFORCE", wire.mode);
+            violations.add("mode", message);
+            ProbeMode::Off
+        }
+    };
+    let served_name = match wire.served_name.as_str() {
+        "" => None,
+        name => violations.check("served_name", ServedName::new(name)),
+    };
+    violations.finish(Some(ProbeSpec { mode, served_name }))
+}
+
+/// Absent when nothing is said, as in what an older build wrote: the same content has the same bytes.
+pub(super) fn probe_to_wire(probe: &ProbeSpec) -> Option<wire::EndpointProbe> {
+    let mode = match probe.mode {
+        ProbeMode::Off => wire::ProbeMode::Unspecified,
+        ProbeMode::Report => wire::ProbeMode::Report,
+        ProbeMode::Enforce => wire::ProbeMode::Enforce,
+    };
+    let name = probe.served_name.as_ref().map(ToString::to_string);
+    let wire = wire::EndpointProbe {
+        mode: mode.into(),
+        served_name: name.unwrap_or_default(),
+    };
+    Some(wire).filter(|wire| *wire != wire::EndpointProbe::default())
+}
+
+/// What was found at an endpoint, for whoever wrote it.
+#[must_use]
+pub fn probe_result_to_wire(endpoint: &Endpoint, found: &Outcome) -> wire::ProbeResult {
+    let verdict = match found.verdict {
+        Verdict::Ok => wire::ProbeVerdict::Ok,
+        Verdict::Unreachable => wire::ProbeVerdict::Unreachable,
+        Verdict::Mismatch => wire::ProbeVerdict::Mismatch,
+        Verdict::Blocked => wire::ProbeVerdict::Blocked,
+        Verdict::Unknown => wire::ProbeVerdict::Unknown,
+        Verdict::NotProbed => wire::ProbeVerdict::NotProbed,
+    };
+    wire::ProbeResult {
+        endpoint_id: endpoint.id.to_string(),
+        verdict: verdict.into(),
+        message: found.message.clone(),
+        listed: found.listed.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     Protocol, Revision, Weight,
     endpoint::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
     pool::TimeoutOverrides,
+    probe::{ProbeMode, ProbeSpec, ServedName},
     violation::Violations,
     wire,
 };
@@ -35,6 +36,15 @@ fn tls() -> impl Strategy<Value = EndpointTls> {
     })
 }
 
+fn probe() -> impl Strategy<Value = ProbeSpec> {
+    let modes = [ProbeMode::Off, ProbeMode::Report, ProbeMode::Enforce];
+    let name = proptest::option::of("/[a-z/]{1,20}");
+    (proptest::sample::select(modes.to_vec()), name).prop_map(|(mode, name)| ProbeSpec {
+        mode,
+        served_name: name.map(|name| ServedName::new(&name).unwrap()),
+    })
+}
+
 prop_compose! {
     fn spec()(
         id in "[a-z][a-z0-9.-]{0,20}",
@@ -48,6 +58,7 @@ prop_compose! {
         idle_timeout in proptest::option::of(duration()),
         age in proptest::option::of(duration()),
         total in proptest::option::of(duration()),
+        probe in probe(),
     ) -> ModelSpec {
         let endpoints = ports.into_iter().enumerate().map(|(n, port)| {
             let id = EndpointId::new(format!("e{n}")).unwrap();
@@ -70,6 +81,7 @@ prop_compose! {
         spec.pool.idle_timeout = idle_timeout;
         spec.pool.max_connection_age = age;
         spec.timeouts = TimeoutOverrides { total, ..TimeoutOverrides::default() };
+        spec.probe = probe;
         spec
     }
 }
@@ -246,4 +258,31 @@ fn a_pushed_model_must_be_resolved() {
             "models[0].resolved_timeouts.connect"
         ]
     );
+}
+
+#[test]
+fn a_probe_that_cannot_be_is_named_and_one_that_is_off_takes_no_byte() {
+    let model = |probe| wire::Model {
+        probe: Some(probe),
+        ..wire::Model::default()
+    };
+    let bad = model(wire::EndpointProbe {
+        mode: 7,
+        served_name: "a b".to_owned(),
+    });
+    let violations = ModelSpec::try_from(bad).unwrap_err().to_string();
+    assert!(violations.contains("probe.mode: 7"), "{violations}");
+    assert!(
+        violations.contains("probe.served_name: ' '"),
+        "{violations}"
+    );
+    let spec = ModelSpec::new(
+        ModelId::new("m").unwrap(),
+        vec![],
+        vec![Endpoint::new(
+            EndpointId::new("a").unwrap(),
+            EndpointUrl::parse("http://a").unwrap(),
+        )],
+    );
+    assert_eq!(wire::Model::from(&spec.unwrap()).probe, None);
 }

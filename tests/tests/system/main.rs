@@ -10,6 +10,7 @@
 mod bad_input;
 mod budget;
 mod cancel;
+mod endpoint_truth;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;

@@ -26,13 +26,13 @@ impl State {
             match self.edit(item, now) {
                 Ok(Some(edit)) => {
                     edits.push(edit);
-                    places.push(place(n, item));
+                    places.push(item.place(n));
                 }
                 Ok(None) => {}
                 Err(WriteError::Invalid(wrong)) => {
-                    violations.part::<()>(&place(n, item), Err(wrong));
+                    violations.part::<()>(&item.place(n), Err(wrong));
                 }
-                Err(error) => refused = refused.or(Some(error.of_item(&place(n, item)))),
+                Err(error) => refused = refused.or(Some(error.of_item(&item.place(n)))),
             }
         }
         violations.finish(Some(())).map_err(WriteError::Invalid)?;
@@ -69,17 +69,6 @@ impl State {
     }
 }
 
-/// Where an item is, in the request's own spelling.
-fn place(n: usize, item: &Command) -> String {
-    let kind = match item {
-        Command::Create(_) => "create",
-        Command::Update { .. } => "update",
-        Command::Delete { .. } => "delete",
-        Command::UpdateSettings { .. } | Command::Batch(_) | Command::Rollback { .. } => "change",
-    };
-    format!("items[{n}].{kind}")
-}
-
 /// Their number, and that no two are of the same model.
 fn check_items(items: &[Command]) -> Result<(), WriteError> {
     let mut violations = Violations::new();
@@ -94,16 +83,12 @@ fn check_items(items: &[Command]) -> Result<(), WriteError> {
     }
     let mut seen: HashMap<&str, usize> = HashMap::new();
     for (n, item) in items.iter().enumerate() {
-        let id = match item {
-            Command::Create(model) | Command::Update { model, .. } => model.id.as_str(),
-            Command::Delete { id, .. } => id.as_str(),
-            Command::UpdateSettings { .. } | Command::Batch(_) | Command::Rollback { .. } => "",
-        };
+        let id = item.model();
         match seen.insert(id, n) {
             Some(first) if !id.is_empty() => {
                 let message =
                     format!("is of the same model as items[{first}]; make one change of the two");
-                violations.add(place(n, item), message);
+                violations.add(item.place(n), message);
             }
             _ => {}
         }

@@ -76,6 +76,7 @@ async fn main() {
         fleet: PlayedFleet::new(&url, args.workers),
         pid,
         revision: 1,
+        written: args.models,
     };
     for model in 0..args.models {
         bench.write(model).await;
@@ -102,6 +103,8 @@ struct Bench {
     fleet: PlayedFleet,
     pid: u32,
     revision: u64,
+    /// Numbers of writes that storms have used.
+    written: usize,
 }
 
 impl Bench {
