@@ -1,7 +1,7 @@
 //! `/config`: what is in force, as JSON. There is nothing secret in it; what there will be is to be
 //! left out here.
 
-use forebay_proto::{Endpoint, endpoint::TlsRoots};
+use forebay_proto::{Endpoint, ProbeMode, endpoint::TlsRoots};
 use serde_json::{Value, json};
 
 use crate::{
@@ -47,6 +47,10 @@ fn model(live: &Live, route: &Route) -> Value {
         "revision": model.revision.get(),
         "retained": live.retained.contains(&model.id),
         "endpoints": model.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        "probe": model.probe.is_on().then(|| json!({
+            "expects": model.probe.expected(&model.id),
+            "enforced": model.probe.mode == ProbeMode::Enforce,
+        })),
         "pool": {
             "max_concurrent": pool.size.get(),
             "keepalive": pool.size.get(),
