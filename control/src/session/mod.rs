@@ -7,14 +7,12 @@ mod machine;
 mod offer;
 mod outbox;
 mod usage;
+mod words;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use forebay_proto::{
-    Health, InstanceId, Position, Violations, WorkerId, convert::duration_to_wire, health::CHANGED,
-    limits, wire,
-};
+use forebay_proto::{Health, Position, WorkerId, health::CHANGED, limits, wire};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -29,11 +27,12 @@ pub(crate) use self::{
     offer::Offer,
 };
 use self::{
-    machine::{Effect, Event, Machine, SILENCE, TICK, Why},
+    machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
+    words::{introduce, position, welcome},
 };
 use crate::{
-    fleet::{self, Fleet, Introduction, Joined, Refused},
+    fleet::{self, Fleet, Joined, Refused},
     metrics::{Metrics, PushKind},
     trace_context,
 };
@@ -456,71 +455,4 @@ impl Session {
 fn stopping() -> End {
     let status = Status::unavailable("the control plane is stopping");
     End::Goodbye(wire::goodbye::Reason::Stopping, status)
-}
-
-fn welcome(protocol: u32, target: &Position, often: Duration) -> wire::Welcome {
-    // Jitter, so that a fleet that reconnected together does not beat together.
-    let tick = often.mul_f64(0.8 + 0.4 * fastrand::f64());
-    wire::Welcome {
-        protocol,
-        target: Some(target.into()),
-        tick_interval: Some(duration_to_wire(tick)),
-        silence_limit: Some(duration_to_wire(SILENCE)),
-    }
-}
-
-fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, Violations> {
-    let mut violations = Violations::new();
-    let worker = violations.check("hello.worker_id", WorkerId::new(&hello.worker_id));
-    let instance = violations.check("hello.instance_id", InstanceId::new(&hello.instance_id));
-    let applied = match hello.applied {
-        Some(applied) => violations
-            .part("hello.applied", Position::try_from(applied))
-            .map(Some),
-        None => Some(None),
-    };
-    let quarantined = hello.quarantined.into_iter().take(limits::QUARANTINED);
-    let quarantined: Vec<Position> = quarantined
-        .filter_map(|q| violations.part("hello.quarantined", Position::try_from(q)))
-        .collect();
-    let all = worker.zip(instance).zip(applied);
-    violations.finish(all.map(|((worker, instance), applied)| Introduction {
-        worker,
-        instance,
-        build: plain(&hello.build, 64),
-        peer: peer.to_owned(),
-        gateway: plain(&hello.gateway_address, 256),
-        applied,
-        refusals: fleet::bounded(hello.refusals),
-        quarantined,
-    }))
-}
-
-/// Text that will stand on an operator's terminal.
-fn plain(text: &str, most: usize) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(most)
-        .collect()
-}
-
-fn position(field: &str, wire: Option<wire::Position>) -> Result<Position, Status> {
-    let wire = wire.ok_or_else(|| Status::invalid_argument(format!("{field}: required")))?;
-    Position::try_from(wire)
-        .map_err(|violations| Status::invalid_argument(violations.under(field).to_string()))
-}
-
-impl Why {
-    fn status(self) -> Status {
-        match self {
-            Self::NoHello => Status::deadline_exceeded("no hello in time"),
-            Self::NoAnswer => Status::deadline_exceeded("no answer to the push in time"),
-            Self::Silent => Status::deadline_exceeded("the worker was silent for too long"),
-            Self::OutOfTurn => Status::invalid_argument("a message that has no place here"),
-            Self::WorkerAhead => Status::failed_precondition(
-                "the worker runs a newer revision than this control plane has; is it on an old store?",
-            ),
-            Self::Age => Status::unavailable("the stream is old enough; a new one is welcome"),
-        }
-    }
 }
