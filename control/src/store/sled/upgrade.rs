@@ -4,7 +4,7 @@
 //! Format 1 had one line of history per revision and not what it changed. Those lines stay, and the history that can be
 //! gone back to begins with the newest of them.
 
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use super::{FORMAT, KEY_EARLIEST, KEY_FORMAT, KEY_REVISION, SledStore, open_error};
 use crate::store::{OpenError, StoreError, export};
@@ -29,7 +29,9 @@ impl SledStore {
         let stored = self.read().map_err(damaged)?;
         let way_back = dir.join(way_back());
         let now = std::time::SystemTime::now();
+        // Its name, too, before the version that can read the database no more writes to it.
         export::write_file(&way_back, &stored, now)
+            .and_then(|()| File::open(dir)?.sync_all())
             .map_err(|error| OpenError::from_io(dir, error))?;
         let revision = stored.revision.get().to_be_bytes();
         let upgraded = self.transaction(|trees| {
