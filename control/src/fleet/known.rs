@@ -1,0 +1,147 @@
+//! What is known of one worker, and how that looks: to operators, with respect to a revision, and to rollouts. It
+//! changes nothing.
+
+use std::{sync::Arc, time::SystemTime};
+
+use forebay_proto::{
+    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Applied, Introduction, Refused, SessionId};
+use crate::rollout::{Seen, Staging};
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) introduction: Introduction,
+    pub(super) session: Option<(SessionId, CancellationToken)>,
+    pub(super) applied: Option<Applied>,
+    pub(super) refused: Option<Refused>,
+    /// Its requests on what an earlier revision had.
+    pub(super) draining: u32,
+    /// How requests went in its process.
+    pub(super) health: Health,
+    /// The same for the models that were changed last.
+    pub(super) changed: Arc<[ModelHealth]>,
+    pub(super) connected: SystemTime,
+    pub(super) seen: SystemTime,
+    pub(super) gone: Option<SystemTime>,
+}
+
+impl Known {
+    /// Where the worker stands with respect to a revision of the newest configuration's epoch.
+    pub(super) fn state(&self, newest: &Position, revision: Revision) -> wire::WorkerState {
+        // A number stands for one content: the newest number with other content is not the newest, and
+        // one beyond it is not of this history.
+        let has = |position: &Position| {
+            position.epoch == newest.epoch
+                && position.revision >= revision
+                && position.revision <= newest.revision
+                && (position.revision < newest.revision || position.digest == newest.digest)
+        };
+        if self.gone.is_some() {
+            wire::WorkerState::Gone
+        } else if let Some(applied) = self.applied.as_ref().filter(|a| has(&a.position)) {
+            match applied.refusals.is_empty() {
+                true => wire::WorkerState::Applied,
+                false => wire::WorkerState::Partial,
+            }
+        } else if self.refused.as_ref().is_some_and(|r| has(&r.position)) || self.shuns(newest) {
+            wire::WorkerState::Refused
+        } else {
+            wire::WorkerState::Pending
+        }
+    }
+
+    /// It will not try this again, under whatever number.
+    fn shuns(&self, position: &Position) -> bool {
+        let quarantined = &self.introduction.quarantined;
+        quarantined.iter().any(|q| q.digest == position.digest)
+    }
+
+    /// What it refused last and why, then which models it could not take of what it runs.
+    fn refusals(&self, newest: &Position) -> (u64, Vec<wire::Refusal>) {
+        let (mut revision, mut refusals) = match &self.refused {
+            Some(refused) => (refused.position.revision.get(), refused.refusals.clone()),
+            None => (0, Vec::new()),
+        };
+        let shuns = self.shuns(newest) && revision != newest.revision.get();
+        if shuns && self.applied.as_ref().map(|a| &a.position) != Some(newest) {
+            revision = newest.revision.get();
+            refusals = vec![quarantined(newest)];
+        }
+        refusals.extend(self.applied.iter().flat_map(|a| a.refusals.iter().cloned()));
+        refusals.truncate(limits::REFUSALS);
+        (revision, refusals)
+    }
+
+    pub(super) fn show(
+        &self,
+        newest: &Position,
+        revision: Revision,
+        staging: Option<&Staging>,
+    ) -> wire::Worker {
+        let who = &self.introduction;
+        let applied = self.applied.as_ref();
+        let (refused_revision, refusals) = self.refusals(newest);
+        wire::Worker {
+            id: who.worker.to_string(),
+            instance_id: who.instance.to_string(),
+            build: who.build.clone(),
+            peer: who.peer.clone(),
+            state: self.state(newest, revision).into(),
+            applied_revision: applied.map_or(0, |a| a.position.revision.get()),
+            applied_digest: applied.map_or(String::new(), |a| a.position.digest.to_string()),
+            applied_time: applied.map(|a| timestamp_to_wire(a.at)),
+            refused_revision,
+            refusals,
+            connect_time: Some(timestamp_to_wire(self.connected)),
+            last_seen_time: Some(timestamp_to_wire(self.seen)),
+            gone_time: self.gone.map(timestamp_to_wire),
+            gateway_address: who.gateway.clone(),
+            apply_millis: applied.map_or(0, |a| a.millis),
+            lag_revisions: self.lag(newest, revision),
+            draining_requests: self.draining,
+            in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
+        }
+    }
+
+    /// What it did not take, as a whole or some models of it.
+    fn shunned(&self) -> Option<Position> {
+        let partial = self.applied.as_ref().filter(|a| !a.refusals.is_empty());
+        let refused = self.refused.as_ref().map(|r| r.position.clone());
+        refused.or_else(|| partial.map(|a| a.position.clone()))
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            worker: self.introduction.worker.clone(),
+            instance: self.introduction.instance.clone(),
+            connected: self.gone.is_none(),
+            applied: self.applied.as_ref().map(|a| a.position.clone()),
+            refused: self.shunned(),
+            health: self.health,
+            changed: self.changed.clone(),
+        }
+    }
+
+    /// What is of another history counts as nothing.
+    fn lag(&self, newest: &Position, revision: Revision) -> u64 {
+        let applied = self.applied.as_ref().map(|a| &a.position);
+        let held = applied.filter(|held| held.epoch == newest.epoch);
+        let held = held.map_or(0, |held| held.revision.get());
+        revision.get().saturating_sub(held)
+    }
+}
+
+/// What a worker that has this in quarantine would answer if it were pushed.
+fn quarantined(position: &Position) -> wire::Refusal {
+    wire::Refusal {
+        model: String::new(),
+        field: "to.digest".to_owned(),
+        reason: "QUARANTINED".to_owned(),
+        message: format!(
+            "{position} ended the worker's process twice and is not pushed to it again"
+        ),
+    }
+}
