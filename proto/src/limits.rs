@@ -40,7 +40,7 @@ pub const CONFIG_BYTES: usize = 8 << 20;
 pub const MESSAGE_BYTES: usize = CONFIG_BYTES + (1 << 20);
 /// Bytes of a configuration or of a change that one message carries at most; what is larger goes in chunks. Small,
 /// because a connection keeps buffers of the size of its largest message.
-pub const CHUNK_BYTES: usize = 16 << 10;
+pub const CHUNK_BYTES: usize = 4 << 10;
 /// Largest message of a worker, in bytes.
 pub const WORKER_MESSAGE_BYTES: usize = 1 << 20;
 /// Most reasons in one refusal.

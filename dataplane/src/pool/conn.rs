@@ -1,7 +1,7 @@
 //! One open upstream connection: hyper's handle to send on, and the watch on its socket.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use forebay_proto::EndpointId;
+use futures_util::future::Either;
 use http::{
     HeaderValue, Request, Response, Uri, header,
     uri::{Authority, PathAndQuery, Scheme},
@@ -27,7 +28,10 @@ use tokio::{
     task::AbortHandle,
     time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{
     core::{Connection, MOST_STREAMS},
@@ -53,8 +57,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 type Body = Full<Bytes>;
 
-/// The task that drives a connection until it is closed.
-pub(super) enum Driver {
+/// What drives a connection until it is closed.
+pub(super) struct Driver {
+    protocol: Protocol,
+    /// Told when it is gone, however that came about.
+    ended: DropGuard,
+}
+
+enum Protocol {
     Http1(Box<http1::Connection<TokioIo<Transport>, Body>>),
     Http2(
         Box<http2::Connection<TokioIo<Transport>, Body, Tracked>>,
@@ -68,6 +78,8 @@ enum Sender {
     Http1(http1::SendRequest<Body>),
     /// With how many requests at a time the server allows.
     Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
+    /// Let go of, because the driver is gone.
+    Ended,
 }
 
 /// An open connection, or one of several handles on it.
@@ -79,6 +91,8 @@ pub(super) struct Conn {
     /// `host:port`, as it stands in the configuration.
     host: HeaderValue,
     scheme: Scheme,
+    /// The driver is gone.
+    ended: CancellationToken,
     /// Ends the driver, and with it the socket; set once the driver runs.
     pub(super) driver: Option<AbortHandle>,
 }
@@ -102,7 +116,7 @@ pub(super) async fn connect(
 ) -> Result<(Conn, Driver), ConnectError> {
     let dial = async {
         let dialled = target.dial().await?;
-        let (sender, driver) = match dialled.http2 {
+        let (sender, protocol) = match dialled.http2 {
             // Boxed: the future of every connect would be as large as this one.
             true => Box::pin(http2(dialled.transport, tasks)).await?,
             false => Box::pin(http1(dialled.transport)).await?,
@@ -112,7 +126,13 @@ pub(super) async fn connect(
             true => Unasked::Death,
             false => Unasked::Talk,
         });
+        let ended = CancellationToken::new();
+        let driver = Driver {
+            protocol,
+            ended: ended.clone().drop_guard(),
+        };
         let conn = Conn {
+            ended,
             sender,
             watch: dialled.watch,
             endpoint: target.endpoint.id.clone(),
@@ -130,18 +150,18 @@ pub(super) async fn connect(
         .unwrap_or(Err(ConnectError::Timeout(within)))
 }
 
-async fn http1(transport: Transport) -> Result<(Sender, Driver), hyper::Error> {
+async fn http1(transport: Transport) -> Result<(Sender, Protocol), hyper::Error> {
     let (sender, driver) = http1::Builder::new()
         .read_buf_exact_size(Some(BUFFER))
         .handshake(TokioIo::new(transport))
         .await?;
-    Ok((Sender::Http1(sender), Driver::Http1(Box::new(driver))))
+    Ok((Sender::Http1(sender), Protocol::Http1(Box::new(driver))))
 }
 
 async fn http2(
     transport: Transport,
     tasks: &TaskTracker,
-) -> Result<(Sender, Driver), hyper::Error> {
+) -> Result<(Sender, Protocol), hyper::Error> {
     let (sender, driver) = http2::Builder::new(Tracked(tasks.clone()))
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -166,15 +186,17 @@ async fn http2(
     }
     let allowed = Arc::new(AtomicUsize::new(driver.current_max_send_streams().max(1)));
     let sender = Sender::Http2(sender, allowed.clone());
-    Ok((sender, Driver::Http2(driver, allowed)))
+    Ok((sender, Protocol::Http2(driver, allowed)))
 }
 
 impl Driver {
     /// Drives the connection to its end; tells when the server allows another number of requests.
     pub(super) async fn run(self, mut allowed_changed: impl FnMut(usize)) -> hyper::Result<()> {
-        match self {
-            Self::Http1(driver) => driver.await,
-            Self::Http2(mut driver, allowed) => {
+        // In this order: who hears of the end finds the driver gone.
+        let _ended = self.ended;
+        match self.protocol {
+            Protocol::Http1(driver) => driver.await,
+            Protocol::Http2(mut driver, allowed) => {
                 std::future::poll_fn(|cx| {
                     let polled = Pin::new(&mut driver).poll(cx);
                     let now = driver.current_max_send_streams();
@@ -206,7 +228,7 @@ where
 impl Connection for Conn {
     fn streams(&self) -> usize {
         match &self.sender {
-            Sender::Http1(_) => 1,
+            Sender::Http1(_) | Sender::Ended => 1,
             Sender::Http2(_, allowed) => allowed.load(Ordering::Acquire),
         }
     }
@@ -225,6 +247,7 @@ impl Connection for Conn {
             endpoint: self.endpoint.clone(),
             host: self.host.clone(),
             scheme: self.scheme.clone(),
+            ended: self.ended.clone(),
             driver: self.driver.clone(),
         })
     }
@@ -244,6 +267,7 @@ impl Upstream for Conn {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
             Sender::Http2(sender, _) => sender.is_closed(),
+            Sender::Ended => true,
         }
     }
 
@@ -260,21 +284,23 @@ impl Conn {
         match &self.sender {
             Sender::Http1(sender) => sender.is_ready(),
             Sender::Http2(sender, _) => sender.is_ready(),
+            Sender::Ended => false,
         }
     }
 
-    /// Waits until it is.
-    pub(super) async fn ready(&mut self) -> hyper::Result<()> {
+    /// Waits until it is; false if it never will be.
+    pub(super) async fn ready(&mut self) -> bool {
         match &mut self.sender {
-            Sender::Http1(sender) => sender.ready().await,
-            Sender::Http2(sender, _) => sender.ready().await,
+            Sender::Http1(sender) => sender.ready().await.is_ok(),
+            Sender::Http2(sender, _) => sender.ready().await.is_ok(),
+            Sender::Ended => false,
         }
     }
 
     /// Writes on the request where it goes, in the way of the protocol.
     pub(super) fn address(&self, path: &'static str, request: &mut Request<Body>) {
         match &self.sender {
-            Sender::Http1(_) => {
+            Sender::Http1(_) | Sender::Ended => {
                 *request.uri_mut() = Uri::from_static(path);
                 let host = self.host.clone();
                 request.headers_mut().insert(header::HOST, host);
@@ -289,14 +315,29 @@ impl Conn {
         }
     }
 
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// hyper hands the request to the driver through a channel. One that is put in just while the driver goes stays
+    /// there, and its answer is waited for in vain, for as long as there is a handle to put another one in: so when the
+    /// driver is gone, the handle goes, and what was left behind comes back.
+    /// Nothing if the connection was let go of before.
     pub(super) async fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+    ) -> Option<Result<Response<Incoming>, TrySendError<Request<Body>>>> {
         self.watch.arm();
-        match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
-            Sender::Http2(sender, _) => sender.try_send_request(request).await,
+        let answer = match &mut self.sender {
+            Sender::Http1(sender) => Either::Left(sender.try_send_request(request)),
+            Sender::Http2(sender, _) => Either::Right(sender.try_send_request(request)),
+            Sender::Ended => return None,
+        };
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answered = &mut answer => return Some(answered),
+            () = self.ended.cancelled() => {}
         }
+        self.sender = Sender::Ended;
+        Some(answer.await)
     }
 }

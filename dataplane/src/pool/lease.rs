@@ -195,14 +195,13 @@ impl Lease {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendFailed> {
-        let Some(held) = self.loan.start() else {
-            return Err(SendFailed {
-                progress: Progress::NothingSent,
-                error: SendError::Returned,
-            });
+        let returned = || SendFailed {
+            progress: Progress::NothingSent,
+            error: SendError::Returned,
         };
+        let held = self.loan.start().ok_or_else(returned)?;
         let (result, origin) = (held.conn.send(request).await, held.origin);
-        let response = match result {
+        let response = match result.ok_or_else(returned)? {
             Ok(response) => response,
             Err(error) => return Err(self.failed(error)),
         };
@@ -262,8 +261,8 @@ impl Lease {
 async fn settle(mut loan: Loan<Conn>) {
     let Some(conn) = loan.conn_mut() else { return };
     let outcome = match timeout(SETTLE, conn.ready()).await {
-        Ok(Ok(())) => Outcome::Reusable,
-        Ok(Err(_)) | Err(_) => Outcome::Finished,
+        Ok(true) => Outcome::Reusable,
+        Ok(false) | Err(_) => Outcome::Finished,
     };
     loan.give_back(outcome);
 }

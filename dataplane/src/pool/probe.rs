@@ -326,16 +326,16 @@ async fn answer(mut conn: Conn, expected: &str) -> Outcome {
         let what = "it closed the connection without an answer";
         Outcome::new(Verdict::Unreachable, what)
     };
-    let (Ok(mut request), Ok(())) = (request, conn.ready().await) else {
+    let (Ok(mut request), true) = (request, conn.ready().await) else {
         return broken_off();
     };
     conn.address(PATH, &mut request);
     let response = match conn.send(request).await {
-        Ok(response) => response,
-        Err(error) if error.error().is_parse() => {
+        Some(Ok(response)) => response,
+        Some(Err(error)) if error.error().is_parse() => {
             return Outcome::unknown("it does not answer in HTTP");
         }
-        Err(_) => return broken_off(),
+        Some(Err(_)) | None => return broken_off(),
     };
     let status = response.status().as_u16();
     let body = Limited::new(response.into_body(), limits::PROBE_BODY_BYTES);
