@@ -206,7 +206,7 @@ async fn a_rollout_says_who_has_it_in_quarantine() {
     .await;
     assert_eq!(refused.refusals[0].reason, "QUARANTINED");
     let (code, out, err) = run(&wait).await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(3));
     assert!(
         out.contains("QUARANTINED") && err.contains("1 workers refused"),
         "{out}{err}"
