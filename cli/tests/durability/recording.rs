@@ -29,7 +29,7 @@ pub(crate) enum Act {
 
 /// Compiled, and told what to record.
 pub(crate) struct Recorder {
-    library: PathBuf,
+    shim: PathBuf,
     of: PathBuf,
     pub(crate) into: PathBuf,
 }
@@ -38,14 +38,14 @@ impl Recorder {
     /// Records what is done below `of`; `dir` is its own and outside of it.
     pub(crate) fn new(of: &Path, dir: &Path) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/durability/recorder.c");
-        let library = dir.join("recorder.so");
+        let shim = dir.join("recorder.so");
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]);
-        cc.args([OsStr::new("-o"), library.as_ref(), source.as_ref()]);
+        cc.args([OsStr::new("-o"), shim.as_ref(), source.as_ref()]);
         let built = cc.status().expect("`cc`, which linking needs as well");
         assert!(built.success(), "recorder.c cannot be built");
         Self {
-            library,
+            shim,
             of: of.canonicalize().unwrap(),
             into: dir.join("recording"),
         }
@@ -54,7 +54,7 @@ impl Recorder {
     /// What a process is to have in its environment.
     pub(crate) fn env(&self) -> [(&'static str, &str); 3] {
         [
-            ("LD_PRELOAD", self.library.to_str().unwrap()),
+            ("LD_PRELOAD", self.shim.to_str().unwrap()),
             ("FOREBAY_TEST_RECORD_DIR", self.of.to_str().unwrap()),
             ("FOREBAY_TEST_RECORD_INTO", self.into.to_str().unwrap()),
         ]
