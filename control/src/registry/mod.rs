@@ -30,7 +30,7 @@ use crate::store::{
 };
 
 /// A write that somebody asks for. Wire types, because a field mask merges on the wire.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Command {
     Create(wire::Model),
     Update {
@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Rollback {
         to: Revision,
         expected: Option<Revision>,
+        /// That content, of one who holds it: then nothing must be kept of what came after it.
+        content: Option<Arc<State>>,
     },
 }
 
@@ -71,7 +73,7 @@ impl Command {
 }
 
 /// A command and how it is to be carried out.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Write {
     pub(crate) command: Command,
     /// With the fingerprint of the request that carries it.

@@ -35,8 +35,8 @@ const RETURNS: usize = 64;
 /// What happens. Times are since the machine was made.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    /// There is a newer configuration.
-    Newest(Position),
+    /// There is a newer configuration; whether it has the content of stable.
+    Newest { position: Position, proven: bool },
     /// The fleet, and the time: to be shown often while a rollout is under way.
     Look(Vec<Seen>),
     /// The return that was asked for is this revision. Nothing comes between [`Effect::Return`] and its answer.
@@ -103,7 +103,7 @@ impl Machine {
             members: Arc::default(),
             returns: VecDeque::new(),
         };
-        machine.on_newest(Duration::ZERO, newest);
+        machine.on_newest(Duration::ZERO, newest, false);
         machine
     }
 
@@ -112,8 +112,8 @@ impl Machine {
         let before = (self.stable.clone(), self.candidate().cloned());
         let members = self.members.clone();
         let asked = match event {
-            Event::Newest(position) => {
-                self.on_newest(now, position);
+            Event::Newest { position, proven } => {
+                self.on_newest(now, position, proven);
                 None
             }
             Event::Look(fleet) => self.on_look(now, &fleet),
@@ -186,13 +186,13 @@ impl Machine {
         &self.returns
     }
 
-    fn on_newest(&mut self, now: Duration, position: Position) {
+    fn on_newest(&mut self, now: Duration, position: Position, proven: bool) {
         if position == self.newest {
             return;
         }
         self.newest = position;
         let (newest, stable) = (&self.newest, &self.stable);
-        if newest.epoch == stable.epoch && newest.digest == stable.digest {
+        if newest.epoch == stable.epoch && (proven || newest.digest == stable.digest) {
             return self.settle();
         }
         match &mut self.phase {

@@ -72,7 +72,10 @@ impl World {
 
     fn write(&mut self, harm: Harm) -> Event {
         self.harms.push(harm);
-        Event::Newest(position(self.harms.len()))
+        Event::Newest {
+            position: position(self.harms.len()),
+            proven: false,
+        }
     }
 
     fn harm(&self, position: Option<&Position>) -> Harm {
@@ -330,7 +333,13 @@ fn content_that_is_stable_already_goes_to_all_at_once() {
         digest: position(1).digest,
         ..position(3)
     };
-    machine.on(world.now, Event::Newest(undone.clone()));
+    machine.on(
+        world.now,
+        Event::Newest {
+            position: undone.clone(),
+            proven: true,
+        },
+    );
     assert_eq!((machine.stable(), machine.candidate()), (&undone, None));
 }
 
@@ -428,6 +437,49 @@ fn a_worker_that_never_takes_it_does_not_hold_it_up_for_ever() {
     assert!(
         waited.is_some_and(|n| (119..=121).contains(&n)),
         "{waited:?}"
+    );
+}
+
+/// A push that a worker does not survive ends its stream, and is answered by nobody.
+#[test]
+fn workers_that_go_without_having_taken_it_speak_against_it() {
+    let (mut world, mut machine) = World::new(6);
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    let second = Duration::from_secs(1);
+    let mut reasons = Vec::new();
+    for _ in 0..2 {
+        reasons.extend(asked(&world.look(&mut machine, second)));
+        let member = world.member(&machine);
+        world.seen[member].connected = false;
+    }
+    assert_eq!(
+        reasons,
+        Vec::<String>::new(),
+        "one may go for a reason of its own"
+    );
+    let reason = asked(&world.look(&mut machine, second)).unwrap();
+    assert!(
+        reason.contains("went away without having taken it"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn one_that_goes_and_comes_back_gets_no_more_time() {
+    let (mut world, mut machine) = World::new(1);
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    let mut reason = None;
+    for _ in 0..6 {
+        for connected in [true, false] {
+            world.seen[0].connected = connected;
+            reason = reason.or(asked(&world.look(&mut machine, Duration::from_secs(15))));
+        }
+    }
+    assert!(
+        reason.is_some() && world.now >= Duration::from_secs(120),
+        "{reason:?}"
     );
 }
 

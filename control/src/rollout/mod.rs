@@ -82,7 +82,15 @@ pub(crate) async fn start<P: Past>(
     let saved = parts.dir.as_deref().and_then(kept::load);
     let stable = stable(&parts.past, saved.clone(), &newest).await;
     let position = |target: &Arc<Target>| target.published.position.clone();
-    let machine = Machine::new(parts.settings.clone(), position(&stable), position(&newest));
+    let mut machine = Machine::new(parts.settings.clone(), position(&stable), position(&stable));
+    let (to, proven) = (position(&newest), same_content(&stable, &newest));
+    machine.on(
+        Duration::ZERO,
+        Event::Newest {
+            position: to,
+            proven,
+        },
+    );
     let report_every = (parts.settings.soak / REPORTS).clamp(REPORT_FASTEST, REPORT_SLOWEST);
     let (offers, offered) = watch::channel(Offer::to_all(stable.clone()));
     let mut conductor = Conductor {
@@ -100,6 +108,12 @@ pub(crate) async fn start<P: Past>(
     conductor.settled().await;
     tasks.spawn(conductor.run(stopping));
     offered
+}
+
+/// A rollback gives models new numbers, and with them the configuration another digest.
+fn same_content(one: &Target, two: &Target) -> bool {
+    let (one, two) = (&one.published, &two.published);
+    one.position.epoch == two.position.epoch && one.state.has_content_of(&two.state)
 }
 
 /// What is to count as stable: what was when the control plane ran last. If that cannot be had, the newest.
@@ -146,8 +160,10 @@ impl<P: Past> Conductor<P> {
     async fn newer(&mut self) {
         let target = self.published.borrow_and_update().stable().clone();
         let position = target.published.position.clone();
+        let stable = self.target(self.machine.stable());
+        let proven = stable.is_some_and(|stable| same_content(stable, &target));
         self.targets.push(target);
-        self.step(Event::Newest(position)).await;
+        self.step(Event::Newest { position, proven }).await;
         // Its ring is drawn at once.
         self.look().await;
     }
@@ -175,8 +191,10 @@ impl<P: Past> Conductor<P> {
     /// Nothing else is heard meanwhile: the machine wants the answer first.
     async fn take_back(&self, reason: &str) -> Event {
         tracing::error!(reason, "revision taken back");
-        let stable = self.machine.stable().revision;
-        let writing = self.parts.past.return_to(stable, reason);
+        let Some(stable) = self.target(self.machine.stable()).cloned() else {
+            return Event::NotReturned;
+        };
+        let writing = self.parts.past.return_to(&stable.published, reason);
         let written = timeout(RETURN_WITHIN, writing).await;
         let written = written.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         match written {

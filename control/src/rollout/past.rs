@@ -21,7 +21,7 @@ pub(crate) trait Past: Send + Sync + 'static {
     /// Writes the content of a revision anew, and says why. Gives the revision that has it.
     fn return_to(
         &self,
-        stable: Revision,
+        stable: &Published,
         reason: &str,
     ) -> impl Future<Output = Result<Revision, String>> + Send;
 }
@@ -36,11 +36,13 @@ impl Past for RegistryPast {
     }
 
     /// Whatever is the newest by now: what was written meanwhile was built on what is taken back.
-    async fn return_to(&self, stable: Revision, reason: &str) -> Result<Revision, String> {
+    /// The history need not reach so far.
+    async fn return_to(&self, stable: &Published, reason: &str) -> Result<Revision, String> {
         let write = Write {
             command: Command::Rollback {
-                to: stable,
+                to: stable.position.revision,
                 expected: None,
+                content: Some(stable.state.clone()),
             },
             request_id: None,
             validate_only: false,

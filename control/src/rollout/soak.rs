@@ -34,8 +34,8 @@ pub(super) struct Soak {
     began: Duration,
     ring: usize,
     members: BTreeMap<WorkerId, Member>,
-    /// Members that went away, as what process.
-    left: BTreeMap<WorkerId, InstanceId>,
+    /// Members that went away.
+    left: BTreeMap<WorkerId, Member>,
     /// Since all had taken it for the first time.
     all_took: Option<AllTook>,
 }
@@ -158,8 +158,8 @@ impl Soak {
             .members
             .iter()
             .map(|(id, member)| (id, &member.instance));
-        let mut all = members.chain(&self.left);
-        let (worker, _) = all.find(|(worker, instance)| {
+        let left = self.left.iter().map(|(id, member)| (id, &member.instance));
+        let (worker, _) = members.chain(left).find(|(worker, instance)| {
             let seen = connected.get(worker);
             seen.is_some_and(|seen| seen.instance != **instance)
         })?;
@@ -185,14 +185,11 @@ impl Soak {
 
     /// Members that are not connected make room for others.
     fn let_go(&mut self, connected: &BTreeMap<&WorkerId, &Seen>) {
-        let left = &mut self.left;
-        self.members.retain(|worker, member| {
-            let stays = connected.contains_key(worker);
-            if !stays {
-                left.insert(worker.clone(), member.instance.clone());
-            }
-            stays
-        });
+        let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|(worker, _)| connected.contains_key(worker));
+        self.members = stay;
+        self.left.extend(gone);
     }
 
     /// Those who hold more than stable are of the ring, whatever its size.
@@ -247,17 +244,21 @@ impl Soak {
     }
 
     fn add(&mut self, now: Duration, seen: &Seen) {
-        self.left.remove(&seen.worker);
+        // Its time goes on while it is away.
+        let back = self.left.remove(&seen.worker);
         let troubled = self.in_trouble(seen);
-        self.members
-            .entry(seen.worker.clone())
-            .or_insert_with(|| Member {
+        let member = || {
+            back.unwrap_or_else(|| Member {
                 instance: seen.instance.clone(),
                 troubled,
                 since: now,
                 took: None,
                 before: seen.health,
-            });
+            })
+        };
+        self.members
+            .entry(seen.worker.clone())
+            .or_insert_with(member);
     }
 
     /// Who holds the candidate by now. One that does not for too long speaks against it.
@@ -279,7 +280,28 @@ impl Soak {
                 late = late.or_else(|| Some(worker.clone()));
             }
         }
-        late.map(|worker| format!("worker {worker} did not take it within {TAKE_WITHIN:?}"))
+        let late =
+            late.map(|worker| format!("worker {worker} did not take it within {TAKE_WITHIN:?}"));
+        late.or_else(|| self.lost(now))
+    }
+
+    /// A push that its worker does not survive ends the stream and not in an answer. One may have gone for a reason
+    /// of its own.
+    fn lost(&self, now: Duration) -> Option<String> {
+        let untaken = self.left.iter().filter(|(_, member)| member.took.is_none());
+        let names: Vec<_> = untaken.clone().map(|(id, _)| id.as_str()).collect();
+        let long = |(_, member): (&WorkerId, &Member)| now >= member.since + TAKE_WITHIN;
+        match names.as_slice() {
+            [] => None,
+            [one] => untaken
+                .clone()
+                .any(long)
+                .then(|| format!("worker {one} went away without having taken it")),
+            several => Some(format!(
+                "workers {} went away without having taken it",
+                several.join(", ")
+            )),
+        }
     }
 
     fn judge(

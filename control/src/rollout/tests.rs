@@ -1,6 +1,6 @@
 //! The task on a clock that stands still, with a registry that is played.
 
-use forebay_proto::{Digest, Epoch, InstanceId, Revision, WorkerId};
+use forebay_proto::{Digest, Epoch, InstanceId, PoolSettings, PoolSize, Revision, WorkerId};
 use parking_lot::Mutex;
 use prometheus::Registry;
 
@@ -11,8 +11,15 @@ use crate::{
     store::{Store as _, memory::MemoryStore},
 };
 
+/// Each revision has content of its own.
 fn published(revision: u64) -> Arc<Published> {
-    let state = State::new(MemoryStore::fresh().load().unwrap());
+    let size = u32::try_from(revision).unwrap();
+    let settings = PoolSettings {
+        max_concurrent: PoolSize::new(size).unwrap(),
+        ..PoolSettings::default()
+    };
+    let mut store = MemoryStore::new(Epoch::new("aa").unwrap(), settings);
+    let state = State::new(store.load().unwrap());
     Arc::new(Published {
         position: position(revision),
         config: revision.to_be_bytes().to_vec().into(),
@@ -56,7 +63,8 @@ impl Past for Played {
         }))
     }
 
-    async fn return_to(&self, stable: Revision, reason: &str) -> Result<Revision, String> {
+    async fn return_to(&self, stable: &Published, reason: &str) -> Result<Revision, String> {
+        let stable = stable.position.revision;
         self.asked.lock().push((stable.get(), reason.to_owned()));
         let mut fails = self.fails.lock();
         if *fails > 0 {

@@ -85,7 +85,7 @@ impl Context {
         let asked: Vec<_> = changed.filter(|record| record.spec.probe.is_on()).collect();
         let found = join_all(asked.iter().map(|record| self.prober.probe(&record.spec))).await;
         let mut violations = Violations::new();
-        let mut probed = Vec::with_capacity(asked.len());
+        let (mut probed, mut bytes) = (Vec::new(), 0);
         for (record, found) in asked.iter().zip(&found) {
             let spec = &record.spec;
             found.iter().for_each(|o| self.metrics.probed(o.verdict));
@@ -97,10 +97,14 @@ impl Context {
                 let place = place.map(|(n, item)| format!("{}.", item.place(n)));
                 check(&place.unwrap_or_default(), spec, found, &mut violations);
             }
-            probed.push(wire::ModelProbe {
+            let told = wire::ModelProbe {
                 model: spec.id().to_string(),
                 results: results(spec, found),
-            });
+            };
+            bytes += told.encoded_len();
+            if bytes <= difference::TOLD_BYTES {
+                probed.push(told);
+            }
         }
         refuse(&violations)?;
         let answer = match validate_only {

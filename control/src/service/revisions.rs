@@ -96,6 +96,7 @@ impl Revisions for RevisionsService {
             let command = Command::Rollback {
                 to: Revision::new(request.revision),
                 expected: request.expected_revision.map(Revision::new),
+                content: None,
             };
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::RollbackRevisionRequest {

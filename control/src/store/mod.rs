@@ -63,6 +63,11 @@ impl FromStr for StoreLocation {
     }
 }
 
+/// Bytes that a model takes in a store.
+pub(crate) fn record_len(record: &ModelRecord) -> usize {
+    records::encode_model(record).len()
+}
+
 /// A registered model and its history in brief.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ModelRecord {

@@ -205,7 +205,14 @@ impl Keeper {
         if let Some(kept) = first.map(|candidate| candidate.kept.clone()) {
             let position = kept.position.clone();
             match self.save(kept.clone()).await {
-                Ok(()) => self.found(&kept),
+                Ok(()) => {
+                    self.found(&kept);
+                    // What came before it is not to take its place on disk.
+                    if let Some(newest) = self.newest.take() {
+                        self.due = Some(newest.since + self.soak);
+                        self.soaking = Some(newest);
+                    }
+                }
                 Err(error) => tracing::error!(%position, %error, "first configuration not saved"),
             }
         }
@@ -243,8 +250,10 @@ impl Keeper {
             Err(error) => {
                 tracing::error!(%position, %error, "last known good not saved");
                 // What is newer is as good a try.
-                self.soaking = self.newest.take().or(Some(candidate));
-                self.due = Some(Instant::now() + SAVE_AGAIN);
+                let next = self.newest.take().unwrap_or(candidate);
+                let again = Instant::now() + SAVE_AGAIN;
+                self.due = Some(again.max(next.since + self.soak));
+                self.soaking = Some(next);
             }
         }
     }

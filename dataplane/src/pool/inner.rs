@@ -138,7 +138,12 @@ impl<C: Upstream> Inner<C> {
         why: Option<&str>,
     ) -> Effects<C> {
         let mut endpoints = self.endpoints.iter();
-        let stands = endpoints.any(|endpoint| endpoint.same_connections(&target.endpoint));
+        let known = self.addresses.get(&target.endpoint.id);
+        let there = match (&target.place, known) {
+            (Place::Tcp(address), Some(known)) => known.contains_key(&address.ip()),
+            _ => true,
+        };
+        let stands = there && endpoints.any(|endpoint| endpoint.same_connections(&target.endpoint));
         if !stands || self.asked.as_ref() != Some(asked) || !asked.enforced {
             return Vec::new();
         }
@@ -207,10 +212,23 @@ impl<C: Upstream> Inner<C> {
             };
             known.remove(&oldest);
         }
-        match self.addresses_of(endpoint) == before {
-            true => Vec::new(),
-            false => self.put_in_force(now),
+        if self.addresses_of(endpoint) == before {
+            return Vec::new();
         }
+        self.forget_found(endpoint);
+        self.put_in_force(now)
+    }
+
+    /// What was found at addresses that the name has no more: another server may come to be there.
+    fn forget_found(&mut self, endpoint: &EndpointId) {
+        let known = self.addresses_of(endpoint);
+        if let Some(places) = self.quarantine.get_mut(endpoint) {
+            places.retain(|place, _| match place {
+                Place::Tcp(address) => known.contains(&address.ip()),
+                Place::Unix(_) | Place::Name(_) => true,
+            });
+        }
+        self.quarantine.retain(|_, places| !places.is_empty());
     }
 
     /// The name of an endpoint cannot be resolved. What it was resolved to before still counts.

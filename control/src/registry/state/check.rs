@@ -12,8 +12,11 @@ use prost::Message as _;
 use super::{State, show::etag};
 use crate::{
     registry::WriteError,
-    store::{ModelRecord, history::Edit},
+    store::{ModelRecord, VALUE_BYTES, history::Edit, record_len},
 };
+
+/// Largest record of a model: an answer that is kept for a repeated write has what is resolved beside it.
+const RECORD_BYTES: usize = VALUE_BYTES - 1_024;
 
 impl State {
     /// Every registered model must still fit.
@@ -74,6 +77,9 @@ impl State {
             }
         }
         let (models, bytes) = (models + more_models, bytes + more_bytes);
+        for (n, edit) in edits.iter().enumerate() {
+            check_record(&format!("{}model", prefix(n)), edit)?;
+        }
         if more_bytes > 0 && bytes > limits::CONFIG_BYTES {
             return Err(WriteError::LimitReached(format!(
                 "the configuration would take {bytes} bytes, at most {} are allowed; remove models, \
@@ -155,6 +161,26 @@ pub(super) fn budget(settings: &PoolSettings) -> Result<Budget, Violations> {
     let mut violations = Violations::new();
     let budget = violations.check("settings.max_models_concurrent", settings.budget());
     violations.finish(budget)
+}
+
+/// Larger ones the store would refuse, and with it whatever is committed together with them.
+fn check_record(field: &str, edit: &Edit) -> Result<(), WriteError> {
+    let Edit::Model {
+        id,
+        after: Some(record),
+        ..
+    } = edit
+    else {
+        return Ok(());
+    };
+    let bytes = record_len(record);
+    match bytes > RECORD_BYTES {
+        true => Err(WriteError::LimitReached(format!(
+            "{field}: `{id}` takes {bytes} bytes, at most {RECORD_BYTES} are allowed; name fewer endpoints or shorter \
+             certificates, or make several models of it"
+        ))),
+        false => Ok(()),
+    }
 }
 
 pub(super) fn required(field: &str) -> WriteError {

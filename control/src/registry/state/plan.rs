@@ -38,8 +38,15 @@ impl State {
         }
         let (edits, answer) = match &write.command {
             Command::Batch(items) => self.batch(items, now)?,
-            Command::Rollback { to, expected } => {
-                let undo = Undo::read(past, *to, self.revision)?;
+            Command::Rollback {
+                to,
+                expected,
+                content,
+            } => {
+                let undo = match content {
+                    Some(content) => self.back_to(content),
+                    None => Undo::read(past, *to, self.revision)?,
+                };
                 self.rollback(&undo, *expected, now)?
             }
             Command::UpdateSettings { settings, mask } => {

@@ -67,6 +67,26 @@ impl State {
         state
     }
 
+    /// What it takes to have this content again.
+    pub(super) fn back_to(&self, content: &Self) -> Undo {
+        let ids = self.models.keys().chain(content.models.keys());
+        Undo {
+            to: content.revision,
+            settings: Some(Arc::new(content.settings.clone())),
+            models: ids
+                .map(|id| (id.clone(), content.models.get(id).cloned()))
+                .collect(),
+        }
+    }
+
+    /// The same models and settings, whichever revisions they are of.
+    pub(crate) fn has_content_of(&self, other: &Self) -> bool {
+        let same = |(one, two): (&Arc<ModelRecord>, &Arc<ModelRecord>)| one.spec == two.spec;
+        self.settings.settings == other.settings.settings
+            && self.models.len() == other.models.len()
+            && self.models.values().zip(other.models.values()).all(same)
+    }
+
     /// What a rollback changes. Equal content stays what it is, with its revision.
     pub(super) fn rollback(
         &self,

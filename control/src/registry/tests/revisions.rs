@@ -41,6 +41,7 @@ fn rollback(to: u64, expected: Option<u64>) -> Write {
     write(Command::Rollback {
         to: Revision::new(to),
         expected: expected.map(Revision::new),
+        content: None,
     })
 }
 
@@ -311,7 +312,7 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         3 => command(),
         2 => items,
-        1 => (1_u64..30).prop_map(|to| Command::Rollback { to: Revision::new(to), expected: None }),
+        1 => (1_u64..30).prop_map(|to| Command::Rollback { to: Revision::new(to), expected: None, content: None }),
     ]
 }
 
@@ -445,4 +446,66 @@ async fn a_version_that_makes_something_else_of_it_makes_a_new_revision_of_it() 
         drop(registry);
         writer.join().unwrap();
     }
+}
+
+/// What a rollout takes back need not be in the history any more.
+#[test]
+fn content_that_is_held_is_gone_back_to_without_the_history() {
+    let mut bench = Bench::new();
+    bench.create(sized("kept", 5));
+    bench.create(model("gone"));
+    let held = Arc::new(bench.state.clone());
+    bench
+        .make(&batch(vec![
+            put(sized("kept", 7)),
+            remove("gone"),
+            put(model("new")),
+        ]))
+        .unwrap();
+    assert!(!bench.state.has_content_of(&held));
+    bench
+        .make(&write(Command::Rollback {
+            to: held.revision(),
+            expected: None,
+            content: Some(held.clone()),
+        }))
+        .unwrap();
+    assert_eq!(ids(&bench.state), ["gone", "kept"]);
+    assert!(bench.state.has_content_of(&held), "under other revisions");
+    assert_ne!(
+        bench.state.config().unwrap().encode().1,
+        held.config().unwrap().encode().1
+    );
+    let entry = bench
+        .store
+        .history()
+        .entry(Revision::new(5))
+        .unwrap()
+        .unwrap();
+    assert_eq!(entry.rolled_back_to, Some(Revision::new(3)));
+}
+
+const PEM: &str = include_str!("../../../../proto/src/endpoint/test-ca.pem");
+
+#[test]
+fn a_model_larger_than_a_record_is_refused_by_itself() {
+    let mut bench = Bench::new();
+    let endpoint = |n: usize| wire::Endpoint {
+        url: format!("https://h{n}"),
+        tls: Some(wire::EndpointTls {
+            ca_pem: PEM.repeat(34_000 / PEM.len()),
+            ..wire::EndpointTls::default()
+        }),
+        ..wire::Endpoint::default()
+    };
+    let wide = wire::Model {
+        endpoints: (0..2).map(endpoint).collect(),
+        ..model("wide")
+    };
+    let error = refused(bench.make(&write(Command::Create(wide))));
+    assert!(
+        error.contains("model: `wide` takes") && error.contains("64512"),
+        "{error}"
+    );
+    bench.create(model("a"));
 }
