@@ -139,8 +139,14 @@ impl RegistryHandle {
         &self,
         read: impl FnOnce(&dyn History, &Published) -> Result<T, PastError> + Send + 'static,
     ) -> Result<T, PastError> {
+        // Each may hold what was changed over thousands of revisions. Closed it never is.
+        let turn = self.readers.clone().acquire_owned().await;
         let (history, published) = (self.history(), self.published());
-        let reading = tokio::task::spawn_blocking(move || read(&*history, &published));
+        let reading = tokio::task::spawn_blocking(move || {
+            // A caller that goes away does not end the read.
+            let _turn = turn;
+            read(&*history, &published)
+        });
         let failed = |error: tokio::task::JoinError| Unreadable(error.to_string());
         reading.await.map_err(failed)?
     }

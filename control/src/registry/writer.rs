@@ -8,7 +8,7 @@
 use std::{sync::Arc, thread, time::SystemTime};
 
 use forebay_proto::{Position, limits};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::{Answer, Command, Published, State, Write, WriteError};
@@ -23,6 +23,8 @@ use crate::{
 
 /// Most writes waiting; a further one is refused at once.
 const WAITING: usize = 1_024;
+/// Most reads of the history at a time.
+const READERS: usize = 4;
 /// Most writes in one commit.
 const GROUP: usize = 64;
 
@@ -39,6 +41,7 @@ pub(crate) struct RegistryHandle {
     published: watch::Receiver<Arc<Published>>,
     trouble: watch::Receiver<Option<String>>,
     history: Arc<dyn History>,
+    pub(super) readers: Arc<Semaphore>,
 }
 
 impl RegistryHandle {
@@ -151,6 +154,7 @@ fn prepare<S: Store>(
         published: watching,
         trouble: troubled,
         history,
+        readers: Arc::new(Semaphore::new(READERS)),
     };
     Ok((handle, writer, waiting))
 }

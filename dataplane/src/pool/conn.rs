@@ -24,6 +24,7 @@ use hyper::{
     rt::Executor,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     task::AbortHandle,
     time::{sleep, timeout},
@@ -76,8 +77,12 @@ enum Protocol {
 #[derive(Debug)]
 enum Sender {
     Http1(http1::SendRequest<Body>),
-    /// With how many requests at a time the server allows.
-    Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
+    /// One for all handles on the connection, until its driver is gone; and how many requests at a time the server
+    /// allows.
+    Http2(
+        Arc<Mutex<Option<http2::SendRequest<Body>>>>,
+        Arc<AtomicUsize>,
+    ),
     /// Let go of, because the driver is gone.
     Ended,
 }
@@ -185,6 +190,7 @@ async fn http2(
         sleep(LOOK_EVERY).await;
     }
     let allowed = Arc::new(AtomicUsize::new(driver.current_max_send_streams().max(1)));
+    let sender = Arc::new(Mutex::new(Some(sender)));
     let sender = Sender::Http2(sender, allowed.clone());
     Ok((sender, Protocol::Http2(driver, allowed)))
 }
@@ -266,7 +272,7 @@ impl Upstream for Conn {
     fn is_closed(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
-            Sender::Http2(sender, _) => sender.is_closed(),
+            Sender::Http2(sender, _) => sender.lock().as_ref().is_none_or(|s| s.is_closed()),
             Sender::Ended => true,
         }
     }
@@ -283,7 +289,7 @@ impl Conn {
     pub(super) fn is_ready(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_ready(),
-            Sender::Http2(sender, _) => sender.is_ready(),
+            Sender::Http2(sender, _) => sender.lock().as_ref().is_some_and(|s| s.is_ready()),
             Sender::Ended => false,
         }
     }
@@ -292,7 +298,8 @@ impl Conn {
     pub(super) async fn ready(&mut self) -> bool {
         match &mut self.sender {
             Sender::Http1(sender) => sender.ready().await.is_ok(),
-            Sender::Http2(sender, _) => sender.ready().await.is_ok(),
+            // One that is not closed takes a request, now or when the server allows it.
+            Sender::Http2(..) => !self.is_closed(),
             Sender::Ended => false,
         }
     }
@@ -319,7 +326,8 @@ impl Conn {
     ///
     /// hyper hands the request to the driver through a channel. One that is put in just while the driver goes stays
     /// there, and its answer is waited for in vain, for as long as there is a handle to put another one in: so when the
-    /// driver is gone, the handle goes, and what was left behind comes back.
+    /// driver is gone, the handle goes, and what was left behind comes back. What the server has already is driven by
+    /// tasks of its own, and is answered all the same.
     /// Nothing if the connection was let go of before.
     pub(super) async fn send(
         &mut self,
@@ -328,7 +336,10 @@ impl Conn {
         self.watch.arm();
         let answer = match &mut self.sender {
             Sender::Http1(sender) => Either::Left(sender.try_send_request(request)),
-            Sender::Http2(sender, _) => Either::Right(sender.try_send_request(request)),
+            Sender::Http2(sender, _) => {
+                let mut sender = sender.lock();
+                Either::Right(sender.as_mut()?.try_send_request(request))
+            }
             Sender::Ended => return None,
         };
         let mut answer = pin!(answer);
@@ -337,7 +348,11 @@ impl Conn {
             answered = &mut answer => return Some(answered),
             () = self.ended.cancelled() => {}
         }
-        self.sender = Sender::Ended;
+        if let Sender::Http2(sender, _) = std::mem::replace(&mut self.sender, Sender::Ended) {
+            // Let go of outside of the lock: what was left behind is told here and now.
+            let last = sender.lock().take();
+            drop(last);
+        }
         Some(answer.await)
     }
 }

@@ -106,11 +106,20 @@ impl<C: Upstream> Desk<C> {
         line
     }
 
-    /// A connect succeeded. Gives the name under which its end is to be told.
-    pub(super) fn connected(self: &Arc<Self>, ticket: Ticket, conn: C) -> Option<ConnId> {
-        let (id, effects) = self.with(|inner, now| inner.core.connected(now, ticket, conn));
+    /// A connect succeeded. Gives the name under which its end is to be told, and whether it is the first
+    /// connection to an endpoint that is asked what it serves.
+    pub(super) fn connected(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        origin: OriginId,
+        conn: C,
+    ) -> Option<(ConnId, bool)> {
+        let ((id, effects), first) = self.with(|inner, now| {
+            let first = inner.awaits_first(origin);
+            (inner.core.connected(now, ticket, conn), first)
+        });
         self.carry_out(effects);
-        id
+        id.map(|id| (id, first))
     }
 
     /// A connect failed.

@@ -62,8 +62,7 @@ impl Dialler {
         match conn::connect(&target, &self.tasks, within).await {
             Ok((conn, driver)) => {
                 self.connect_seconds.observe(began.elapsed().as_secs_f64());
-                self.connected(&desk, ticket, conn, driver);
-                if desk.with(|inner, _| inner.is_first(origin)) {
+                if self.connected(&desk, (ticket, origin), conn, driver) {
                     self.reconnects.note(&target);
                 }
             }
@@ -71,7 +70,14 @@ impl Dialler {
         }
     }
 
-    fn connected(&self, desk: &Arc<Desk<Conn>>, ticket: Ticket, mut conn: Conn, driver: Driver) {
+    /// True if it is a first connection, of which somebody wants to know.
+    fn connected(
+        &self,
+        desk: &Arc<Desk<Conn>>,
+        (ticket, origin): (Ticket, OriginId),
+        mut conn: Conn,
+        driver: Driver,
+    ) -> bool {
         let (name, named) = oneshot::channel();
         let known_as: Arc<OnceLock<ConnId>> = Arc::default();
         // The driver first: a waiter that is granted this connection needs it to run.
@@ -92,8 +98,8 @@ impl Dialler {
         });
         conn.driver = Some(driving.abort_handle());
         let (streams, handle) = (conn.streams(), conn.another());
-        let Some(id) = desk.connected(ticket, conn) else {
-            return;
+        let Some((id, first)) = desk.connected(ticket, origin, conn) else {
+            return false;
         };
         let _ = known_as.set(id);
         // A driver that has ended already needs no name.
@@ -103,6 +109,7 @@ impl Dialler {
         if let Some(allowed) = now_allowed.filter(|allowed| *allowed != streams) {
             allow(desk, id, allowed);
         }
+        first
     }
 
     fn failed(

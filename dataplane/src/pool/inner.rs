@@ -179,9 +179,9 @@ impl<C: Upstream> Inner<C> {
         Some(format!("endpoint `{id}`: {}", found.why).into())
     }
 
-    /// True if the endpoint is asked, and this is its only connection.
-    pub(super) fn is_first(&self, origin: OriginId) -> bool {
-        self.asked.is_some() && self.core.census_of(origin).open <= 1
+    /// True if the endpoint is asked and has no connection: what comes now is the first.
+    pub(super) fn awaits_first(&self, origin: OriginId) -> bool {
+        self.asked.is_some() && self.core.census_of(origin).open == 0
     }
 
     /// What an endpoint's name was last resolved to.

@@ -74,12 +74,12 @@ impl Upstream for Counted {
 struct Threads(Arc<Ledger>);
 
 impl Dial<Counted> for Threads {
-    fn dial(&self, desk: &Arc<Desk<Counted>>, ticket: Ticket, _: OriginId) {
+    fn dial(&self, desk: &Arc<Desk<Counted>>, ticket: Ticket, origin: OriginId) {
         let (ledger, desk) = (self.0.clone(), desk.clone());
         let connect = thread::spawn(move || {
             others_may_run();
             ledger.made.fetch_add(1, Ordering::SeqCst);
-            desk.connected(ticket, Counted(ledger.clone()));
+            desk.connected(ticket, origin, Counted(ledger.clone()));
         });
         self.0.connects.lock().push(connect);
     }

@@ -19,7 +19,7 @@ use forebay_proto::{
     limits,
     probe::{AddressPolicy, Cidr, Outcome, PATH, Verdict, judge},
 };
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use parking_lot::Mutex;
@@ -213,9 +213,10 @@ pub(super) async fn follow(
                     let found = ask_in_turn(target, asked, &common).await;
                     (target, found)
                 });
-                let found = join_all(found).await;
-                let Some(pool) = pool.upgrade() else { return };
-                for (target, found) in found {
+                // Each is acted on as it comes: one that does not answer holds up no other.
+                let mut found: FuturesUnordered<_> = found.collect();
+                while let Some((target, found)) = found.next().await {
+                    let Some(pool) = pool.upgrade() else { return };
                     let verdict = found.verdict;
                     let before = schedule.found(Instant::now(), target, verdict, probing.every);
                     pool.found(asked, target, &found, before);
