@@ -2,6 +2,8 @@
 //! continues the client's trace.
 
 mod alarm;
+mod answer;
+mod attempt;
 mod body;
 mod connection;
 mod error;
@@ -12,6 +14,7 @@ mod model_field;
 mod models;
 mod paths;
 mod proxy;
+mod read;
 mod record;
 mod watchdog;
 
@@ -186,7 +189,7 @@ async fn answer(
         Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
         Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
         Err(error) => {
-            proxy::discard(parts, body).await;
+            read::discard(parts, body).await;
             Err(error)
         }
     };
