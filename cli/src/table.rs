@@ -248,9 +248,10 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
     for worker in workers {
         table.add_row([
             worker.id.clone(),
-            match worker.in_ring {
-                true => format!("{}, in ring", state(worker.state())),
-                false => state(worker.state()).to_owned(),
+            match (worker.draining, worker.in_ring) {
+                (true, _) => format!("{}, ending", state(worker.state())),
+                (false, true) => format!("{}, in ring", state(worker.state())),
+                (false, false) => state(worker.state()).to_owned(),
             },
             worker.applied_revision.to_string(),
             worker.lag_revisions.to_string(),

@@ -1,17 +1,19 @@
-//! The composition root of a worker: binds every port and reads the last known good configuration,
-//! tells where it listens, then runs until told to stop.
+//! The composition root of a worker: binds every port, or takes them over, reads the last known good configuration,
+//! and tells where it listens. `running.rs` has the rest.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use forebay_proto::{InstanceId, WorkerId, probe::Cidr};
 use http::Uri;
 use prometheus::Registry;
-use tokio::{
-    net::TcpListener,
-    task::JoinSet,
-    time::{interval, timeout},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::net::{TcpListener, UnixStream};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
@@ -19,15 +21,14 @@ use crate::{
     apply::{Applier, open_file_limit},
     budget::Budget,
     config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
+    ending::Ending,
     gateway::Gateway,
+    handover::{self, HandoverError, Offer, Taken, take_over},
     live::LiveCell,
     metrics::Metrics,
-    pool::{Common, Probing, SWEEP},
+    pool::{Common, Probing},
     resolve::Resolver,
 };
-
-/// How long the connections' tasks may take to end after the last request did.
-const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Who may reach the ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,17 @@ pub enum Exposure {
     LoopbackOnly,
     /// Anybody, without authentication. Said explicitly.
     Insecure,
+}
+
+/// Whether processes of one worker take each other's place (`handover`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandOver {
+    /// No.
+    Never,
+    /// Another one may take this one's.
+    Offer,
+    /// The same, and this one takes that of the one that runs, if one does.
+    TakeOver,
 }
 
 /// Settings of the process; what the control plane pushes is not among them.
@@ -63,8 +75,12 @@ pub struct WorkerSettings {
     pub soak: Duration,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
+    /// How long it goes on accepting when it is to stop, not ready any more.
+    pub drain_delay: Duration,
     /// How long requests in flight get at the end.
     pub grace: Duration,
+    /// Whether a new process may take its place.
+    pub hand_over: HandOver,
     /// Version of the build.
     pub build: String,
 }
@@ -104,28 +120,54 @@ pub enum WorkerError {
         /// Why.
         error: io::Error,
     },
+    /// Another process of this worker runs, and this one was not told to take its place, or the other way round.
+    #[error("{} is where a running worker is asked for its place: {error}", .place.display())]
+    Place {
+        /// Its Unix socket.
+        place: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The process that runs did not hand over, and serves on.
+    #[error("not taken over: {0}; the process that runs serves on")]
+    TakeOver(String),
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
 /// A worker that is bound and ready to run.
-#[derive(Debug)]
 pub struct BoundWorker {
-    gateway: (TcpListener, SocketAddr),
-    admin: (TcpListener, SocketAddr),
-    parts: Parts,
+    pub(crate) gateway: (TcpListener, SocketAddr),
+    pub(crate) admin: (TcpListener, SocketAddr),
+    pub(crate) place: Place,
+    pub(crate) drain_delay: Duration,
+    pub(crate) parts: Parts,
 }
 
+/// Where processes of this worker find each other.
 #[derive(Debug)]
-struct Parts {
-    live: Arc<LiveCell>,
-    client: ConfigClient,
-    serving: Gateway,
-    admin: Admin,
-    tasks: TaskTracker,
-    metrics: Arc<Metrics>,
-    budget: Arc<Budget>,
+pub(crate) enum Place {
+    /// Nowhere.
+    None,
+    /// Here, from now on.
+    Offered(Offer),
+    /// Here, once this process is ready to serve in the place of the one behind this stream.
+    Taken(PathBuf, UnixStream),
+}
+
+/// What a worker is made of.
+pub(crate) struct Parts {
+    pub(crate) live: Arc<LiveCell>,
+    pub(crate) client: ConfigClient,
+    /// Makes another one.
+    pub(crate) remake: Box<dyn Fn() -> ConfigClient + Send + Sync>,
+    pub(crate) serving: Gateway,
+    pub(crate) admin: Admin,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) ending: Arc<Ending>,
 }
 
 impl BoundWorker {
@@ -134,13 +176,38 @@ impl BoundWorker {
         if settings.control.is_empty() {
             return Err(WorkerError::NoControl);
         }
-        let gateway = bind("--listen", settings.listen, settings.exposure).await?;
-        let admin = bind("--admin-listen", settings.admin_listen, settings.exposure).await?;
+        let data_dir = settings.data_dir.as_deref();
+        let place = data_dir.filter(|_| settings.hand_over != HandOver::Never);
+        let place = place.map(handover::place);
+        let (gateway, admin, stream) = match take(&settings, place.as_deref()).await? {
+            Some(Taken {
+                gateway,
+                admin,
+                stream,
+            }) => {
+                let gateway = taken("--listen", settings.listen, gateway)?;
+                let admin = taken("--admin-listen", settings.admin_listen, admin)?;
+                (gateway, admin, Some(stream))
+            }
+            None => {
+                let gateway = bind("--listen", settings.listen, settings.exposure).await?;
+                let admin = bind("--admin-listen", settings.admin_listen, settings.exposure);
+                (gateway, admin.await?, None)
+            }
+        };
         let lkg = open_lkg(settings.data_dir.clone()).await?;
+        let place = match (place, stream) {
+            (None, _) => Place::None,
+            (Some(place), Some(stream)) => Place::Taken(place, stream),
+            (Some(place), None) => offer(place).await?,
+        };
+        let drain_delay = settings.drain_delay;
         let parts = Parts::new(settings, gateway.1, lkg).await?;
         Ok(Self {
             gateway,
             admin,
+            place,
+            drain_delay,
             parts,
         })
     }
@@ -155,49 +222,6 @@ impl BoundWorker {
     #[must_use]
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin.1
-    }
-
-    /// Serves until told to stop; then lets requests in flight finish and closes everything.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
-        let Parts {
-            live,
-            client,
-            serving,
-            admin,
-            tasks,
-            metrics,
-            budget,
-        } = self.parts;
-        let sweeping = CancellationToken::new();
-        let mut loops = JoinSet::new();
-        loops.spawn(sweep(live.clone(), metrics, sweeping.clone()));
-        loops.spawn(budget.run(live.clone(), sweeping.clone()));
-        loops.spawn(client.run(shutdown.child_token()));
-        let (status, stopping) = (admin.status.clone(), shutdown.clone());
-        loops.spawn(async move {
-            stopping.cancelled().await;
-            status.stop();
-        });
-        let admin_stop = CancellationToken::new();
-        let mut admin_task = JoinSet::new();
-        admin_task.spawn(admin.run(self.admin.0, admin_stop.clone()));
-
-        serving.run(self.gateway.0, shutdown.clone()).await;
-        live.shutdown();
-        sweeping.cancel();
-        admin_stop.cancel();
-        tasks.close();
-        if timeout(LAST_TASKS, tasks.wait()).await.is_err() {
-            tracing::warn!(
-                left = tasks.len(),
-                "upstream connections did not end in time"
-            );
-        }
-        while let Some(ended) = loops.join_next().await {
-            ended.map_err(|error| WorkerError::Internal(error.to_string()))?;
-        }
-        admin_task.shutdown().await;
-        Ok(())
     }
 }
 
@@ -229,20 +253,24 @@ impl Parts {
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
         };
-        let applier = Applier::new(live.clone(), common, open_files);
-        let mut client = ConfigClient::new(
-            settings.control,
-            identity,
-            applier,
-            live.clone(),
-            status.clone(),
-            metrics.clone(),
-            lkg.map(|lkg| Keeping {
-                lkg,
-                soak: settings.soak,
-            }),
-        );
+        let remake = {
+            let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
+            let (control, soak) = (settings.control, settings.soak);
+            move || {
+                ConfigClient::new(
+                    control.clone(),
+                    identity.clone(),
+                    Applier::new(live.clone(), common.clone(), open_files),
+                    live.clone(),
+                    status.clone(),
+                    metrics.clone(),
+                    lkg.clone().map(|lkg| Keeping { lkg, soak }),
+                )
+            }
+        };
+        let mut client = remake();
         client.start_from_disk();
+        let ending = Arc::new(Ending::default());
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
         let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
         let admin = Admin {
@@ -253,11 +281,13 @@ impl Parts {
         Ok(Self {
             live,
             client,
+            remake: Box::new(remake),
             serving,
             admin,
             tasks,
             metrics,
             budget,
+            ending,
         })
     }
 }
@@ -276,6 +306,49 @@ async fn bind(
     Ok((listener, bound))
 }
 
+/// Asks the process that runs for its place, if this one is to take it.
+async fn take(
+    settings: &WorkerSettings,
+    place: Option<&Path>,
+) -> Result<Option<Taken>, WorkerError> {
+    let place = place.filter(|_| settings.hand_over == HandOver::TakeOver);
+    let Some(place) = place else { return Ok(None) };
+    let taken = take_over(place).await;
+    taken.map_err(|error: HandoverError| WorkerError::TakeOver(error.to_string()))
+}
+
+/// A listener that was taken over. It stays where it is, whatever the flag says.
+fn taken(
+    flag: &'static str,
+    addr: SocketAddr,
+    listener: TcpListener,
+) -> Result<(TcpListener, SocketAddr), WorkerError> {
+    let bound = listener.local_addr();
+    let bound = bound.map_err(|error| WorkerError::Bind { flag, addr, error })?;
+    if addr.port() != 0 && addr != bound {
+        return Err(WorkerError::TakeOver(format!(
+            "{flag} {addr} is not where that process listens ({bound}); take over with the same addresses, and move \
+             with a restart"
+        )));
+    }
+    Ok((listener, bound))
+}
+
+/// Lets another process ask for this one's place. Where that cannot be, it is told, and nobody can.
+async fn offer(place: PathBuf) -> Result<Place, WorkerError> {
+    match Offer::bind(&place).await {
+        Ok(offer) => Ok(Place::Offered(offer)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(WorkerError::Place { place, error })
+        }
+        Err(error) => {
+            let place = place.display();
+            tracing::warn!(%place, %error, "no other process can take over from this one");
+            Ok(Place::None)
+        }
+    }
+}
+
 async fn open_lkg(data_dir: Option<PathBuf>) -> Result<Option<LastKnownGood>, WorkerError> {
     let Some(data_dir) = data_dir else {
         return Ok(None);
@@ -291,20 +364,4 @@ async fn open_lkg(data_dir: Option<PathBuf>) -> Result<Option<LastKnownGood>, Wo
     opened
         .map(Some)
         .map_err(|error| WorkerError::DataDir { folder, error })
-}
-
-async fn sweep(live: Arc<LiveCell>, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut ticks = interval(SWEEP);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {
-                let gone = live.sweep();
-                // Not one that is back already.
-                let live = live.load();
-                let gone = gone.iter().filter(|model| !live.models.contains_key(*model));
-                gone.for_each(|model| metrics.forget(model));
-            }
-            () = stop.cancelled() => return,
-        }
-    }
 }

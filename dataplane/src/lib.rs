@@ -9,12 +9,15 @@ mod app;
 pub mod apply;
 mod budget;
 pub mod config_client;
+mod ending;
 pub mod gateway;
+mod handover;
 mod health;
 pub mod live;
 pub mod metrics;
 pub mod pool;
 mod resolve;
+mod running;
 mod shared_socket;
 #[cfg(feature = "simulation")]
 pub mod simulation;
@@ -23,4 +26,4 @@ mod trace_context;
 /// Where the spans of a request come from: the beginning of their target.
 pub const REQUEST_SPANS: &str = "forebay_dataplane::gateway";
 
-pub use app::{BoundWorker, Exposure, WorkerError, WorkerSettings};
+pub use app::{BoundWorker, Exposure, HandOver, WorkerError, WorkerSettings};

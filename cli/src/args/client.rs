@@ -335,6 +335,19 @@ pub(crate) enum Fleet {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Have a worker end: it is not ready any more, its requests in flight finish, and it exits.
+    Drain {
+        /// The worker's id.
+        worker: String,
+        /// Wait until it is gone.
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait with --wait.
+        #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+        within: Duration,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Show how far a revision has come.
     #[command(after_help = ROLLOUT_EXAMPLES)]
     Rollout {

@@ -116,6 +116,10 @@ pub(crate) struct WorkerListen {
     /// How often an endpoint that was found not to serve its model is asked again; about that, at least `1s`.
     #[arg(long, hide_env_values = true, env = "FOREBAY_PROBE_EVERY", value_name = "TIME", default_value = "30s", value_parser = probe_every)]
     pub(crate) probe_every: Duration,
+    /// How long a worker that is to stop goes on accepting requests, not ready any more, so that load balancers notice
+    /// before its port is closed.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub(crate) drain_delay: Duration,
     /// How long requests in flight get when the worker stops.
     #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -245,6 +249,10 @@ pub(crate) struct Worker {
         value_name = "ID"
     )]
     pub(crate) worker_id: Option<WorkerId>,
+    /// Take the place of the process of this worker that runs, if one does: its ports, the connections that wait there,
+    /// and those of clients as they come to rest. It ends when its last request has. Nobody is refused.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_TAKE_OVER")]
+    pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) worker: WorkerListen,
     #[command(flatten)]

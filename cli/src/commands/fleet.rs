@@ -1,6 +1,10 @@
 //! `forebay fleet`.
 
+use std::time::Duration;
+
+use anyhow::bail;
 use forebay_proto::{limits, wire};
+use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use wire::fleet_client::FleetClient;
 
@@ -10,6 +14,9 @@ use crate::{
     client::{self, call},
     document, table, ui,
 };
+
+/// How often it is looked whether a worker is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs one of them.
 pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
@@ -22,6 +29,12 @@ pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
             write,
             client,
         } => revisions::rollback(revision, write, &client).await,
+        Fleet::Drain {
+            worker,
+            wait,
+            within,
+            client,
+        } => drain(worker, wait.then_some(within), &client).await,
         Fleet::Rollout {
             revision,
             wait,
@@ -37,6 +50,35 @@ pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
 async fn fleet(client: &ClientArgs) -> anyhow::Result<FleetClient<Channel>> {
     let fleet = FleetClient::new(client::connect(client).await?);
     Ok(fleet.max_decoding_message_size(4 * limits::MESSAGE_BYTES))
+}
+
+/// Has a worker end, and waits for that if it is to.
+async fn drain(id: String, wait: Option<Duration>, client: &ClientArgs) -> anyhow::Result<()> {
+    let mut fleet = fleet(client).await?;
+    let request = wire::DrainWorkerRequest { id: id.clone() };
+    let mut worker = call(fleet.drain_worker(request)).await?;
+    let instance = worker.instance_id.clone();
+    let deadline = wait.map(|within| Instant::now() + within);
+    // Another process of that id is another worker: it is what came after.
+    while deadline.is_some() && worker.gone_time.is_none() && worker.instance_id == instance {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            bail!(
+                "worker `{id}` still has {} requests on what was before, or others in flight; wait on with --within",
+                worker.draining_requests
+            );
+        }
+        sleep(LOOK_EVERY).await;
+        let request = wire::GetWorkerRequest { id: id.clone() };
+        worker = call(fleet.get_worker(request)).await?;
+    }
+    match client.output {
+        Output::Table => ui::say(&table::workers(&[worker])),
+        output => {
+            let value = document::to_value("Worker", &worker)?;
+            ui::say(&document::print(&value, output)?);
+        }
+    }
+    Ok(())
 }
 
 async fn workers(client: &ClientArgs) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use forebay_control::{BoundControl, ControlSettings, Recovery, StoreLocation};
-use forebay_dataplane::{BoundWorker, WorkerSettings};
+use forebay_dataplane::{BoundWorker, HandOver, WorkerSettings};
 use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +57,11 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(log, "forebay-worker", id.as_str())?;
     open_files::raise_limit();
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
-    let settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
+    let mut settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
+    settings.hand_over = match args.take_over {
+        true => HandOver::TakeOver,
+        false => HandOver::Offer,
+    };
     let bound = BoundWorker::bind(settings).await?;
     ui::say(&format!(
         "Forebay worker {id}\n\n  \
@@ -133,7 +137,9 @@ pub(crate) fn worker_settings(
         probe_every: listen.probe_every,
         probe_allow: role.probe_allow.clone(),
         max_body_bytes: listen.max_body_bytes,
+        drain_delay: listen.drain_delay,
         grace: listen.grace,
+        hand_over: HandOver::Never,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

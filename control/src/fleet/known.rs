@@ -14,7 +14,11 @@ use crate::rollout::{Seen, Staging};
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) introduction: Introduction,
-    pub(super) session: Option<(SessionId, CancellationToken)>,
+    pub(super) session: Option<Line>,
+    /// Its build can be told to end.
+    pub(super) drains: bool,
+    /// It is to end, or does.
+    pub(super) ends: bool,
     pub(super) applied: Option<Applied>,
     pub(super) refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
@@ -26,6 +30,16 @@ pub(super) struct Known {
     pub(super) connected: SystemTime,
     pub(super) seen: SystemTime,
     pub(super) gone: Option<SystemTime>,
+}
+
+/// How its session is told.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) session: SessionId,
+    /// A newer one came.
+    pub(super) end: CancellationToken,
+    /// The worker is to end.
+    pub(super) drain: CancellationToken,
 }
 
 impl Known {
@@ -102,6 +116,7 @@ impl Known {
             apply_millis: applied.map_or(0, |a| a.millis),
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
+            draining: self.ends && self.gone.is_none(),
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }

@@ -19,7 +19,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::refusals::bounded;
-use self::{known::Known, refusals::share_refusals};
+use self::{
+    known::{Known, Line},
+    refusals::share_refusals,
+};
 use crate::{
     metrics::RolloutCounts,
     rollout::{Seen, Staging},
@@ -82,6 +85,17 @@ pub(crate) struct Refused {
     pub(crate) refusals: Vec<wire::Refusal>,
 }
 
+/// Why a worker cannot be told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CannotDrain {
+    /// There is none of that id.
+    Unknown,
+    /// It is not connected.
+    Gone,
+    /// Its build does not know how.
+    TooOld,
+}
+
 /// An opened session.
 pub(crate) struct Joined {
     pub(crate) session: SessionId,
@@ -89,6 +103,8 @@ pub(crate) struct Joined {
     pub(crate) refused: Option<Position>,
     /// The address of an older stream of the same worker id, which is told to end.
     pub(crate) replaces: Option<String>,
+    /// The worker is to be told to end.
+    pub(crate) drain: CancellationToken,
 }
 
 impl Fleet {
@@ -110,8 +126,7 @@ impl Fleet {
         let session = SessionId(inner.sessions);
         let old = inner.workers.remove(&introduction.worker);
         let older = old.as_ref().and_then(|old| {
-            let (_, end) = old.session.as_ref()?;
-            end.cancel();
+            old.session.as_ref()?.end.cancel();
             Some(old.introduction.peer.clone())
         });
         let same = old.as_ref().and_then(|old| old.applied.clone());
@@ -129,15 +144,26 @@ impl Fleet {
         let instance = &introduction.instance;
         let same = old.filter(|old| old.introduction.instance == *instance);
         let health = same.as_ref().map_or_else(Health::default, |old| old.health);
+        let ends = same.as_ref().is_some_and(|old| old.ends);
         let refused = same.and_then(|old| old.refused);
         let position = refused.as_ref().map(|refused| refused.position.clone());
         let worker = introduction.worker.clone();
-        let session_and_end = Some((session, end));
+        let drain = CancellationToken::new();
+        if ends {
+            drain.cancel();
+        }
+        let line = Line {
+            session,
+            end,
+            drain: drain.clone(),
+        };
         inner.workers.insert(
             worker,
             Known {
                 introduction,
-                session: session_and_end,
+                session: Some(line),
+                drains: false,
+                ends,
                 applied,
                 refused,
                 draining: 0,
@@ -154,6 +180,7 @@ impl Fleet {
             session,
             refused: position,
             replaces: older,
+            drain,
         })
     }
 
@@ -203,6 +230,36 @@ impl Fleet {
             known.refused = Some(refused);
             true
         });
+    }
+
+    /// The worker's build can be told to end.
+    pub(crate) fn drains(&self, worker: &WorkerId, session: SessionId) {
+        self.with(worker, session, |known| {
+            known.drains = true;
+            false
+        });
+    }
+
+    /// The worker says that it ends.
+    pub(crate) fn ends(&self, worker: &WorkerId, session: SessionId) {
+        self.with(worker, session, |known| {
+            !std::mem::replace(&mut known.ends, true)
+        });
+    }
+
+    /// Has a worker told to end. It is told once it is connected, if it is now and was not told before.
+    pub(crate) fn drain(&self, id: &str) -> Result<(), CannotDrain> {
+        let mut inner = self.inner.lock();
+        let known = inner.workers.get_mut(id).ok_or(CannotDrain::Unknown)?;
+        let line = known.session.as_ref().ok_or(CannotDrain::Gone)?;
+        if !known.drains {
+            return Err(CannotDrain::TooOld);
+        }
+        line.drain.cancel();
+        known.ends = true;
+        drop(inner);
+        self.changed.send_replace(());
+        Ok(())
     }
 
     /// The stream ended.
@@ -333,7 +390,7 @@ impl Fleet {
             known
                 .session
                 .as_ref()
-                .is_some_and(|(current, _)| *current == session)
+                .is_some_and(|line| line.session == session)
         };
         if let Some(known) = known.filter(current) {
             known.seen = SystemTime::now();

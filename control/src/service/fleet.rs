@@ -13,6 +13,7 @@ use super::{
     status::{self, Reason},
     watch::{Watchers, watch},
 };
+use crate::fleet::CannotDrain;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -36,6 +37,12 @@ impl FleetService {
         }
         Ok((newest, revision))
     }
+}
+
+fn unknown(id: &str) -> Status {
+    let id: String = id.chars().take(63).collect();
+    let message = format!("worker `{id}` is not known; ListWorkers shows those that are");
+    status::with_reason(Code::NotFound, Reason::WorkerNotFound, message)
 }
 
 #[tonic::async_trait]
@@ -73,12 +80,7 @@ impl Fleet for FleetService {
             self.context
                 .fleet
                 .worker(&request.id, &published.position)
-                .ok_or_else(|| {
-                    let id: String = request.id.chars().take(63).collect();
-                    let message =
-                        format!("worker `{id}` is not known; ListWorkers shows those that are");
-                    status::with_reason(Code::NotFound, Reason::WorkerNotFound, message)
-                })
+                .ok_or_else(|| unknown(&request.id))
         };
         self.context.call("GetWorker", request, serve).await
     }
@@ -93,6 +95,36 @@ impl Fleet for FleetService {
             Ok(self.context.fleet.rollout(revision, &newest))
         };
         self.context.call("GetRollout", request, serve).await
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<wire::DrainWorkerRequest>,
+    ) -> Result<Response<wire::Worker>, Status> {
+        let serve = async |request: wire::DrainWorkerRequest| {
+            let id: String = request.id.chars().take(63).collect();
+            let refused = |code, reason, why: &str| {
+                let message = format!("worker `{id}` {why}");
+                Err(status::with_reason(code, reason, message))
+            };
+            match self.context.fleet.drain(&request.id) {
+                Ok(()) => tracing::info!(worker = id, "worker is told to end"),
+                Err(CannotDrain::Unknown) => return Err(unknown(&request.id)),
+                Err(CannotDrain::Gone) => {
+                    let why = "is not connected; end its process (SIGTERM) on its own machine";
+                    return refused(Code::FailedPrecondition, Reason::WorkerGone, why);
+                }
+                Err(CannotDrain::TooOld) => {
+                    let why =
+                        "runs a build that cannot be told from here; end its process (SIGTERM)";
+                    return refused(Code::FailedPrecondition, Reason::WorkerTooOld, why);
+                }
+            }
+            let published = self.context.registry.published();
+            let worker = self.context.fleet.worker(&request.id, &published.position);
+            worker.ok_or_else(|| unknown(&request.id))
+        };
+        self.context.call("DrainWorker", request, serve).await
     }
 
     type WatchRolloutStream = BoxStream<'static, Result<wire::Rollout, Status>>;

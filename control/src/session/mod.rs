@@ -37,9 +37,10 @@ use crate::{
     trace_context,
 };
 
-/// Versions of the protocol that are spoken; the newer has deltas and chunks.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=DELTAS;
+/// Versions of the protocol that are spoken: the second has deltas and chunks, in the third a worker can be told to end.
+const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=DRAINS;
 const DELTAS: u32 = 2;
+const DRAINS: u32 = 3;
 
 /// The way back to the worker. Boxed, because a channel keeps room for dozens of messages.
 pub(crate) type Outbound = mpsc::Sender<Box<Result<wire::ToWorker, Status>>>;
@@ -65,6 +66,8 @@ pub(crate) struct Session {
     /// A child of it: a newer stream of the same worker came.
     end: CancellationToken,
     joined: Option<(WorkerId, Joined)>,
+    /// The worker is to be told to end, and was not yet.
+    drain: Option<CancellationToken>,
     /// The push that is unanswered, for its trace.
     push_span: Option<Span>,
     /// What the worker said last of a push, until the machine has judged whether it counts.
@@ -106,9 +109,9 @@ impl Session {
         let offer = offers.borrow_and_update().clone();
         let (differs, current) = (offer.differs(), offer.stable().clone());
         let machine = Machine::new(current.published.position.clone(), old);
-        let (protocol, outbox) = (DELTAS, Outbox::default());
+        let (protocol, outbox) = (*PROTOCOLS.end(), Outbox::default());
         let opened = Instant::now();
-        let (joined, push_span, answer) = (None, None, None);
+        let (joined, drain, push_span, answer) = (None, None, None, None);
         Self {
             machine,
             offers,
@@ -124,6 +127,7 @@ impl Session {
             stopping,
             end,
             joined,
+            drain,
             push_span,
             answer,
         }
@@ -186,6 +190,11 @@ impl Session {
                     false => Ok(Some(Event::Time)),
                 },
                 () = self.end.cancelled() => return self.ended(),
+                () = told(self.drain.as_ref()) => {
+                    self.drain = None;
+                    self.outbox.say(Say::Drain(wire::Drain {}));
+                    continue;
+                }
             };
             let effects = match event {
                 Ok(Some(event)) => self.take(event),
@@ -285,6 +294,9 @@ impl Session {
             let health = (beat.health.map(Health::from), changed);
             self.fleet
                 .beat(worker, joined.session, beat.draining_requests, health);
+            if beat.stopping {
+                self.fleet.ends(worker, joined.session);
+            }
         }
         Ok(Event::Heartbeat { applied })
     }
@@ -322,6 +334,10 @@ impl Session {
         }
         let applied_revision = applied.as_ref().map_or(0, |applied| applied.revision.get());
         tracing::info!(%worker, peer = self.peer, applied_revision, "worker connected");
+        if self.protocol >= DRAINS {
+            self.fleet.drains(&worker, joined.session);
+            self.drain = Some(joined.drain.clone());
+        }
         let refused = joined.refused.clone();
         self.joined = Some((worker, joined));
         Ok(Event::Hello {
@@ -449,6 +465,14 @@ impl Session {
             let span = tracing::info_span!(parent: &push, "answer", answer);
             span.in_scope(|| tracing::debug!(answer, "push answered"));
         }
+    }
+}
+
+/// Waits until the worker is to be told.
+async fn told(drain: Option<&CancellationToken>) {
+    match drain {
+        Some(drain) => drain.cancelled().await,
+        None => std::future::pending().await,
     }
 }
 

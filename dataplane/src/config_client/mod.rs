@@ -6,6 +6,7 @@
 
 mod attempts;
 mod backoff;
+mod follow;
 mod incoming;
 mod keeper;
 mod lkg;
@@ -23,6 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
+pub(crate) use self::follow::{Order, follow};
 use self::{
     attempts::Tried,
     backoff::{Backoff, Class},

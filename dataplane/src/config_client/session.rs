@@ -26,7 +26,7 @@ use super::{
 use crate::{apply::Refusal, trace_context};
 
 /// Versions of the protocol that this build speaks; the newer has deltas and chunks.
-const PROTOCOLS: RangeInclusive<u32> = 1..=2;
+const PROTOCOLS: RangeInclusive<u32> = 1..=3;
 const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
@@ -110,6 +110,8 @@ pub(super) struct Session<'a> {
     heartbeat: Interval,
     /// Requests are still on what an earlier revision had; when to look again.
     draining: Option<Instant>,
+    /// It was said that the worker ends.
+    told_of_end: bool,
     incoming: Incoming,
 }
 
@@ -130,6 +132,7 @@ impl<'a> Session<'a> {
                 last_heard: Instant::now(),
                 heartbeat,
                 draining: None,
+                told_of_end: false,
                 incoming: Incoming::default(),
             };
             session.listen(heard).await
@@ -147,6 +150,7 @@ impl<'a> Session<'a> {
         &mut self,
         mut heard: Streaming<wire::ToWorker>,
     ) -> Result<std::convert::Infallible, Ended> {
+        let stopping = self.client.status.clone();
         loop {
             let silent = self.last_heard + self.silence;
             let complete = self.incoming.deadline();
@@ -155,6 +159,11 @@ impl<'a> Session<'a> {
             let message = tokio::select! {
                 message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
+                    self.beat()?;
+                    continue;
+                }
+                () = stopping.stopping(), if !self.told_of_end => {
+                    self.told_of_end = true;
                     self.beat()?;
                     continue;
                 }
@@ -181,6 +190,11 @@ impl<'a> Session<'a> {
             Heard::Welcome(welcome) => return self.welcome(&welcome),
             Heard::Tick(tick) => {
                 self.note_target(tick.target);
+                return Ok(());
+            }
+            Heard::Drain(wire::Drain {}) => {
+                tracing::info!("the control plane tells this worker to end");
+                self.client.status.ask_to_end();
                 return Ok(());
             }
             Heard::Goodbye(goodbye) => return Err(Ended::Told(told(goodbye.reason()))),
@@ -309,6 +323,7 @@ impl<'a> Session<'a> {
             draining_requests: u32::try_from(draining).unwrap_or(u32::MAX),
             health: Some((&self.client.metrics.health.read()).into()),
             changed,
+            stopping: self.client.status.is_stopping(),
         }))
     }
 

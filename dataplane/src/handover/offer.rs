@@ -1,0 +1,177 @@
+//! The old process: offers its listeners to one that asks, and hands connections over once that one is ready.
+
+use std::{
+    io::{self, ErrorKind},
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    HandoverError, READY_WITHIN, Resting, SAY_WITHIN, VERSION,
+    wire::{Word, hear, say},
+};
+use crate::{config_client::Order, ending::Ending};
+
+/// Connections at rest that wait to be sent.
+const WAITING: usize = 64;
+
+/// What is handed over, and who is told.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    /// The gateway's listener and the admin port's.
+    pub(crate) listeners: [OwnedFd; 2],
+    /// Ends the configuration client and begins it again.
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) ending: Arc<Ending>,
+}
+
+/// A place where a new process can ask.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Offer {
+    /// Listens there. Whoever listened there before must be done with it.
+    pub(crate) async fn bind(path: &Path) -> io::Result<Self> {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(
+                ErrorKind::AddrInUse,
+                "another worker runs on this directory; say --take-over to take its place, or choose another --worker-id",
+            ));
+        }
+        Self::replace(path)
+    }
+
+    /// Listens there, whoever did before.
+    pub(crate) fn replace(path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        Ok(Self {
+            listener: UnixListener::bind(path)?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Answers who asks, one at a time, until one has taken over or this process stops.
+    pub(crate) async fn run(
+        self,
+        lines: Lines,
+        stopping: CancellationToken,
+        over: CancellationToken,
+    ) {
+        let stopped = async {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = lines.ending.draining() => {}
+                () = over.cancelled() => {}
+            }
+        };
+        let heir = tokio::select! {
+            heir = self.find_heir(&lines) => heir,
+            () = stopped => {
+                // What is there no more is not asked.
+                drop(std::fs::remove_file(&self.path));
+                return;
+            }
+        };
+        // The name is the heir's from now on.
+        drop(self.listener);
+        let (to, resting) = mpsc::channel(WAITING);
+        lines.ending.hand_over(to);
+        give(heir, resting).await;
+    }
+
+    async fn find_heir(&self, lines: &Lines) -> UnixStream {
+        loop {
+            let mut stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::error!(%error, "nobody can take over for a while");
+                    tokio::time::sleep(SAY_WITHIN).await;
+                    continue;
+                }
+            };
+            match self.offer(&mut stream, lines).await {
+                Ok(()) => return stream,
+                Err(error) => tracing::warn!(%error, "not taken over, serving on"),
+            }
+        }
+    }
+
+    async fn offer(&self, stream: &mut UnixStream, lines: &Lines) -> Result<(), HandoverError> {
+        let own = rustix::process::geteuid().as_raw();
+        if stream.peer_cred()?.uid() != own {
+            return Err(HandoverError::Protocol("runs as another user"));
+        }
+        let heard = timeout(SAY_WITHIN, hear(stream)).await;
+        let heard = heard.map_err(|_| HandoverError::Protocol("said nothing"))??;
+        let hello = heard.filter(|message| message.word == Word::Hello);
+        let hello = hello.ok_or(HandoverError::Protocol("did not say what it wants"))?;
+        if hello.content != VERSION {
+            let why = b"it speaks another version of the hand-over; stop it and start the new one";
+            say(stream, Word::Refused, &[], why).await?;
+            return Err(HandoverError::Protocol("speaks another version"));
+        }
+        tracing::info!("another process is about to take over");
+        let (rested, resting) = oneshot::channel();
+        let ordered = lines.orders.send(Order::Rest(rested)).await;
+        let stopped = || HandoverError::Protocol("came when this one had stopped");
+        ordered.map_err(|_| stopped())?;
+        let taken = async {
+            // What is in force is on disk once it rests.
+            resting.await.map_err(|_| stopped())?;
+            let [gateway, admin] = &lines.listeners;
+            say(
+                stream,
+                Word::Listeners,
+                &[gateway.as_fd(), admin.as_fd()],
+                &[],
+            )
+            .await?;
+            let heard = timeout(READY_WITHIN, hear(stream)).await;
+            match heard.map_err(|_| HandoverError::Protocol("was not ready in time"))?? {
+                Some(message) if message.word == Word::Ready => Ok(()),
+                Some(_) => Err(HandoverError::Protocol("said what it may not")),
+                None => Err(HandoverError::Protocol("ended before it was ready")),
+            }
+        };
+        let taken = taken.await;
+        if taken.is_err() {
+            drop(lines.orders.send(Order::GoOn).await);
+        }
+        taken
+    }
+}
+
+/// Hands connections over until there are no more.
+async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
+    let mut count = 0_u64;
+    while let Some(Resting { socket, read }) = resting.recv().await {
+        let files = [socket.as_fd()];
+        let said = say(&mut heir, Word::Connection, &files, &read);
+        match timeout(SAY_WITHIN, said).await {
+            Ok(Ok(())) => count += 1,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the new process takes no more connections");
+                return;
+            }
+            Err(_) => {
+                tracing::error!("the new process does not take connections in time");
+                return;
+            }
+        }
+    }
+    tracing::info!(connections = count, "handed over");
+}

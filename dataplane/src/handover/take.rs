@@ -1,0 +1,98 @@
+//! The new process: asks for the listeners, says when it is ready, and gets connections from then on.
+
+use std::{
+    io::{self, ErrorKind},
+    path::Path,
+};
+
+use tokio::{
+    net::{TcpListener, UnixStream},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::{
+    HandoverError, Resting, SAY_WITHIN, VERSION, connection, listener,
+    wire::{Word, hear, say},
+};
+
+/// What was taken over.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) gateway: TcpListener,
+    pub(crate) admin: TcpListener,
+    pub(crate) stream: UnixStream,
+}
+
+/// Asks the process that listens there for its listeners; `None` if there is none.
+pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverError> {
+    let mut stream = match UnixStream::connect(path).await {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    say(&mut stream, Word::Hello, &[], VERSION).await?;
+    let heard = timeout(SAY_WITHIN, hear(&mut stream)).await;
+    let heard = heard.map_err(|_| HandoverError::Protocol("did not answer in time"))??;
+    let message = heard.ok_or(HandoverError::Protocol("ended instead of answering"))?;
+    let files = match message.word {
+        Word::Listeners => <[_; 2]>::try_from(message.files).ok(),
+        Word::Refused => {
+            let why = String::from_utf8_lossy(&message.content).into_owned();
+            return Err(HandoverError::Refused(why));
+        }
+        Word::Hello | Word::Ready | Word::Connection => None,
+    };
+    let [gateway, admin] = files.ok_or(HandoverError::Protocol("did not send its listeners"))?;
+    Ok(Some(Taken {
+        gateway: listener(gateway)?,
+        admin: listener(admin)?,
+        stream,
+    }))
+}
+
+/// Says that this process serves from now on.
+pub(crate) async fn ready(stream: &mut UnixStream) -> io::Result<()> {
+    say(stream, Word::Ready, &[], &[]).await
+}
+
+/// Takes the old process's connections as they come to rest, until it ends.
+pub(crate) async fn adopt(mut stream: UnixStream, adopted: mpsc::Sender<Resting>) {
+    let mut count = 0_u64;
+    loop {
+        let (files, read) = match hear(&mut stream).await {
+            Ok(Some(message)) if message.word == Word::Connection => {
+                (message.files, message.content)
+            }
+            Ok(Some(_)) => continue,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "the process before this one is not understood any more");
+                break;
+            }
+        };
+        for file in files {
+            let resting = connection(file).map(|socket| Resting {
+                socket,
+                read: read.clone(),
+            });
+            match resting {
+                Ok(resting) => {
+                    count += 1;
+                    if adopted.send(resting).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+            }
+        }
+    }
+    tracing::info!(connections = count, "the process before this one has ended");
+}

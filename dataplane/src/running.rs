@@ -1,0 +1,205 @@
+//! A worker that runs: in which order its parts begin, and in which they end (`ending.rs` has the stages).
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use forebay_proto::ModelId;
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::{BoundWorker, Parts, Place, WorkerError},
+    config_client::{ConfigStatus, follow},
+    ending::Ending,
+    handover::{Lines, Offer, READY_WITHIN, Resting, adopt, ready},
+    live::LiveCell,
+    metrics::Metrics,
+    pool::SWEEP,
+};
+
+/// How long the connections' tasks may take to end after the last request did.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+/// How long a process that takes over waits for its pools to be warm.
+const WARM_WITHIN: Duration = Duration::from_secs(5);
+/// How often it looks whether a configuration is in force.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Connections that were taken over and not looked at yet.
+const ADOPTED: usize = 64;
+
+impl BoundWorker {
+    /// Serves until told to stop, by the token or by the control plane, or until another process has taken over; then
+    /// lets requests in flight finish and closes everything.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let Parts {
+            live,
+            client,
+            remake,
+            serving,
+            admin,
+            tasks,
+            metrics,
+            budget,
+            ending,
+        } = self.parts;
+        let over = CancellationToken::new();
+        let mut loops = JoinSet::new();
+        loops.spawn(sweep(live.clone(), metrics, over.clone()));
+        loops.spawn(budget.run(live.clone(), over.clone()));
+        let (orders, ordered) = mpsc::channel(1);
+        loops.spawn(follow(client, remake, ordered, over.clone()));
+        let (adopt_to, adopted) = mpsc::channel(ADOPTED);
+        if let Some(offer) = take_place(self.place, &live, adopt_to, &mut loops).await? {
+            let lines = Lines {
+                listeners: [duplicate(&self.gateway.0)?, duplicate(&self.admin.0)?],
+                orders,
+                ending: ending.clone(),
+            };
+            loops.spawn(offer.run(lines, shutdown.child_token(), over.clone()));
+        }
+        let (status, stop) = (admin.status.clone(), over.clone());
+        loops.spawn(leave(
+            status,
+            ending.clone(),
+            self.drain_delay,
+            shutdown.clone(),
+            stop,
+        ));
+        let admin_stop = CancellationToken::new();
+        loops.spawn(leave_admin_to_heir(
+            ending.clone(),
+            admin_stop.clone(),
+            over.clone(),
+        ));
+        let mut admin_task = JoinSet::new();
+        admin_task.spawn(admin.run(self.admin.0, admin_stop.clone()));
+
+        drop(adopted);
+        serving.run(self.gateway.0, shutdown.clone()).await;
+        ending.no_more();
+        live.shutdown();
+        over.cancel();
+        admin_stop.cancel();
+        tasks.close();
+        if timeout(LAST_TASKS, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                left = tasks.len(),
+                "upstream connections did not end in time"
+            );
+        }
+        while let Some(ended) = loops.join_next().await {
+            ended.map_err(|error| WorkerError::Internal(error.to_string()))?;
+        }
+        admin_task.shutdown().await;
+        Ok(())
+    }
+}
+
+/// Waits until there is something to serve with.
+async fn configured(live: &LiveCell) -> Result<(), WorkerError> {
+    let waiting = async {
+        while live.load().position.is_none() {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    if timeout(READY_WITHIN, waiting).await.is_err() {
+        return Err(WorkerError::TakeOver(format!(
+            "no configuration within {READY_WITHIN:?}"
+        )));
+    }
+    let models: Vec<ModelId> = live.load().models.keys().cloned().collect();
+    live.warmed(&models, WARM_WITHIN).await;
+    Ok(())
+}
+
+/// Serves in the place of the process before this one from here on, if there is one. Gives where the next one can ask.
+async fn take_place(
+    place: Place,
+    live: &LiveCell,
+    adopted: mpsc::Sender<Resting>,
+    loops: &mut JoinSet<()>,
+) -> Result<Option<Offer>, WorkerError> {
+    let (place, mut stream) = match place {
+        Place::None => return Ok(None),
+        Place::Offered(offer) => return Ok(Some(offer)),
+        Place::Taken(place, stream) => (place, stream),
+    };
+    configured(live).await?;
+    let failed = |error: io::Error| WorkerError::TakeOver(error.to_string());
+    ready(&mut stream).await.map_err(failed)?;
+    loops.spawn(adopt(stream, adopted));
+    let offer = Offer::replace(&place);
+    let offer = offer.inspect_err(
+        |error| tracing::warn!(%error, "no other process can take over from this one"),
+    );
+    Ok(offer.ok())
+}
+
+fn duplicate(listener: &TcpListener) -> Result<OwnedFd, WorkerError> {
+    let duplicate = listener.as_fd().try_clone_to_owned();
+    duplicate.map_err(|error| WorkerError::Internal(error.to_string()))
+}
+
+/// Takes leave once the worker is to stop: not ready, then no new connections.
+async fn leave(
+    status: Arc<ConfigStatus>,
+    ending: Arc<Ending>,
+    delay: Duration,
+    shutdown: CancellationToken,
+    over: CancellationToken,
+) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = status.asked_to_end() => {}
+        () = over.cancelled() => return,
+    }
+    status.stop();
+    ending.leave();
+    if !delay.is_zero() {
+        tracing::info!(?delay, "not ready any more, accepting for a while");
+    }
+    tokio::select! {
+        () = sleep(delay) => {}
+        () = over.cancelled() => return,
+    }
+    ending.drain();
+}
+
+/// The admin port is the heir's as well.
+async fn leave_admin_to_heir(
+    ending: Arc<Ending>,
+    admin: CancellationToken,
+    over: CancellationToken,
+) {
+    tokio::select! {
+        () = ending.draining() => {}
+        () = over.cancelled() => return,
+    }
+    if ending.heir().is_some() {
+        admin.cancel();
+    }
+}
+
+async fn sweep(live: Arc<LiveCell>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut ticks = interval(SWEEP);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let gone = live.sweep();
+                // Not one that is back already.
+                let live = live.load();
+                let gone = gone.iter().filter(|model| !live.models.contains_key(*model));
+                gone.for_each(|model| metrics.forget(model));
+            }
+            () = stop.cancelled() => return,
+        }
+    }
+}
