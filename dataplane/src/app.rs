@@ -272,7 +272,14 @@ impl Parts {
         client.start_from_disk();
         let ending = Arc::new(Ending::default());
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
-        let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
+        let serving = Gateway::new(
+            live.clone(),
+            metrics.clone(),
+            max_body,
+            ending.clone(),
+            grace,
+            open_files,
+        );
         let admin = Admin {
             live: live.clone(),
             status,

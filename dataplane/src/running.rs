@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{BoundWorker, Parts, Place, WorkerError},
     config_client::{ConfigStatus, follow},
-    ending::Ending,
+    ending::{Ending, Stage},
     handover::{Lines, Offer, READY_WITHIN, Resting, adopt, ready},
     live::LiveCell,
     metrics::Metrics,
@@ -82,8 +82,7 @@ impl BoundWorker {
         let mut admin_task = JoinSet::new();
         admin_task.spawn(admin.run(self.admin.0, admin_stop.clone()));
 
-        drop(adopted);
-        serving.run(self.gateway.0, shutdown.clone()).await;
+        serving.run(self.gateway.0, adopted).await;
         ending.no_more();
         live.shutdown();
         over.cancel();
@@ -162,7 +161,7 @@ async fn leave(
         () = over.cancelled() => return,
     }
     status.stop();
-    ending.leave();
+    ending.advance(Stage::Leaving);
     if !delay.is_zero() {
         tracing::info!(?delay, "not ready any more, accepting for a while");
     }
@@ -170,7 +169,7 @@ async fn leave(
         () = sleep(delay) => {}
         () = over.cancelled() => return,
     }
-    ending.drain();
+    ending.advance(Stage::Draining);
 }
 
 /// The admin port is the heir's as well.
@@ -180,7 +179,7 @@ async fn leave_admin_to_heir(
     over: CancellationToken,
 ) {
     tokio::select! {
-        () = ending.draining() => {}
+        () = ending.reached(Stage::Draining) => {}
         () = over.cancelled() => return,
     }
     if ending.heir().is_some() {

@@ -147,7 +147,9 @@ impl Cluster {
             probe_every: Duration::from_secs(1),
             probe_allow: Vec::new(),
             max_body_bytes: LARGEST_BODY,
+            drain_delay: Duration::ZERO,
             grace: GRACE,
+            hand_over: forebay_dataplane::HandOver::Never,
             build: "test".to_owned(),
         };
         let bound = BoundWorker::bind(settings).await.expect("a worker starts");

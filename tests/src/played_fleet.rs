@@ -255,6 +255,8 @@ impl Player {
                 self.announced(say, coming, push, delta.chunked_bytes > 0)
                     .await
             }
+            // It was said that workers of this build can be told; nobody does.
+            Some(Heard::Drain(_)) => false,
             Some(Heard::Chunk(chunk)) => {
                 let Some(mut push) = coming.take() else {
                     return false;

@@ -11,6 +11,7 @@ mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
+mod handover;
 mod nack;
 mod offline;
 mod paused;

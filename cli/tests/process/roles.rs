@@ -84,6 +84,13 @@ impl Worker {
         Self::of(Process::start_limited(FOREBAY, &args, files)).await
     }
 
+    /// The same, with more arguments.
+    pub(crate) async fn start_with(control: &str, id: &str, dir: &Path, more: &[&str]) -> Self {
+        let args = worker_args(control, id, dir.to_str().unwrap());
+        let args = [&args, more].concat();
+        Self::of(Process::start(FOREBAY, &args, &[])).await
+    }
+
     async fn of(mut process: Process) -> Self {
         let gateway = process.printed("gateway   http://").await;
         let admin = process.printed("admin     http://").await;

@@ -6,6 +6,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +21,11 @@ use super::{
     record::{CLIENT_CLOSED, RequestRecord},
     watchdog::Loan,
 };
-use crate::{metrics::Source, pool::CloseReason};
+use crate::{
+    ending::{Ending, Stage},
+    metrics::Source,
+    pool::CloseReason,
+};
 
 /// Gives the error event, and what came before it, time to leave before the connection is torn down.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -36,6 +41,8 @@ pub(super) enum StreamFailed {
     TotalTime(Duration),
     #[error("the client did not read its answer within {0:?}")]
     NotRead(Duration),
+    #[error("the worker stops, and the answer was not finished within its grace")]
+    Draining,
 }
 
 impl StreamFailed {
@@ -44,6 +51,7 @@ impl StreamFailed {
             Self::Reset(_) => "upstream_reset",
             Self::Silent(_) | Self::TotalTime(_) => "upstream_timeout",
             Self::NotRead(_) => "client_stalled",
+            Self::Draining => "draining",
         }
     }
 
@@ -52,6 +60,7 @@ impl StreamFailed {
         match self {
             Self::Reset(_) | Self::Silent(_) | Self::TotalTime(_) => Source::Upstream,
             Self::NotRead(_) => Source::Client,
+            Self::Draining => Source::Gateway,
         }
     }
 
@@ -61,6 +70,7 @@ impl StreamFailed {
             Self::Reset(_) => 502,
             Self::Silent(_) | Self::TotalTime(_) => 504,
             Self::NotRead(_) => CLIENT_CLOSED,
+            Self::Draining => 503,
         }
     }
 
@@ -134,6 +144,7 @@ pub(super) struct UpstreamBody {
     silence: Alarm,
     state: State,
     tail: Tail,
+    ending: Arc<Ending>,
     _span: Span,
 }
 
@@ -151,7 +162,7 @@ impl UpstreamBody {
         record: RequestRecord,
         limits: StreamLimits,
         mut silence: Alarm,
-        span: Span,
+        (span, ending): (Span, Arc<Ending>),
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
         let mut this = Self {
@@ -161,6 +172,7 @@ impl UpstreamBody {
             silence,
             state: State::Streaming,
             tail: Tail::default(),
+            ending,
             _span: span,
         };
         // A body known to be empty is never polled.
@@ -202,6 +214,9 @@ impl UpstreamBody {
         let now = Instant::now();
         if now >= self.limits.deadline {
             return self.fail_now(cx, StreamFailed::TotalTime(self.limits.total));
+        }
+        if self.ending.has_reached(Stage::Cut) {
+            return self.fail_now(cx, StreamFailed::Draining);
         }
         let Some(polled) = self.loan.poll_frame(cx) else {
             // It was cut: the client may begin to read again.

@@ -37,6 +37,8 @@ pub(super) enum GatewayError {
     UnknownModel(String),
     #[error("this worker has no configuration yet; it waits for the control plane")]
     NotConfigured,
+    #[error("this worker stops; ask again, and another one will answer")]
+    Draining,
     #[error(transparent)]
     Acquire(#[from] AcquireError),
     #[error("endpoint `{endpoint}` of model `{model}` gave no answer that can be used: {error}")]
@@ -85,6 +87,7 @@ impl GatewayError {
             E::ModelMissing => (400, "invalid_request_error", "model_missing", Client),
             E::UnknownModel(_) => (404, "invalid_request_error", "model_not_found", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
+            E::Draining => (503, "server_error", "draining", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
             }
@@ -120,6 +123,7 @@ impl GatewayError {
                 Some(busy.retry_after)
             }
             Self::NotConfigured
+            | Self::Draining
             | Self::Acquire(AcquireError::Connect { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
             // As often as it is asked again, unless told otherwise.
@@ -132,7 +136,10 @@ impl GatewayError {
     fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Acquire(_) | Self::NotConfigured | Self::UpstreamReset { sent: false, .. }
+            Self::Acquire(_)
+                | Self::NotConfigured
+                | Self::Draining
+                | Self::UpstreamReset { sent: false, .. }
         )
     }
 

@@ -6,6 +6,7 @@ mod answer;
 mod attempt;
 mod body;
 mod connection;
+mod drive;
 mod error;
 mod headers;
 mod json_scan;
@@ -18,18 +19,17 @@ mod read;
 mod record;
 mod watchdog;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use http::{Request, Response, request::Parts};
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::field;
 
 use self::{
@@ -43,6 +43,8 @@ use self::{
 };
 use crate::{
     apply::client_connections,
+    ending::{Ending, Stage},
+    handover::Resting,
     live::LiveCell,
     metrics::{Metrics, Source},
     trace_context,
@@ -52,6 +54,8 @@ use crate::{
 const MOST_CONNECTIONS: usize = 16_384;
 /// Pause after a failed accept: out of files, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long those that are cut have to be told.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves clients.
 #[derive(Debug)]
@@ -65,10 +69,11 @@ impl Gateway {
     /// Serves what is in force. Bodies over the limit are refused; at the end, requests in flight get
     /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         live: Arc<LiveCell>,
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
+        ending: Arc<Ending>,
         grace: Duration,
         open_files: u64,
     ) -> Self {
@@ -77,6 +82,7 @@ impl Gateway {
                 live,
                 metrics,
                 max_body_bytes,
+                ending,
                 watchdog: Watchdog::default(),
             }),
             grace,
@@ -84,21 +90,27 @@ impl Gateway {
         }
     }
 
-    /// Serves until told to stop, then lets requests in flight finish.
-    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
-        let graceful = GracefulShutdown::new();
+    /// Serves who connects, and who was `adopted` from another process, until it drains; then lets requests in flight
+    /// finish, and tells those that are not finished at the end of the grace.
+    pub(crate) async fn run(self, listener: TcpListener, mut adopted: mpsc::Receiver<Resting>) {
+        let ending = self.proxy.ending.clone();
         let permits = Arc::new(Semaphore::new(self.most_connections));
         let mut ticks = interval(watchdog::EVERY);
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&listener, &permits) => accepted,
+                Some(Resting { socket, read }) = adopted.recv() => {
+                    // They were let in once.
+                    connections.spawn(connection::serve(self.proxy.clone(), socket, read));
+                    continue;
+                }
                 Some(_) = connections.join_next() => continue,
                 _ = ticks.tick() => {
                     self.proxy.watchdog.sweep();
                     continue;
                 }
-                () = shutdown.cancelled() => break,
+                () = ending.reached(Stage::Draining) => break,
             };
             let (socket, permit) = match accepted {
                 Ok(accepted) => accepted,
@@ -108,16 +120,23 @@ impl Gateway {
                     continue;
                 }
             };
-            let (proxy, stopping) = (self.proxy.clone(), shutdown.clone());
-            let serving = connection::serve(proxy, socket, graceful.watcher(), stopping);
+            let serving = connection::serve(self.proxy.clone(), socket, Vec::new());
             connections.spawn(async move {
                 serving.await;
                 drop(permit);
             });
         }
         drop(listener);
-        if timeout(self.grace, graceful.shutdown()).await.is_err() {
+        // What was on its way from the process before this one has no other place.
+        while let Some(Resting { socket, read }) = adopted.recv().now_or_never().flatten() {
+            connections.spawn(connection::serve(self.proxy.clone(), socket, read));
+        }
+        let mut all_done = async || while connections.join_next().await.is_some() {};
+        if timeout(self.grace, all_done()).await.is_err() {
             tracing::warn!(grace = ?self.grace, "requests still in flight are cut");
+            ending.advance(Stage::Cut);
+            // Who does not read what he is told is not waited for.
+            drop(timeout(LAST_WORDS, all_done()).await);
         }
         connections.shutdown().await;
     }
@@ -158,13 +177,22 @@ async fn serve(
     trace_context::adopt(&span, &parts.headers);
     let mut record = RequestRecord::new(proxy.metrics.clone(), path, request_id.clone());
     let answer = {
-        let answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
-        trace_context::within(&span, answer).await
+        let mut answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
+        let in_time = poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Pending if proxy.ending.has_reached(Stage::Cut) => Poll::Ready(None),
+            polled => polled.map(Some),
+        });
+        trace_context::within(&span, pin!(in_time)).await
     };
     let mut response = match answer {
-        Ok(answer) => proxy.pass_on(answer, record),
-        Err(response) => response,
+        Some(Ok(answer)) => proxy.pass_on(answer, record),
+        Some(Err(response)) => response,
+        None => refuse(&GatewayError::Draining, &mut record),
     };
+    if parts.version <= Version::HTTP_11 && proxy.ending.has_reached(Stage::Leaving) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     span.record("status", response.status().as_u16());
     response
         .headers_mut()
@@ -193,13 +221,18 @@ async fn answer(
             Err(error)
         }
     };
-    let (response, source) = match result {
-        Ok(response) => (response, Source::Gateway),
-        Err(error) => {
-            tracing::info!(request_id = record.request_id(), %error, "request refused");
-            (error.to_response(), error.source())
+    Err(match result {
+        Ok(response) => {
+            record.answered(response.status().as_u16(), Source::Gateway);
+            response
         }
-    };
-    record.answered(response.status().as_u16(), source);
-    Err(response)
+        Err(error) => refuse(&error, record),
+    })
+}
+
+fn refuse(error: &GatewayError, record: &mut RequestRecord) -> Response<ResponseBody> {
+    tracing::info!(request_id = record.request_id(), %error, "request refused");
+    let response = error.to_response();
+    record.answered(response.status().as_u16(), error.source());
+    response
 }

@@ -22,6 +22,7 @@ use super::{
     watchdog::Watchdog,
 };
 use crate::{
+    ending::Ending,
     live::{Live, LiveCell, Route},
     metrics::Metrics,
     pool::Lease,
@@ -33,6 +34,7 @@ pub(super) struct Proxy {
     pub(super) live: Arc<LiveCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
+    pub(super) ending: Arc<Ending>,
     pub(super) watchdog: Watchdog,
 }
 
@@ -57,7 +59,8 @@ impl Proxy {
         record.passing_on(parts.status.as_u16());
         let (idle, deadline) = (limits.idle, limits.deadline);
         let loan = self.watchdog.lend(body, answer.lease, idle, deadline);
-        let body = UpstreamBody::new(loan, record, limits, answer.alarm, answer.span);
+        let ending = self.ending.clone();
+        let body = UpstreamBody::new(loan, record, limits, answer.alarm, (answer.span, ending));
         Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
     }
 

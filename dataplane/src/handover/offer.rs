@@ -18,7 +18,10 @@ use super::{
     HandoverError, READY_WITHIN, Resting, SAY_WITHIN, VERSION,
     wire::{Word, hear, say},
 };
-use crate::{config_client::Order, ending::Ending};
+use crate::{
+    config_client::Order,
+    ending::{Ending, Stage},
+};
 
 /// Connections at rest that wait to be sent.
 const WAITING: usize = 64;
@@ -74,7 +77,7 @@ impl Offer {
         let stopped = async {
             tokio::select! {
                 () = stopping.cancelled() => {}
-                () = lines.ending.draining() => {}
+                () = lines.ending.reached(Stage::Draining) => {}
                 () = over.cancelled() => {}
             }
         };

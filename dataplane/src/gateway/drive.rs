@@ -1,0 +1,165 @@
+//! Drives one connection of a client through hyper to its end, and through the stages of the worker's own end.
+//!
+//! HTTP/1.1: a connection at rest is given up as it is, for an heir to go on with; what answers still is told when the
+//! grace is over. HTTP/2 has words of its own for the end. It knows nothing of requests.
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Version, header};
+use hyper::{
+    body::{Body, Incoming},
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::HttpService,
+};
+use hyper_util::rt::TokioExecutor;
+
+use crate::ending::{Ending, Stage};
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// There is nothing more to say.
+    Over,
+    /// The client broke the rules, or the connection.
+    Broken,
+    /// The worker ends; the client has a right to its next request, of which it has sent this much.
+    AtRest(Bytes),
+}
+
+/// Whether a connection outlives the answers that are given on it.
+#[derive(Debug, Default)]
+pub(super) struct Lasting {
+    /// The client, or we, said that it ends.
+    closes: AtomicBool,
+    /// hyper says from now on that it ends.
+    draining: AtomicBool,
+}
+
+impl Lasting {
+    /// A request came.
+    pub(super) fn asked(&self, request: &Request<Incoming>) {
+        let closes = request.version() != Version::HTTP_11 || says_close(request.headers());
+        self.closes.fetch_or(closes, Ordering::Relaxed);
+    }
+
+    /// It is about to be answered with these.
+    pub(super) fn answers(&self, headers: &HeaderMap) {
+        let closes = self.draining.load(Ordering::Relaxed) || says_close(headers);
+        self.closes.fetch_or(closes, Ordering::Relaxed);
+    }
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CONNECTION).iter();
+    let mut words = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// HTTP/1.1.
+pub(super) async fn http1<I, S>(
+    mut connection: http1::Connection<I, S>,
+    lasting: &Lasting,
+    ending: &Ending,
+) -> Ended
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: HttpService<Incoming> + Unpin,
+    S::Future: Unpin,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::ResBody: Body + Unpin + 'static,
+    <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut stages = ending.watch();
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
+            _ = stages.changed() => {
+                // At the cut it is only polled: who answers finds out.
+                if !lasting.draining.load(Ordering::Relaxed) && ending.has_reached(Stage::Draining) {
+                    lasting.draining.store(true, Ordering::Relaxed);
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        }
+    };
+    let at_rest =
+        lasting.draining.load(Ordering::Relaxed) && !lasting.closes.load(Ordering::Relaxed);
+    match ended {
+        Err(error) => {
+            tracing::debug!(%error, "client connection ended");
+            Ended::Broken
+        }
+        Ok(()) if at_rest => Ended::AtRest(connection.into_parts().read_buf),
+        Ok(()) => Ended::Over,
+    }
+}
+
+/// HTTP/2.
+pub(super) async fn http2<I, S>(
+    connection: http2::Connection<I, S, Waking>,
+    ending: &Ending,
+) -> Ended
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: HttpService<Incoming>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::ResBody: Body + Send + 'static,
+    <S::ResBody as Body>::Data: Send,
+    <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    Waking: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
+{
+    let mut stages = ending.watch();
+    let mut connection = pin!(connection);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut connection => return match ended {
+                Ok(()) => Ended::Over,
+                Err(error) => {
+                    tracing::debug!(%error, "client connection ended");
+                    Ended::Broken
+                }
+            },
+            _ = stages.changed() => if !draining && ending.has_reached(Stage::Draining) {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Runs the streams of HTTP/2 connections, and wakes them at the cut, so that who answers finds out.
+#[derive(Debug, Clone)]
+pub(super) struct Waking(pub(super) Arc<Ending>);
+
+impl<F> Executor<F> for Waking
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let ending = self.0.clone();
+        TokioExecutor::new().execute(async move {
+            let mut cut = pin!(ending.reached(Stage::Cut));
+            let mut future = pin!(future);
+            let mut told = false;
+            poll_fn(|cx| {
+                told = told || cut.as_mut().poll(cx).is_ready();
+                future.as_mut().poll(cx).map(drop)
+            })
+            .await;
+        });
+    }
+}
