@@ -19,7 +19,7 @@ use crate::{
     apply::{Applier, open_file_limit},
     budget::Budget,
     config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
-    gateway::Gateway,
+    gateway::{ClientLimits, Gateway},
     live::LiveCell,
     metrics::Metrics,
     pool::{Common, Probing, SWEEP},
@@ -63,6 +63,8 @@ pub struct WorkerSettings {
     pub soak: Duration,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
+    /// What else is taken from clients, and for how long.
+    pub clients: ClientLimits,
     /// How long requests in flight get at the end.
     pub grace: Duration,
     /// Version of the build.
@@ -244,7 +246,14 @@ impl Parts {
         );
         client.start_from_disk();
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
-        let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
+        let serving = Gateway::new(
+            live.clone(),
+            metrics.clone(),
+            max_body,
+            settings.clients,
+            grace,
+            open_files,
+        );
         let admin = Admin {
             live: live.clone(),
             status,

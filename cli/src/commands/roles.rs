@@ -133,6 +133,11 @@ pub(crate) fn worker_settings(
         probe_every: listen.probe_every,
         probe_allow: role.probe_allow.clone(),
         max_body_bytes: listen.max_body_bytes,
+        clients: forebay_dataplane::ClientLimits {
+            per_peer: listen.max_connections_per_peer,
+            allowed_hosts: listen.allowed_hosts.clone(),
+            ..forebay_dataplane::ClientLimits::default()
+        },
         grace: listen.grace,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })

@@ -1,36 +1,59 @@
-//! One client's connection: its first bytes, its protocol, and the moment at which the client is gone.
+//! One client's connection: its first bytes, its protocol, the moment at which the client is gone, and how it
+//! is left when the client still has something to say.
 //!
 //! It knows nothing of requests; dropping it drops those that it carries.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::Watcher},
 };
+use rustix::net::Shutdown;
 use tokio::{
-    io::Interest,
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{alarm::Alarms, proxy::Proxy};
+use super::{
+    alarm::Alarms,
+    body::{ResponseBody, StreamFailed},
+    clients::{Busy, Presence, Speaks},
+    proxy::Proxy,
+};
 use crate::shared_socket::SharedSocket;
 
-/// Longest time to a client's first bytes.
-const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(30);
-/// Longest time to a request's head, and longest rest between requests: longer than the 60 s for which
-/// load balancers keep theirs, so that it is never us who close while a request is on its way.
-const HEAD_WITHIN: Duration = Duration::from_secs(90);
-/// Most streams of one HTTP/2 connection.
-const MOST_STREAMS: u32 = 1_000;
-/// HTTP/2 pings find a client that is gone without a word.
-const PING: Duration = Duration::from_secs(20);
+/// Most bytes of a request's head that are read before it is refused, and of an answer's pieces that are held: some
+/// more than a head may have, so that most of what is too long can be told so in our own words.
+const BUFFER: usize = 64 * 1024;
+/// Most streams of one HTTP/2 connection, and what each may send before it is read.
+const MOST_STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Most bytes of an HTTP/2 request's headers.
+const HEADER_LIST: u32 = 16 * 1024;
+/// What an HTTP/2 client has to answer a ping.
 const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How often a client with bytes that nobody reads is asked whether it is still there.
 const GONE_EVERY: Duration = Duration::from_millis(25);
+/// How much is read of what nobody wants, and for how long, so that its client can hear why. It costs the reading, and
+/// no memory; what a client could hold that way is a connection, and that only as long.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER_WITHIN: Duration = Duration::from_secs(2);
 /// What tells that the client closed its side, and nothing of the bytes before it: being woken for each
 /// request's arrival would cost as much as reading it.
 #[cfg(target_os = "linux")]
@@ -40,60 +63,95 @@ const CLOSED: Interest = Interest::READABLE;
 /// How every HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a connection to its end.
+/// Serves a connection to its end. Whether it takes too long about anything is for the sweep to say, who then
+/// aborts it ([`super::clients`]).
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
     socket: TcpStream,
+    presence: Arc<Presence>,
     watcher: Watcher,
     stopping: CancellationToken,
 ) {
-    let began = tokio::select! {
-        began = timeout(FIRST_BYTES_WITHIN, first_bytes(&socket)) => began.unwrap_or(false),
-        () = stopping.cancelled() => false,
+    let speaks = tokio::select! {
+        speaks = first_bytes(&socket) => speaks,
+        () = stopping.cancelled() => Speaks::Nothing,
     };
-    if !began {
+    presence.speaks(speaks);
+    if speaks == Speaks::Nothing {
         return;
     }
     let socket = Arc::new(socket);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let builder = builder(&proxy);
     let alarms = Alarms::default();
-    builder
-        .http1()
-        .timer(alarms.clone())
-        .header_read_timeout(HEAD_WITHIN);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING_ANSWER)
-        .max_concurrent_streams(MOST_STREAMS);
-    let service = service_fn(move |request| {
-        let (proxy, alarms) = (proxy.clone(), alarms.clone());
-        async move { Ok::<_, Infallible>(super::serve(&proxy, request, &alarms).await) }
+    let service = {
+        let presence = presence.clone();
+        service_fn(move |request| {
+            let (proxy, alarms, presence) = (proxy.clone(), alarms.clone(), presence.clone());
+            async move {
+                let Some(busy) = presence.begin() else {
+                    // The connection is closed, here and now.
+                    return pending().await;
+                };
+                let response = super::serve(&proxy, request, &alarms, &presence).await;
+                let body = |body| Tracked { body, _busy: busy };
+                Ok::<Response<Tracked>, Infallible>(response.map(body))
+            }
+        })
+    };
+    let io = TokioIo::new(ClientSocket {
+        socket: SharedSocket(socket.clone()),
+        presence: presence.clone(),
     });
-    let io = TokioIo::new(SharedSocket(socket.clone()));
     let connection = watcher.watch(builder.serve_connection(io, service));
-    tokio::select! {
+    let broken = tokio::select! {
         biased;
         ended = connection => {
-            if let Err(error) = ended {
+            if let Err(error) = &ended {
                 tracing::debug!(error, "client connection ended");
             }
+            ended.is_err()
         }
-        () = gone(&socket) => tracing::debug!("client gone"),
+        () = gone(&socket) => {
+            tracing::debug!("client gone");
+            return;
+        }
+    };
+    if broken || presence.has_unread() {
+        linger(&socket).await;
     }
 }
 
+fn builder(proxy: &Proxy) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // The sweep tells whether a head takes too long.
+    builder
+        .http1()
+        .header_read_timeout(None)
+        .max_buf_size(BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(proxy.limits.ping)
+        .keep_alive_timeout(PING_ANSWER.min(proxy.limits.ping))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(BUFFER)
+        .max_header_list_size(HEADER_LIST)
+        .max_concurrent_streams(MOST_STREAMS);
+    builder
+}
+
 /// Waits until it is clear which protocol the client speaks. hyper would wait for that without a limit.
-async fn first_bytes(socket: &TcpStream) -> bool {
+async fn first_bytes(socket: &TcpStream) -> Speaks {
     let mut start = [0; PREFACE.len()];
     loop {
         let read = socket.peek(&mut start).await.unwrap_or(0);
         let seen = start.get(..read).unwrap_or_default();
-        match read {
-            0 => return false,
-            _ if read < PREFACE.len() && PREFACE.starts_with(seen) => sleep(GONE_EVERY).await,
-            _ => return true,
+        match PREFACE.starts_with(seen) {
+            _ if read == 0 => return Speaks::Nothing,
+            true if read < PREFACE.len() => sleep(GONE_EVERY).await,
+            true => return Speaks::Http2,
+            false => return Speaks::Http1,
         }
     }
 }
@@ -106,5 +164,106 @@ async fn gone(socket: &TcpStream) {
             Ok(ready) if !ready.is_read_closed() => sleep(GONE_EVERY).await,
             Ok(_) | Err(_) => return,
         }
+    }
+}
+
+/// Says the end, and reads on for a while what nobody wants. Closed with bytes unread, a connection is reset, and the
+/// client never sees what it was told.
+async fn linger(socket: &TcpStream) {
+    // An error says that the client was faster.
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+    let mut dropped = [0; 8 * 1024];
+    let mut left = LINGER_BYTES;
+    let rest = async {
+        while left > 0 && socket.readable().await.is_ok() {
+            match socket.try_read(&mut dropped) {
+                Ok(0) => return,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    // Longer than that is the client's own fault.
+    drop(timeout(LINGER_WITHIN, rest).await);
+}
+
+/// An answer; the request is over when it is dropped.
+#[derive(Debug)]
+struct Tracked {
+    body: ResponseBody,
+    _busy: Busy,
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = StreamFailed;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamFailed>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The socket as hyper has it: what passes is noted.
+#[derive(Debug)]
+struct ClientSocket {
+    socket: SharedSocket<TcpStream>,
+    presence: Arc<Presence>,
+}
+
+impl AsyncRead for ClientSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        self.presence
+            .came(buf.filled().len().saturating_sub(before));
+        polled
+    }
+}
+
+impl AsyncWrite for ClientSocket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.presence.wrote(polled.is_ready());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

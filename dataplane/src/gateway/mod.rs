@@ -5,37 +5,42 @@ mod alarm;
 mod answer;
 mod attempt;
 mod body;
+mod clients;
 mod connection;
 mod error;
+mod head;
 mod headers;
 mod json_scan;
 mod json_string;
 mod model_field;
 mod models;
+mod pace;
 mod paths;
 mod proxy;
 mod read;
 mod record;
 mod watchdog;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use http::{Request, Response, request::Parts};
+use http::{HeaderValue, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::field;
 
+pub use self::clients::ClientLimits;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
+    clients::{Clients, Peer, Presence},
     error::GatewayError,
+    head::Hosts,
     paths::Target,
     proxy::{Answer, Proxy},
     record::RequestRecord,
@@ -48,7 +53,7 @@ use crate::{
     trace_context,
 };
 
-/// Most connections of clients at once; further ones wait in the listener's backlog.
+/// Most connections of clients at once; when all are in use, further ones wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 16_384;
 /// Pause after a failed accept: out of files, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -69,6 +74,7 @@ impl Gateway {
         live: Arc<LiveCell>,
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
+        limits: ClientLimits,
         grace: Duration,
         open_files: u64,
     ) -> Self {
@@ -77,6 +83,8 @@ impl Gateway {
                 live,
                 metrics,
                 max_body_bytes,
+                hosts: Hosts::new(&limits.allowed_hosts),
+                limits,
                 watchdog: Watchdog::default(),
             }),
             grace,
@@ -87,20 +95,26 @@ impl Gateway {
     /// Serves until told to stop, then lets requests in flight finish.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let graceful = GracefulShutdown::new();
-        let permits = Arc::new(Semaphore::new(self.most_connections));
+        let (limits, metrics) = (self.proxy.limits.clone(), self.proxy.metrics.clone());
+        let mut clients = Clients::new(limits, self.most_connections, metrics);
         let mut ticks = interval(watchdog::EVERY);
         let mut connections = JoinSet::new();
         loop {
+            let room = clients.has_room();
             let accepted = tokio::select! {
-                accepted = accept(&listener, &permits) => accepted,
-                Some(_) = connections.join_next() => continue,
+                accepted = accept(&listener), if room => accepted,
+                Some(ended) = connections.join_next_with_id() => {
+                    clients.remove(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                    continue;
+                }
                 _ = ticks.tick() => {
                     self.proxy.watchdog.sweep();
+                    clients.sweep();
                     continue;
                 }
                 () = shutdown.cancelled() => break,
             };
-            let (socket, permit) = match accepted {
+            let (socket, from) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::error!(%error, "accept failed");
@@ -108,12 +122,16 @@ impl Gateway {
                     continue;
                 }
             };
+            let peer = Peer::of(from.ip());
+            if !clients.admits(peer) {
+                tracing::debug!(%from, "refused: this peer has as many connections as it may");
+                continue;
+            }
             let (proxy, stopping) = (self.proxy.clone(), shutdown.clone());
-            let serving = connection::serve(proxy, socket, graceful.watcher(), stopping);
-            connections.spawn(async move {
-                serving.await;
-                drop(permit);
-            });
+            let presence = clients.presence();
+            let watcher = graceful.watcher();
+            let serving = connection::serve(proxy, socket, presence.clone(), watcher, stopping);
+            clients.add(peer, presence, connections.spawn(serving));
         }
         drop(listener);
         if timeout(self.grace, graceful.shutdown()).await.is_err() {
@@ -123,18 +141,10 @@ impl Gateway {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = permits
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let (socket, _) = listener.accept().await?;
+async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let (socket, from) = listener.accept().await?;
     socket.set_nodelay(true)?;
-    Ok((socket, permit))
+    Ok((socket, from))
 }
 
 /// Serves one request under a span that continues the client's trace.
@@ -142,10 +152,15 @@ async fn serve(
     proxy: &Proxy,
     request: Request<Incoming>,
     alarms: &Alarms,
+    presence: &Presence,
 ) -> Response<ResponseBody> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    head::drop_foreign(&mut parts.headers);
     let request_id = headers::request_id(&parts.headers);
-    let target = Target::find(&parts.method, parts.uri.path());
+    let target = match head::check(&parts, &proxy.hosts) {
+        Ok(()) => Target::find(&parts.method, parts.uri.path()),
+        Err(error) => Err(error.into()),
+    };
     let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
     let span = tracing::info_span!(
         "request",
@@ -163,7 +178,15 @@ async fn serve(
     };
     let mut response = match answer {
         Ok(answer) => proxy.pass_on(answer, record),
-        Err(response) => response,
+        Err((response, Rest::Read)) => response,
+        Err((mut response, Rest::Unread)) => {
+            presence.leaves_unread();
+            if parts.version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            response
+        }
     };
     span.record("status", response.status().as_u16());
     response
@@ -172,34 +195,56 @@ async fn serve(
     response
 }
 
+/// What is known of a request's body once it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It was read to its end: the connection can carry the next request.
+    Read,
+    /// It was not, or nobody can say where it ends: nothing that comes after it is a request.
+    Unread,
+}
+
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
     proxy: &Proxy,
     target: Result<Target, GatewayError>,
     parts: &Parts,
-    body: Incoming,
+    mut body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
-) -> Result<Answer, Response<ResponseBody>> {
+) -> Result<Answer, (Response<ResponseBody>, Rest)> {
+    let mut rest = Rest::Read;
     let result = match target {
         Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
             Ok(answer) => return Ok(answer),
             Err(error) => Err(error),
         },
-        Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
-        Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
+        Ok(local) => {
+            if !read::discard(parts, &mut body).await {
+                rest = Rest::Unread;
+            }
+            match local {
+                Target::Model(name) => models::get(&proxy.live.load(), &name),
+                _ => Ok(models::list(&proxy.live.load())),
+            }
+        }
         Err(error) => {
-            read::discard(parts, body).await;
+            if error.leaves_unread() || !read::discard(parts, &mut body).await {
+                rest = Rest::Unread;
+            }
             Err(error)
         }
     };
     let (response, source) = match result {
         Ok(response) => (response, Source::Gateway),
         Err(error) => {
+            if error.leaves_unread() {
+                rest = Rest::Unread;
+            }
             tracing::info!(request_id = record.request_id(), %error, "request refused");
             (error.to_response(), error.source())
         }
     };
     record.answered(response.status().as_u16(), source);
-    Err(response)
+    Err((response, rest))
 }
