@@ -22,7 +22,7 @@ use crate::{
     budget::Budget,
     config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
     ending::Ending,
-    gateway::Gateway,
+    gateway::{ClientLimits, Gateway},
     handover::{self, HandoverError, Offer, Taken, take_over},
     live::LiveCell,
     metrics::Metrics,
@@ -77,6 +77,8 @@ pub struct WorkerSettings {
     pub max_body_bytes: usize,
     /// How long it goes on accepting when it is to stop, not ready any more.
     pub drain_delay: Duration,
+    /// What else is taken from clients, and for how long.
+    pub clients: ClientLimits,
     /// How long requests in flight get at the end.
     pub grace: Duration,
     /// Whether a new process may take its place.
@@ -276,6 +278,7 @@ impl Parts {
             live.clone(),
             metrics.clone(),
             max_body,
+            settings.clients,
             ending.clone(),
             grace,
             open_files,

@@ -27,3 +27,4 @@ mod trace_context;
 pub const REQUEST_SPANS: &str = "forebay_dataplane::gateway";
 
 pub use app::{BoundWorker, Exposure, HandOver, WorkerError, WorkerSettings};
+pub use gateway::ClientLimits;

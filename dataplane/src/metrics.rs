@@ -8,8 +8,8 @@ use std::{collections::HashMap, sync::Arc};
 use forebay_proto::ModelId;
 use parking_lot::{Mutex, RwLock};
 use prometheus::{
-    Error, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
-    core::Collector as _,
+    Error, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, core::Collector as _,
 };
 
 use crate::{
@@ -49,6 +49,39 @@ impl Source {
     }
 }
 
+/// Why a client's connection was closed by us, or not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientClosed {
+    /// Its peer has as many as it may, all in use.
+    PeerLimit,
+    /// It rested longest when room was needed.
+    Evicted,
+    /// It never said anything.
+    Silent,
+    /// The head of a request took too long.
+    SlowHead,
+    /// It rested for too long.
+    Idle,
+    /// It took nothing of what it was sent.
+    Unread,
+    /// It sent a lot, and no request.
+    Flood,
+}
+
+impl ClientClosed {
+    fn label(self) -> &'static str {
+        match self {
+            Self::PeerLimit => "peer_limit",
+            Self::Evicted => "evicted",
+            Self::Silent => "silent",
+            Self::SlowHead => "slow_head",
+            Self::Idle => "idle",
+            Self::Unread => "unread",
+            Self::Flood => "flood",
+        }
+    }
+}
+
 /// The worker's counters and histograms.
 #[derive(Debug)]
 pub struct Metrics {
@@ -64,6 +97,8 @@ pub struct Metrics {
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
     resyncs: IntCounter,
+    clients: IntGaugeVec,
+    clients_closed: IntCounterVec,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
 }
@@ -201,6 +236,12 @@ impl Metrics {
                 "forebay_config_resyncs_total",
                 "Deltas that could not be used; the whole configuration was asked for.",
             )?,
+            clients: clients(registry)?,
+            clients_closed: by_reason(
+                registry,
+                "forebay_client_connections_closed_total",
+                "Connections of clients that this worker closed or did not take, by reason.",
+            )?,
             models: Mutex::default(),
         })
     }
@@ -243,6 +284,23 @@ impl Metrics {
         self.replays
             .with_label_values(&[model.as_str(), cause])
             .inc();
+    }
+
+    /// How many clients are connected.
+    pub(crate) fn clients(&self, idle: usize, active: usize) {
+        for (state, count) in [("idle", idle), ("active", active)] {
+            let gauge = self.clients.with_label_values(&[state]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn client_closed(&self, why: ClientClosed) {
+        self.clients_closed.with_label_values(&[why.label()]).inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn clients_closed(&self, why: ClientClosed) -> u64 {
+        self.clients_closed.with_label_values(&[why.label()]).get()
     }
 
     pub(crate) fn applied(&self, seconds: f64) {
@@ -316,6 +374,18 @@ fn counter(
     let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(counter.clone()))?;
     Ok(counter)
+}
+
+fn clients(registry: &Registry) -> Result<IntGaugeVec, Error> {
+    let gauge = IntGaugeVec::new(
+        Opts::new(
+            "forebay_client_connections",
+            "Connections of clients, with requests (active) or without (idle), as of the last second.",
+        ),
+        &["state"],
+    )?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
 }
 
 fn by_reason(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {

@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use forebay_control::{BoundControl, ControlSettings, RolloutSettings, StoreLocation};
-use forebay_dataplane::{BoundWorker, WorkerSettings};
+use forebay_dataplane::{BoundWorker, ClientLimits, WorkerSettings};
 use forebay_proto::{PoolSettings, WorkerId, wire};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -30,6 +30,7 @@ pub struct Cluster {
     addr: SocketAddr,
     control: Option<Running>,
     dns: Vec<SocketAddr>,
+    clients: ClientLimits,
     stream_age: Option<Duration>,
     rings: Option<RolloutSettings>,
 }
@@ -83,6 +84,7 @@ impl Cluster {
             addr,
             control: Some(control),
             dns: Vec::new(),
+            clients: ClientLimits::default(),
             stream_age,
             rings,
         }
@@ -91,6 +93,11 @@ impl Cluster {
     /// From now on workers ask this DNS server.
     pub fn ask(&mut self, dns: SocketAddr) {
         self.dns = vec![dns];
+    }
+
+    /// From now on workers take no more than this from clients.
+    pub fn limit(&mut self, clients: ClientLimits) {
+        self.clients = clients;
     }
 
     /// Starts a control plane and one worker, and waits until that is connected.
@@ -148,6 +155,7 @@ impl Cluster {
             probe_allow: Vec::new(),
             max_body_bytes: LARGEST_BODY,
             drain_delay: Duration::ZERO,
+            clients: self.clients.clone(),
             grace: GRACE,
             hand_over: forebay_dataplane::HandOver::Never,
             build: "test".to_owned(),

@@ -109,6 +109,25 @@ pub(crate) struct WorkerListen {
     /// Largest body of a request, in bytes.
     #[arg(long, hide_env_values = true, env = "FOREBAY_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 32 << 20)]
     pub(crate) max_body_bytes: usize,
+    /// Hosts that clients may ask for, each with a port if only that one is meant, separated by commas; others are
+    /// refused (421). [default: all]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_ALLOWED_HOSTS",
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Most connections of one client's address (of IPv6, its /64); `0`: as many as there are. Behind a proxy or on
+    /// one machine all clients have one address. [default: half of all]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_MAX_CONNECTIONS_PER_PEER",
+        value_name = "N"
+    )]
+    pub(crate) max_connections_per_peer: Option<usize>,
     /// How long a pushed configuration is in force until it counts as good and is kept on disk; a worker that ends before
     /// without a word starts from the one before.
     #[arg(long, hide_env_values = true, env = "FOREBAY_SOAK", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]

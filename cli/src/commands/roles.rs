@@ -138,6 +138,11 @@ pub(crate) fn worker_settings(
         probe_allow: role.probe_allow.clone(),
         max_body_bytes: listen.max_body_bytes,
         drain_delay: listen.drain_delay,
+        clients: forebay_dataplane::ClientLimits {
+            per_peer: listen.max_connections_per_peer,
+            allowed_hosts: listen.allowed_hosts.clone(),
+            ..forebay_dataplane::ClientLimits::default()
+        },
         grace: listen.grace,
         hand_over: HandOver::Never,
         build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -11,10 +11,8 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use hyper::rt;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -49,11 +47,6 @@ impl Alarms {
 }
 
 impl Alarm {
-    /// The deadline.
-    pub(super) fn at(&self) -> Instant {
-        self.at
-    }
-
     /// Another deadline.
     pub(super) fn set(&mut self, at: Instant) {
         self.at = at;
@@ -105,36 +98,12 @@ impl Drop for Alarm {
     }
 }
 
-impl Future for Alarm {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.get_mut().poll_passed(cx)
-    }
-}
-
-impl rt::Sleep for Alarm {}
-
-/// For hyper, which has a deadline for each request's head.
-impl rt::Timer for Alarms {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
-        Box::pin(self.set(Instant::now() + duration))
-    }
-
-    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn rt::Sleep>> {
-        Box::pin(self.set(deadline.into()))
-    }
-
-    fn now(&self) -> std::time::Instant {
-        Instant::now().into_std()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         future::{pending, ready},
         pin::pin,
+        time::Duration,
     };
 
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 
 use super::{attempt::Outgoing, body::StreamLimits, headers};
@@ -13,14 +13,38 @@ use crate::{
 
 /// What makes an answer one that must not be passed on.
 pub(super) fn broken_rule(response: &Response<Incoming>) -> Option<&'static str> {
-    let headers = response.headers();
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Some("a protocol switch that nobody asked for");
+    rule(response.status(), response.version(), response.headers())
+}
+
+fn rule(status: StatusCode, version: Version, headers: &HeaderMap) -> Option<&'static str> {
+    match status.as_u16() {
+        101 => return Some("a protocol switch that nobody asked for"),
+        // Followed, it would take the request and its credentials to wherever the upstream says; passed on, the
+        // client would do so.
+        300..=399 => {
+            return Some("a redirect, which is not followed; register the address it leads to");
+        }
+        200..=299 | 400..=599 => {}
+        _ => return Some("a status that means nothing"),
     }
-    // Two who read it differently see two different answers (RFC 9112 §6.3).
-    let two = headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.contains_key(header::CONTENT_LENGTH);
-    two.then_some("both a content-length and a transfer-encoding")
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        // Two who read it differently see two different answers (RFC 9112 §6.3).
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Some("both a content-length and a transfer-encoding");
+        }
+        let chunked = encoding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"chunked");
+        if !chunked || encodings.next().is_some() || version == Version::HTTP_10 {
+            return Some("a transfer-encoding that is not chunked, once and nothing else");
+        }
+    }
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    // Nobody here could tell whether it is whole.
+    (!encodings.all(plain)).then_some("a content-encoding that nobody asked for")
 }
 
 /// What the client gets to see of it.
@@ -79,5 +103,50 @@ pub(super) fn connection_word(kind: Kind) -> &'static str {
     match kind {
         Kind::New => "new",
         Kind::Reused => "reused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    #[test]
+    fn what_could_be_read_in_two_ways_or_leads_elsewhere_is_not_passed_on() {
+        let judged = |status: u16, fields: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                let (name, value) = (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                );
+                headers.append(name, value);
+            }
+            rule(
+                StatusCode::from_u16(status).unwrap(),
+                Version::HTTP_11,
+                &headers,
+            )
+        };
+        assert_eq!(judged(200, &[("content-length", "2")]), None);
+        assert_eq!(judged(503, &[("transfer-encoding", "Chunked")]), None);
+        assert_eq!(judged(200, &[("content-encoding", "identity")]), None);
+        for status in [101, 300, 304, 307, 600, 999] {
+            assert!(judged(status, &[]).is_some(), "{status}");
+        }
+        for fields in [
+            &[("transfer-encoding", "chunked"), ("content-length", "2")][..],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("transfer-encoding", "identity")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
+            &[("content-encoding", "gzip")],
+            &[("content-encoding", "identity"), ("content-encoding", "br")],
+        ] {
+            assert!(judged(200, fields).is_some(), "{fields:?}");
+        }
     }
 }

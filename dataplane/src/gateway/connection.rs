@@ -1,9 +1,11 @@
-//! One client's connection: its first bytes, its protocol, and the moment at which the client is gone.
+//! One client's connection: its first bytes, its protocol, the moment at which the client is gone, and how it
+//! is left when the client still has something to say.
 //!
 //! It knows nothing of requests; dropping it drops those that it carries.
 
 use std::{
     convert::Infallible,
+    future::pending,
     io,
     pin::Pin,
     sync::Arc,
@@ -13,11 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use http::Response;
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::Shutdown;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -26,24 +30,30 @@ use tokio::{
 
 use super::{
     alarm::Alarms,
-    body::ResponseBody,
+    body::{ResponseBody, StreamFailed},
+    clients::{Busy, Presence, Speaks},
     drive::{self, Ended, Lasting, Waking},
     proxy::Proxy,
 };
 use crate::{ending::Stage, handover::Resting, shared_socket::SharedSocket};
 
-/// Longest time to a client's first bytes.
-const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(30);
-/// Longest time to a request's head, and longest rest between requests: longer than the 60 s for which
-/// load balancers keep theirs, so that it is never us who close while a request is on its way.
-const HEAD_WITHIN: Duration = Duration::from_secs(90);
-/// Most streams of one HTTP/2 connection.
-const MOST_STREAMS: u32 = 1_000;
-/// HTTP/2 pings find a client that is gone without a word.
-const PING: Duration = Duration::from_secs(20);
+/// Most bytes of a request's head that are read before it is refused, and of an answer's pieces that are held: some
+/// more than a head may have, so that most of what is too long can be told so in our own words.
+const BUFFER: usize = 64 * 1024;
+/// Most streams of one HTTP/2 connection, and what each may send before it is read.
+const MOST_STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Most bytes of an HTTP/2 request's headers.
+const HEADER_LIST: u32 = 16 * 1024;
+/// What an HTTP/2 client has to answer a ping.
 const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How often a client with bytes that nobody reads is asked whether it is still there.
 const GONE_EVERY: Duration = Duration::from_millis(25);
+/// How much is read of what nobody wants, and for how long, so that its client can hear why. It costs the reading, and
+/// no memory; what a client could hold that way is a connection, and that only as long.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER_WITHIN: Duration = Duration::from_secs(2);
 /// What tells that the client closed its side, and nothing of the bytes before it: being woken for each
 /// request's arrival would cost as much as reading it.
 #[cfg(target_os = "linux")]
@@ -54,78 +64,106 @@ const CLOSED: Interest = Interest::READABLE;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end, or until it is given to the heir. `read` was sent ahead of a connection that was
-/// taken over.
-pub(super) async fn serve(proxy: Arc<Proxy>, socket: TcpStream, read: Vec<u8>) {
+/// taken over. Whether it takes too long about anything is for the sweep to say, who then aborts it
+/// ([`super::clients`]).
+pub(super) async fn serve(
+    proxy: Arc<Proxy>,
+    socket: TcpStream,
+    read: Vec<u8>,
+    presence: Arc<Presence>,
+) {
     let ending = proxy.ending.clone();
     let speaks = tokio::select! {
-        speaks = timeout(FIRST_BYTES_WITHIN, first_bytes(&socket, &read)) => speaks.ok(),
-        () = ending.reached(Stage::Draining) => Some(Speaks::Nothing),
+        speaks = first_bytes(&socket, &read) => speaks,
+        () = ending.reached(Stage::Draining) => Speaks::Nothing,
     };
+    presence.speaks(speaks);
     let socket = Arc::new(socket);
     let ended = match speaks {
-        None => Ended::Over,
-        Some(Speaks::Nothing) => Ended::AtRest(read.into()),
-        Some(speaks) => tokio::select! {
+        Speaks::Nothing => Ended::AtRest(read.into()),
+        speaks => tokio::select! {
             biased;
-            ended = talk(&proxy, &socket, speaks, read) => ended,
+            ended = talk(&proxy, &socket, (speaks, read), &presence) => ended,
             () = gone(&socket) => {
                 tracing::debug!("client gone");
-                Ended::Over
+                return;
             }
         },
     };
-    if let (Ended::AtRest(read), Some(heir)) = (ended, ending.heir())
-        && let Some(socket) = Arc::into_inner(socket)
-    {
-        let read = read.into();
-        // Gone, it can give no answer either.
-        drop(heir.send(Resting { socket, read }).await);
+    match ended {
+        Ended::Broken => linger(&socket).await,
+        _ if presence.has_unread() => linger(&socket).await,
+        Ended::Over => {}
+        Ended::AtRest(read) => {
+            if let (Some(heir), Some(socket)) = (ending.heir(), Arc::into_inner(socket)) {
+                let read = read.into();
+                // Gone, it can give no answer either.
+                drop(heir.send(Resting { socket, read }).await);
+            }
+        }
     }
 }
 
-async fn talk(proxy: &Arc<Proxy>, socket: &Arc<TcpStream>, speaks: Speaks, read: Vec<u8>) -> Ended {
+async fn talk(
+    proxy: &Arc<Proxy>,
+    socket: &Arc<TcpStream>,
+    (speaks, read): (Speaks, Vec<u8>),
+    presence: &Arc<Presence>,
+) -> Ended {
     let ending = &proxy.ending;
     let alarms = Alarms::default();
     let lasting = Arc::<Lasting>::default();
     let service = {
-        let (proxy, alarms, lasting) = (proxy.clone(), alarms.clone(), lasting.clone());
+        let (proxy, lasting, presence) = (proxy.clone(), lasting.clone(), presence.clone());
         service_fn(move |request| -> Answering {
-            let (proxy, alarms, lasting) = (proxy.clone(), alarms.clone(), lasting.clone());
+            let (proxy, alarms) = (proxy.clone(), alarms.clone());
+            let (lasting, presence) = (lasting.clone(), presence.clone());
             Box::pin(async move {
+                let Some(busy) = presence.begin() else {
+                    // The connection is closed, here and now.
+                    return pending().await;
+                };
                 lasting.asked(&request);
-                let response = super::serve(&proxy, request, &alarms).await;
+                let response = super::serve(&proxy, request, &alarms, &presence).await;
                 lasting.answers(response.headers());
-                Ok(response)
+                Ok(response.map(|body| Tracked { body, _busy: busy }))
             })
         })
     };
     let io = TokioIo::new(ClientSocket {
         socket: SharedSocket(socket.clone()),
         ahead: read.into(),
+        presence: presence.clone(),
     });
-    if speaks == Speaks::Http2 {
-        let mut builder = http2::Builder::new(Waking(ending.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING_ANSWER)
-            .max_concurrent_streams(MOST_STREAMS);
-        return drive::http2(builder.serve_connection(io, service), ending).await;
+    match speaks {
+        Speaks::Http2 => {
+            let connection = http2_builder(proxy).serve_connection(io, service);
+            drive::http2(connection, ending).await
+        }
+        Speaks::Nothing | Speaks::Http1 => {
+            let mut builder = http1::Builder::new();
+            // The sweep tells whether a head takes too long.
+            builder.header_read_timeout(None).max_buf_size(BUFFER);
+            drive::http1(builder.serve_connection(io, service), &lasting, ending).await
+        }
     }
-    let mut builder = http1::Builder::new();
-    builder.timer(alarms).header_read_timeout(HEAD_WITHIN);
-    drive::http1(builder.serve_connection(io, service), &lasting, ending).await
 }
 
 /// One request's answer on its way.
-type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Tracked>, Infallible>> + Send>>;
 
-/// What a connection speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speaks {
-    Nothing,
-    Http1,
-    Http2,
+fn http2_builder(proxy: &Proxy) -> http2::Builder<Waking> {
+    let mut builder = http2::Builder::new(Waking(proxy.ending.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(proxy.limits.ping)
+        .keep_alive_timeout(PING_ANSWER.min(proxy.limits.ping))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(BUFFER)
+        .max_header_list_size(HEADER_LIST)
+        .max_concurrent_streams(MOST_STREAMS);
+    builder
 }
 
 /// Waits until it is clear which protocol the client speaks. hyper would wait for that without a limit.
@@ -146,12 +184,72 @@ async fn first_bytes(socket: &TcpStream, ahead: &[u8]) -> Speaks {
     }
 }
 
-/// The socket as hyper has it.
+/// Waits until the client is gone. hyper notices that by itself, unless there are bytes of the client
+/// that it does not read yet: then it would serve somebody who left.
+async fn gone(socket: &TcpStream) {
+    loop {
+        match socket.ready(CLOSED).await {
+            Ok(ready) if !ready.is_read_closed() => sleep(GONE_EVERY).await,
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+/// Says the end, and reads on for a while what nobody wants. Closed with bytes unread, a connection is reset, and the
+/// client never sees what it was told.
+async fn linger(socket: &TcpStream) {
+    // An error says that the client was faster.
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+    let mut dropped = [0; 8 * 1024];
+    let mut left = LINGER_BYTES;
+    let rest = async {
+        while left > 0 && socket.readable().await.is_ok() {
+            match socket.try_read(&mut dropped) {
+                Ok(0) => return,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    // Longer than that is the client's own fault.
+    drop(timeout(LINGER_WITHIN, rest).await);
+}
+
+/// An answer; the request is over when it is dropped.
+#[derive(Debug)]
+struct Tracked {
+    body: ResponseBody,
+    _busy: Busy,
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = StreamFailed;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamFailed>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The socket as hyper has it: what passes is noted.
 #[derive(Debug)]
 struct ClientSocket {
     socket: SharedSocket<TcpStream>,
     /// What comes first.
     ahead: Bytes,
+    presence: Arc<Presence>,
 }
 
 impl AsyncRead for ClientSocket {
@@ -160,22 +258,28 @@ impl AsyncRead for ClientSocket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let some = buf.remaining().min(self.ahead.len());
-            buf.put_slice(&self.ahead.split_to(some));
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.socket).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = match self.ahead.is_empty() {
+            true => Pin::new(&mut self.socket).poll_read(cx, buf),
+            false => {
+                let some = buf.remaining().min(self.ahead.len());
+                buf.put_slice(&self.ahead.split_to(some));
+                Poll::Ready(Ok(()))
+            }
+        };
+        self.presence
+            .came(buf.filled().len().saturating_sub(before));
+        polled
     }
 }
 
 impl AsyncWrite for ClientSocket {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -183,7 +287,9 @@ impl AsyncWrite for ClientSocket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.presence.wrote(polled.is_ready());
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -196,16 +302,5 @@ impl AsyncWrite for ClientSocket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
-
-/// Waits until the client is gone. hyper notices that by itself, unless there are bytes of the client
-/// that it does not read yet: then it would serve somebody who left.
-async fn gone(socket: &TcpStream) {
-    loop {
-        match socket.ready(CLOSED).await {
-            Ok(ready) if !ready.is_read_closed() => sleep(GONE_EVERY).await,
-            Ok(_) | Err(_) => return,
-        }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, head::HeadError};
 use crate::{
     metrics::Source,
     pool::{AcquireError, SendError},
@@ -23,9 +23,13 @@ pub(super) enum GatewayError {
         path: &'static str,
         allowed: &'static str,
     },
+    #[error(transparent)]
+    Head(#[from] HeadError),
     #[error("the body cannot be read: {0}")]
     BodyBroken(String),
-    #[error("the body did not arrive within {0:?}; send it faster or smaller")]
+    #[error(
+        "the body came slower than 1 KiB/s, or took longer than {0:?}; send it faster or smaller"
+    )]
     BodyTimeout(Duration),
     #[error("the body is larger than {limit} bytes; shorten it or raise --max-body-bytes")]
     BodyTooLarge { limit: usize },
@@ -80,6 +84,10 @@ impl GatewayError {
             E::MethodNotAllowed { .. } => {
                 (405, "invalid_request_error", "method_not_allowed", Client)
             }
+            E::Head(error) => {
+                let (status, code) = error.shape();
+                (status, "invalid_request_error", code, Client)
+            }
             E::BodyBroken(_) => (400, "invalid_request_error", "invalid_body", Client),
             E::BodyTimeout(_) => (408, "invalid_request_error", "request_timeout", Client),
             E::BodyTooLarge { .. } => (413, "invalid_request_error", "body_too_large", Client),
@@ -115,6 +123,24 @@ impl GatewayError {
     /// By whom the request failed.
     pub(super) fn source(&self) -> Source {
         self.shape().source
+    }
+
+    /// Its request was not read to its end, or nobody can say where that is.
+    pub(super) fn leaves_unread(&self) -> bool {
+        use GatewayError as E;
+        matches!(
+            self,
+            E::Head(_) | E::BodyBroken(_) | E::BodyTimeout(_) | E::BodyTooLarge { .. }
+        )
+    }
+
+    /// The methods that would have done.
+    fn allowed(&self) -> Option<&'static str> {
+        match self {
+            Self::MethodNotAllowed { allowed, .. } => Some(allowed),
+            Self::Head(HeadError::Method) => Some("GET, POST"),
+            _ => None,
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -184,7 +210,7 @@ impl GatewayError {
         if self.is_final() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
-        if let Self::MethodNotAllowed { allowed, .. } = self {
+        if let Some(allowed) = self.allowed() {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         response

@@ -1,5 +1,6 @@
 //! Which headers pass. Upstream requests are built from an allow-list, never by copying: a client
-//! must not be able to speak to the upstream's framing, its proxies or its management.
+//! must not be able to speak to the upstream's framing, its proxies or its management. So are answers: an upstream
+//! must not be able to set a cookie for our host, speak to proxies behind us, or in our name.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -14,6 +15,8 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The header with which a client asks how its request was served.
 pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+
 static PASSED_UP: [HeaderName; 10] = [
     header::ACCEPT,
     header::AUTHORIZATION,
@@ -27,28 +30,46 @@ static PASSED_UP: [HeaderName; 10] = [
     REQUEST_ID,
 ];
 
-/// Of one connection only (RFC 9110 §7.6.1), or ours to say.
-static NOT_PASSED_DOWN: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    REQUEST_ID,
-];
+/// What an answer is passed on with: what says how to read it, what the official SDKs act on, and what they give to
+/// their users. Who sends it, when, and over what connection is ours to say.
+fn passes_down(name: &str) -> bool {
+    match name {
+        "content-type"
+        | "content-length"
+        | "content-language"
+        | "content-disposition"
+        | "cache-control"
+        | "vary"
+        | "allow"
+        | "deprecation"
+        | "sunset"
+        | "retry-after"
+        | "retry-after-ms"
+        | "x-should-retry"
+        | "x-accel-buffering" => true,
+        _ => ["openai-", "x-ratelimit-", "anthropic-ratelimit-"]
+            .iter()
+            .any(|family| name.starts_with(family)),
+    }
+}
+
+/// Whether a client's header goes upstream.
+pub(super) fn passes_up(name: &HeaderName) -> bool {
+    PASSED_UP.contains(name) || trace_context::HEADERS.contains(name)
+}
 
 /// The headers of the upstream request; `host` and framing are added by who sends it.
 pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(PASSED_UP.len());
+    let mut headers = HeaderMap::with_capacity(PASSED_UP.len() + 1);
     headers.insert(REQUEST_ID, request_id.clone());
+    // What we pass on we must be able to read, and the client did not ask for anything else.
+    headers.insert(header::ACCEPT_ENCODING, IDENTITY);
     // Most of them are not there: the client's few are gone through, not the list.
     for (name, value) in client {
-        let passes = PASSED_UP.contains(name) || trace_context::HEADERS.contains(name);
         // Of several with one name the first counts.
-        if passes && let Entry::Vacant(free) = headers.entry(name) {
+        if passes_up(name)
+            && let Entry::Vacant(free) = headers.entry(name)
+        {
             free.insert(value.clone());
         }
     }
@@ -57,18 +78,19 @@ pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> Head
 
 /// Takes from an upstream's headers what is not for the client.
 pub(super) fn strip_for_client(headers: &mut HeaderMap) {
+    // Of one connection only, says the upstream (RFC 9110 §7.6.1).
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name: &HeaderName| *name != header::CONTENT_LENGTH)
         .collect();
     named.iter().for_each(|name| drop(headers.remove(name)));
-    if headers.keys().any(|name| NOT_PASSED_DOWN.contains(name)) {
-        for name in &NOT_PASSED_DOWN {
-            headers.remove(name);
-        }
+    let foreign = |name: &&HeaderName| !passes_down(name.as_str());
+    while let Some(name) = headers.keys().find(foreign).cloned() {
+        headers.remove(name);
     }
 }
 
@@ -122,21 +144,43 @@ mod tests {
         let up = for_upstream(&client, &HeaderValue::from_static("id"));
         assert_eq!(
             up,
-            headers(&[("authorization", "Bearer x"), ("x-request-id", "id")])
+            headers(&[
+                ("authorization", "Bearer x"),
+                ("x-request-id", "id"),
+                ("accept-encoding", "identity"),
+            ])
         );
     }
 
     #[test]
-    fn what_belongs_to_a_connection_stays_on_it() {
+    fn what_is_not_on_the_list_stays_upstream() {
         let mut down = headers(&[
-            ("connection", "close, x-private"),
-            ("x-private", "1"),
+            ("connection", "close, openai-private, content-length"),
+            ("openai-private", "1"),
+            ("content-length", "7"),
+            ("openai-processing-ms", "12"),
+            ("x-ratelimit-remaining-requests", "3"),
+            ("retry-after-ms", "100"),
+            ("set-cookie", "a=b"),
+            ("server", "uvicorn"),
+            ("date", "now"),
+            ("location", "http://169.254.169.254/"),
+            ("proxy-authenticate", "Basic"),
+            ("x-forebay-endpoint", "forged"),
+            ("x-request-id", "forged"),
             ("keep-alive", "timeout=5"),
             ("transfer-encoding", "chunked"),
             ("content-type", "text/event-stream"),
         ]);
         strip_for_client(&mut down);
-        assert_eq!(down, headers(&[("content-type", "text/event-stream")]));
+        let passed = headers(&[
+            ("content-length", "7"),
+            ("openai-processing-ms", "12"),
+            ("x-ratelimit-remaining-requests", "3"),
+            ("retry-after-ms", "100"),
+            ("content-type", "text/event-stream"),
+        ]);
+        assert_eq!(down, passed);
     }
 
     #[test]

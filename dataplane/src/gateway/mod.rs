@@ -5,14 +5,18 @@ mod alarm;
 mod answer;
 mod attempt;
 mod body;
+mod clients;
 mod connection;
+mod crowd;
 mod drive;
 mod error;
+mod head;
 mod headers;
 mod json_scan;
 mod json_string;
 mod model_field;
 mod models;
+mod pace;
 mod paths;
 mod proxy;
 mod read;
@@ -21,21 +25,19 @@ mod watchdog;
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinSet,
-    time::{interval, sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::mpsc};
 use tracing::field;
 
+pub use self::clients::ClientLimits;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
+    clients::Presence,
+    crowd::Crowd,
     error::GatewayError,
+    head::Hosts,
     paths::Target,
     proxy::{Answer, Proxy},
     record::RequestRecord,
@@ -50,10 +52,8 @@ use crate::{
     trace_context,
 };
 
-/// Most connections of clients at once; further ones wait in the listener's backlog.
+/// Most connections of clients at once; when all are in use, further ones wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 16_384;
-/// Pause after a failed accept: out of files, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long those that are cut have to be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -73,6 +73,7 @@ impl Gateway {
         live: Arc<LiveCell>,
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
+        limits: ClientLimits,
         ending: Arc<Ending>,
         grace: Duration,
         open_files: u64,
@@ -82,6 +83,8 @@ impl Gateway {
                 live,
                 metrics,
                 max_body_bytes,
+                hosts: Hosts::new(&limits.allowed_hosts),
+                limits,
                 ending,
                 watchdog: Watchdog::default(),
             }),
@@ -94,66 +97,16 @@ impl Gateway {
     /// finish, and tells those that are not finished at the end of the grace.
     pub(crate) async fn run(self, listener: TcpListener, mut adopted: mpsc::Receiver<Resting>) {
         let ending = self.proxy.ending.clone();
-        let permits = Arc::new(Semaphore::new(self.most_connections));
-        let mut ticks = interval(watchdog::EVERY);
-        let mut connections = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = accept(&listener, &permits) => accepted,
-                Some(Resting { socket, read }) = adopted.recv() => {
-                    // They were let in once.
-                    connections.spawn(connection::serve(self.proxy.clone(), socket, read));
-                    continue;
-                }
-                Some(_) = connections.join_next() => continue,
-                _ = ticks.tick() => {
-                    self.proxy.watchdog.sweep();
-                    continue;
-                }
-                () = ending.reached(Stage::Draining) => break,
-            };
-            let (socket, permit) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::error!(%error, "accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let serving = connection::serve(self.proxy.clone(), socket, Vec::new());
-            connections.spawn(async move {
-                serving.await;
-                drop(permit);
-            });
-        }
-        drop(listener);
-        // What was on its way from the process before this one has no other place.
-        while let Some(Resting { socket, read }) = adopted.recv().now_or_never().flatten() {
-            connections.spawn(connection::serve(self.proxy.clone(), socket, read));
-        }
-        let mut all_done = async || while connections.join_next().await.is_some() {};
-        if timeout(self.grace, all_done()).await.is_err() {
+        let mut crowd = Crowd::new(self.proxy, self.most_connections);
+        crowd.serve(listener, &mut adopted).await;
+        if !crowd.finish(self.grace).await {
             tracing::warn!(grace = ?self.grace, "requests still in flight are cut");
             ending.advance(Stage::Cut);
             // Who does not read what he is told is not waited for.
-            drop(timeout(LAST_WORDS, all_done()).await);
+            crowd.finish(LAST_WORDS).await;
         }
-        connections.shutdown().await;
+        crowd.close().await;
     }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = permits
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let (socket, _) = listener.accept().await?;
-    socket.set_nodelay(true)?;
-    Ok((socket, permit))
 }
 
 /// Serves one request under a span that continues the client's trace.
@@ -161,10 +114,15 @@ async fn serve(
     proxy: &Proxy,
     request: Request<Incoming>,
     alarms: &Alarms,
+    presence: &Presence,
 ) -> Response<ResponseBody> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    head::drop_foreign(&mut parts.headers);
     let request_id = headers::request_id(&parts.headers);
-    let target = Target::find(&parts.method, parts.uri.path());
+    let target = match head::check(&parts, &proxy.hosts) {
+        Ok(()) => Target::find(&parts.method, parts.uri.path()),
+        Err(error) => Err(error.into()),
+    };
     let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
     let span = tracing::info_span!(
         "request",
@@ -186,7 +144,15 @@ async fn serve(
     };
     let mut response = match answer {
         Some(Ok(answer)) => proxy.pass_on(answer, record),
-        Some(Err(response)) => response,
+        Some(Err((response, Rest::Read))) => response,
+        Some(Err((mut response, Rest::Unread))) => {
+            presence.leaves_unread();
+            if parts.version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            response
+        }
         None => refuse(&GatewayError::Draining, &mut record),
     };
     if parts.version <= Version::HTTP_11 && proxy.ending.has_reached(Stage::Leaving) {
@@ -200,34 +166,59 @@ async fn serve(
     response
 }
 
+/// What is known of a request's body once it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It was read to its end: the connection can carry the next request.
+    Read,
+    /// It was not, or nobody can say where it ends: nothing that comes after it is a request.
+    Unread,
+}
+
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
     proxy: &Proxy,
     target: Result<Target, GatewayError>,
     parts: &Parts,
-    body: Incoming,
+    mut body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
-) -> Result<Answer, Response<ResponseBody>> {
+) -> Result<Answer, (Response<ResponseBody>, Rest)> {
+    let mut rest = Rest::Read;
     let result = match target {
         Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
             Ok(answer) => return Ok(answer),
             Err(error) => Err(error),
         },
-        Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
-        Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
+        Ok(local) => {
+            if !read::discard(parts, &mut body).await {
+                rest = Rest::Unread;
+            }
+            match local {
+                Target::Model(name) => models::get(&proxy.live.load(), &name),
+                _ => Ok(models::list(&proxy.live.load())),
+            }
+        }
         Err(error) => {
-            read::discard(parts, body).await;
+            if error.leaves_unread() || !read::discard(parts, &mut body).await {
+                rest = Rest::Unread;
+            }
             Err(error)
         }
     };
-    Err(match result {
+    let response = match result {
         Ok(response) => {
             record.answered(response.status().as_u16(), Source::Gateway);
             response
         }
-        Err(error) => refuse(&error, record),
-    })
+        Err(error) => {
+            if error.leaves_unread() {
+                rest = Rest::Unread;
+            }
+            refuse(&error, record)
+        }
+    };
+    Err((response, rest))
 }
 
 fn refuse(error: &GatewayError, record: &mut RequestRecord) -> Response<ResponseBody> {

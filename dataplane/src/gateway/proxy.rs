@@ -14,10 +14,11 @@ use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
+    clients::ClientLimits,
     error::GatewayError,
+    head::Hosts,
     headers,
     model_field::ModelField,
-    read::BODY_WITHIN,
     record::RequestRecord,
     watchdog::Watchdog,
 };
@@ -35,6 +36,8 @@ pub(super) struct Proxy {
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
     pub(super) ending: Arc<Ending>,
+    pub(super) limits: ClientLimits,
+    pub(super) hosts: Hosts,
     pub(super) watchdog: Watchdog,
 }
 
@@ -73,7 +76,7 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
-        let mut alarm = alarms.set(record.began() + BODY_WITHIN);
+        let mut alarm = alarms.set(record.began() + self.limits.body);
         let body = self.read_body(parts, body, &mut alarm).await?;
         let reading = record.began().elapsed();
         let field = ModelField::find(&body)?;

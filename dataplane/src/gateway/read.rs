@@ -1,59 +1,73 @@
-//! Reads the body of a request, bounded in size and time, and what is left of one that was refused.
+//! Reads the body of a request, bounded in size and time, and what is left of one that is not wanted.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Version, header, request::Parts};
+use http::{header, request::Parts};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::{alarm::Alarm, error::GatewayError, proxy::Proxy};
+use super::{
+    alarm::Alarm,
+    error::GatewayError,
+    pace::{PaceError, Paced},
+    proxy::Proxy,
+};
 
-/// Longest time for a client to send its body.
-pub(super) const BODY_WITHIN: Duration = Duration::from_secs(60);
-/// How much of a refused body is read, and for how long, so that its client can hear the refusal.
-const DISCARDED_BYTES: usize = 64 << 20;
-const DISCARDED_WITHIN: Duration = Duration::from_secs(5);
+/// A body that nobody wants is read if it is no longer and comes no later than this: then its connection goes on.
+const DISCARDED_BYTES: usize = 64 * 1024;
+const DISCARDED_WITHIN: Duration = Duration::from_millis(250);
 
 impl Proxy {
-    /// The whole body, by the alarm's deadline.
+    /// The whole body, at the pace and by the deadline that clients have for it.
     pub(super) async fn read_body(
         &self,
         parts: &Parts,
         mut body: Incoming,
         alarm: &mut Alarm,
     ) -> Result<Bytes, GatewayError> {
-        let (limit, deadline) = (self.max_body_bytes, alarm.at());
+        let limit = self.max_body_bytes;
         let announced = parts.headers.get(header::CONTENT_LENGTH);
-        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > limit) {
-            discard(parts, body).await;
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        // Before it is asked for (`expect: 100-continue`).
+        if announced.is_some_and(|length| length > limit as u64) {
             return Err(GatewayError::BodyTooLarge { limit });
         }
-        let collecting = pin!(Limited::new(&mut body, limit).collect());
-        let collected = alarm.within(deadline, collecting).await;
-        match collected.ok_or(GatewayError::BodyTimeout(BODY_WITHIN))? {
+        let limits = &self.limits;
+        let paced = Paced::new(&mut body, alarm, limits.slow_body, limits.body);
+        match Limited::new(paced, limit).collect().await {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
-                discard(parts, body).await;
                 Err(GatewayError::BodyTooLarge { limit })
+            }
+            Err(error) if matches!(error.downcast_ref(), Some(PaceError::Late)) => {
+                Err(GatewayError::BodyTimeout(limits.body))
             }
             Err(error) => Err(GatewayError::BodyBroken(error.to_string())),
         }
     }
 }
 
-/// Reads on for a while what nobody wants. Closed with bytes unread, a connection is reset, and the client
-/// never sees why it was refused.
-pub(super) async fn discard(parts: &Parts, body: Incoming) {
-    let over_http1 = parts.version <= Version::HTTP_11;
-    // One who asks first has sent nothing yet.
-    if !over_http1 || parts.headers.contains_key(header::EXPECT) {
-        return;
+/// Reads what nobody wants, if that is little. False if there is more: then the connection cannot go on.
+pub(super) async fn discard(parts: &Parts, body: &mut Incoming) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    // One who asks first may send it or not.
+    if parts.headers.contains_key(header::EXPECT) {
+        return false;
     }
     let mut body = Limited::new(body, DISCARDED_BYTES);
-    let all = async { while let Some(Ok(_)) = body.frame().await {} };
-    // Longer than that is the client's own fault.
-    drop(timeout(DISCARDED_WITHIN, all).await);
+    let all = async {
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
+                None => return true,
+            }
+        }
+    };
+    timeout(DISCARDED_WITHIN, all).await.unwrap_or(false)
 }

@@ -44,6 +44,8 @@ use super::{
 /// Most bytes of a response head, and what hyper keeps to read into. A buffer that grows with what comes, as
 /// hyper's does unless told otherwise, stays large while its connection rests.
 const BUFFER: usize = 8 * 1024;
+/// Most interim answers before the one that counts, over HTTP/1.1.
+const MOST_INTERIM: usize = 8;
 /// Most bytes of a response's headers over HTTP/2.
 const HEADER_LIST: u32 = 64 * 1024;
 /// What one HTTP/2 stream may send before it is read. The connection's window holds that of all streams
@@ -322,6 +324,17 @@ impl Conn {
         }
     }
 
+    /// hyper reads interim answers (1xx) and says nothing, however many there are. After some the connection is ended,
+    /// as if the upstream had done so.
+    fn bound_interim(&self, request: &mut Request<Body>) {
+        let (watch, seen) = (self.watch.clone(), AtomicUsize::new(0));
+        hyper::ext::on_informational(request, move |_| {
+            if seen.fetch_add(1, Ordering::Relaxed) == MOST_INTERIM {
+                watch.shut_down();
+            }
+        });
+    }
+
     /// Sends a request and waits for the head of its answer.
     ///
     /// hyper hands the request to the driver through a channel. One that is put in just while the driver goes stays
@@ -331,9 +344,12 @@ impl Conn {
     /// Nothing if the connection was let go of before.
     pub(super) async fn send(
         &mut self,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Option<Result<Response<Incoming>, TrySendError<Request<Body>>>> {
         self.watch.arm();
+        if !self.is_shared() {
+            self.bound_interim(&mut request);
+        }
         let answer = match &mut self.sender {
             Sender::Http1(sender) => Either::Left(sender.try_send_request(request)),
             Sender::Http2(sender, _) => {

@@ -1,0 +1,136 @@
+//! All clients at once: lets them in, takes them over from another process, and sees them out.
+//!
+//! Whose connection has to go is for `clients.rs` to say, and what is said on one for `connection.rs`.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, Interval, interval, sleep, sleep_until},
+};
+
+use super::{
+    clients::{Clients, Peer},
+    connection,
+    proxy::Proxy,
+    watchdog,
+};
+use crate::{ending::Stage, handover::Resting};
+
+/// Pause after a failed accept: out of files, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The connections of all clients.
+pub(super) struct Crowd {
+    proxy: Arc<Proxy>,
+    clients: Clients,
+    connections: JoinSet<()>,
+    ticks: Interval,
+}
+
+impl Crowd {
+    /// Nobody yet, and never more than this.
+    pub(super) fn new(proxy: Arc<Proxy>, most: usize) -> Self {
+        let clients = Clients::new(proxy.limits.clone(), most, proxy.metrics.clone());
+        Self {
+            proxy,
+            clients,
+            connections: JoinSet::new(),
+            ticks: interval(watchdog::EVERY),
+        }
+    }
+
+    /// Serves who connects and who is taken over, until the worker drains.
+    pub(super) async fn serve(
+        &mut self,
+        listener: TcpListener,
+        adopted: &mut mpsc::Receiver<Resting>,
+    ) {
+        let ending = self.proxy.ending.clone();
+        loop {
+            let room = self.clients.has_room();
+            tokio::select! {
+                accepted = accept(&listener), if room => self.let_in(accepted).await,
+                Some(resting) = adopted.recv() => self.take_over(resting),
+                Some(ended) = self.connections.join_next_with_id() => self.gone(ended),
+                _ = self.ticks.tick() => self.sweep(),
+                () = ending.reached(Stage::Draining) => break,
+            }
+        }
+        drop(listener);
+        // What was on its way from the process before this one has no other place.
+        while let Ok(resting) = adopted.try_recv() {
+            self.take_over(resting);
+        }
+    }
+
+    /// Lets everybody finish, for so long. False if somebody did not.
+    pub(super) async fn finish(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        loop {
+            tokio::select! {
+                ended = self.connections.join_next_with_id() => match ended {
+                    Some(ended) => self.gone(ended),
+                    None => return true,
+                },
+                _ = self.ticks.tick() => self.sweep(),
+                () = sleep_until(deadline) => return false,
+            }
+        }
+    }
+
+    /// Closes what is left.
+    pub(super) async fn close(mut self) {
+        self.connections.shutdown().await;
+    }
+
+    async fn let_in(&mut self, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
+        let (socket, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::error!(%error, "accept failed");
+                sleep(ACCEPT_PAUSE).await;
+                return;
+            }
+        };
+        let peer = Peer::of(from.ip());
+        if self.clients.admits(peer) {
+            self.spawn(peer, socket, Vec::new());
+        } else {
+            tracing::debug!(%from, "refused: this peer has as many connections as it may");
+        }
+    }
+
+    /// It was let in once.
+    fn take_over(&mut self, Resting { socket, read }: Resting) {
+        match socket.peer_addr() {
+            Ok(from) => self.spawn(Peer::of(from.ip()), socket, read),
+            Err(error) => tracing::debug!(%error, "gone while it was taken over"),
+        }
+    }
+
+    fn spawn(&mut self, peer: Peer, socket: TcpStream, read: Vec<u8>) {
+        let presence = self.clients.presence();
+        let serving = connection::serve(self.proxy.clone(), socket, read, presence.clone());
+        let task = self.connections.spawn(serving);
+        self.clients.add(peer, presence, task);
+    }
+
+    fn gone(&mut self, ended: Result<(Id, ()), JoinError>) {
+        self.clients
+            .remove(ended.map_or_else(|error| error.id(), |(id, ())| id));
+    }
+
+    fn sweep(&mut self) {
+        self.proxy.watchdog.sweep();
+        self.clients.sweep();
+    }
+}
+
+async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let (socket, from) = listener.accept().await?;
+    socket.set_nodelay(true)?;
+    Ok((socket, from))
+}
