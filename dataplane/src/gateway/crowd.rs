@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    clients::{Clients, Peer},
+    clients::{Clients, Peer, Presence, Speaks},
     connection,
     proxy::Proxy,
     watchdog,
@@ -97,7 +97,8 @@ impl Crowd {
         };
         let peer = Peer::of(from.ip());
         if self.clients.admits(peer) {
-            self.spawn(peer, socket, Vec::new());
+            let presence = self.clients.presence();
+            self.spawn(peer, presence, socket, Vec::new());
         } else {
             tracing::debug!(%from, "refused: this peer has as many connections as it may");
         }
@@ -106,13 +107,17 @@ impl Crowd {
     /// It was let in once.
     fn take_over(&mut self, Resting { socket, read }: Resting) {
         match socket.peer_addr() {
-            Ok(from) => self.spawn(Peer::of(from.ip()), socket, read),
+            Ok(from) => {
+                // It rests, as it did there.
+                let presence = self.clients.presence();
+                presence.speaks(Speaks::Http1);
+                self.spawn(Peer::of(from.ip()), presence, socket, read);
+            }
             Err(error) => tracing::debug!(%error, "gone while it was taken over"),
         }
     }
 
-    fn spawn(&mut self, peer: Peer, socket: TcpStream, read: Vec<u8>) {
-        let presence = self.clients.presence();
+    fn spawn(&mut self, peer: Peer, presence: Arc<Presence>, socket: TcpStream, read: Vec<u8>) {
         let serving = connection::serve(self.proxy.clone(), socket, read, presence.clone());
         let task = self.connections.spawn(serving);
         self.clients.add(peer, presence, task);

@@ -38,6 +38,8 @@ pub(super) enum Ended {
 /// Whether a connection outlives the answers that are given on it.
 #[derive(Debug, Default)]
 pub(super) struct Lasting {
+    /// A request came.
+    asked: AtomicBool,
     /// The client, or we, said that it ends.
     closes: AtomicBool,
     /// hyper says from now on that it ends.
@@ -47,6 +49,7 @@ pub(super) struct Lasting {
 impl Lasting {
     /// A request came.
     pub(super) fn asked(&self, request: &Request<Incoming>) {
+        self.asked.store(true, Ordering::Relaxed);
         let closes = request.version() != Version::HTTP_11 || says_close(request.headers());
         self.closes.fetch_or(closes, Ordering::Relaxed);
     }
@@ -87,6 +90,10 @@ where
                 // At the cut it is only polled: who answers finds out.
                 if !lasting.draining.load(Ordering::Relaxed) && ending.has_reached(Stage::Draining) {
                     lasting.draining.store(true, Ordering::Relaxed);
+                    // hyper would wait for the rest of the first head; nothing was said that has yet to leave.
+                    if !lasting.asked.load(Ordering::Relaxed) {
+                        break Ok(());
+                    }
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
             }
