@@ -8,6 +8,8 @@ mod body;
 mod clients;
 mod connection;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod head;
 mod headers;
 mod json_scan;
