@@ -10,6 +10,8 @@ pub mod apply;
 mod budget;
 pub mod config_client;
 mod ending;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gateway;
 mod handover;
 mod health;

@@ -82,6 +82,30 @@ impl ClientClosed {
     }
 }
 
+/// Of clients' connections.
+#[derive(Debug)]
+struct ClientMetrics {
+    open: IntGaugeVec,
+    closed: IntCounterVec,
+}
+
+impl ClientMetrics {
+    fn new(registry: &Registry) -> Result<Self, Error> {
+        let open = Opts::new(
+            "forebay_client_connections",
+            "Connections of clients, with requests (active) or without (idle), as of the last second.",
+        );
+        let open = IntGaugeVec::new(open, &["state"])?;
+        registry.register(Box::new(open.clone()))?;
+        let closed = by_reason(
+            registry,
+            "forebay_client_connections_closed_total",
+            "Connections of clients that this worker closed or did not take, by reason.",
+        )?;
+        Ok(Self { open, closed })
+    }
+}
+
 /// The worker's counters and histograms.
 #[derive(Debug)]
 pub struct Metrics {
@@ -97,8 +121,7 @@ pub struct Metrics {
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
     resyncs: IntCounter,
-    clients: IntGaugeVec,
-    clients_closed: IntCounterVec,
+    clients: ClientMetrics,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
 }
@@ -214,13 +237,7 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
-            apply_seconds: histogram(
-                registry,
-                "forebay_config_apply_seconds",
-                "Time to put a pushed configuration in force.",
-                &[],
-            )?
-            .with_label_values::<&str>(&[]),
+            apply_seconds: apply_seconds(registry)?,
             rejected: by_reason(
                 registry,
                 "forebay_config_rejected_total",
@@ -236,12 +253,7 @@ impl Metrics {
                 "forebay_config_resyncs_total",
                 "Deltas that could not be used; the whole configuration was asked for.",
             )?,
-            clients: clients(registry)?,
-            clients_closed: by_reason(
-                registry,
-                "forebay_client_connections_closed_total",
-                "Connections of clients that this worker closed or did not take, by reason.",
-            )?,
+            clients: ClientMetrics::new(registry)?,
             models: Mutex::default(),
         })
     }
@@ -289,18 +301,18 @@ impl Metrics {
     /// How many clients are connected.
     pub(crate) fn clients(&self, idle: usize, active: usize) {
         for (state, count) in [("idle", idle), ("active", active)] {
-            let gauge = self.clients.with_label_values(&[state]);
+            let gauge = self.clients.open.with_label_values(&[state]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
     pub(crate) fn client_closed(&self, why: ClientClosed) {
-        self.clients_closed.with_label_values(&[why.label()]).inc();
+        self.clients.closed.with_label_values(&[why.label()]).inc();
     }
 
     #[cfg(test)]
     pub(crate) fn clients_closed(&self, why: ClientClosed) -> u64 {
-        self.clients_closed.with_label_values(&[why.label()]).get()
+        self.clients.closed.with_label_values(&[why.label()]).get()
     }
 
     pub(crate) fn applied(&self, seconds: f64) {
@@ -376,16 +388,12 @@ fn counter(
     Ok(counter)
 }
 
-fn clients(registry: &Registry) -> Result<IntGaugeVec, Error> {
-    let gauge = IntGaugeVec::new(
-        Opts::new(
-            "forebay_client_connections",
-            "Connections of clients, with requests (active) or without (idle), as of the last second.",
-        ),
-        &["state"],
-    )?;
-    registry.register(Box::new(gauge.clone()))?;
-    Ok(gauge)
+fn apply_seconds(registry: &Registry) -> Result<Histogram, Error> {
+    let (name, help) = (
+        "forebay_config_apply_seconds",
+        "Time to put a pushed configuration in force.",
+    );
+    Ok(histogram(registry, name, help, &[])?.with_label_values::<&str>(&[]))
 }
 
 fn by_reason(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {

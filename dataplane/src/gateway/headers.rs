@@ -53,6 +53,11 @@ fn passes_down(name: &str) -> bool {
     }
 }
 
+/// ASCII that can be seen. What else a value may consist of, some read as Latin-1 and others as UTF-8 or not at all.
+fn is_plain(value: &HeaderValue) -> bool {
+    value.to_str().is_ok()
+}
+
 /// Whether a client's header goes upstream.
 pub(super) fn passes_up(name: &HeaderName) -> bool {
     PASSED_UP.contains(name) || trace_context::HEADERS.contains(name)
@@ -68,6 +73,7 @@ pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> Head
     for (name, value) in client {
         // Of several with one name the first counts.
         if passes_up(name)
+            && is_plain(value)
             && let Entry::Vacant(free) = headers.entry(name)
         {
             free.insert(value.clone());
@@ -88,8 +94,10 @@ pub(super) fn strip_for_client(headers: &mut HeaderMap) {
         .filter(|name: &HeaderName| *name != header::CONTENT_LENGTH)
         .collect();
     named.iter().for_each(|name| drop(headers.remove(name)));
-    let foreign = |name: &&HeaderName| !passes_down(name.as_str());
-    while let Some(name) = headers.keys().find(foreign).cloned() {
+    let foreign = |(name, value): &(&HeaderName, &HeaderValue)| {
+        !passes_down(name.as_str()) || !is_plain(value)
+    };
+    while let Some(name) = headers.iter().find(foreign).map(|(name, _)| name.clone()) {
         headers.remove(name);
     }
 }

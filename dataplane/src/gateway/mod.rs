@@ -10,6 +10,8 @@ mod connection;
 mod crowd;
 mod drive;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod head;
 mod headers;
 mod json_scan;

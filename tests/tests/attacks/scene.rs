@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, Once,
+        Arc, Once,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,9 +13,11 @@ use std::{
 use forebay_dataplane::ClientLimits;
 use forebay_proto::wire;
 use forebay_tests::{Cluster, WorkerHandle, eventually, model_at};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -35,10 +37,22 @@ fn count_panics() {
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            PANICS.fetch_add(1, Ordering::Relaxed);
+            // Those of the tests themselves are told by who runs them.
+            let ours = |place: &std::panic::Location<'_>| place.file().contains("tests/attacks");
+            if !info.location().is_some_and(ours) {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+            }
             before(info);
         }));
     });
+}
+
+static ALONE: RwLock<()> = RwLock::const_new(());
+
+#[expect(dead_code, reason = "held, not looked at")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
 }
 
 /// What an upstream answers a request with, and whether it closes then.
@@ -54,6 +68,7 @@ pub(crate) struct Upstream {
 #[derive(Default)]
 struct Seen {
     connections: AtomicU64,
+    most_on_one: AtomicU64,
     requests: Mutex<Vec<strict::Request>>,
     odd: Mutex<Vec<String>>,
 }
@@ -87,24 +102,41 @@ impl Upstream {
         self.seen.connections.load(Ordering::Relaxed)
     }
 
+    /// Most requests that a connection carried.
+    pub(crate) fn most_on_one(&self) -> u64 {
+        self.seen.most_on_one.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn count(&self) -> usize {
-        self.seen.requests.lock().unwrap().len()
+        self.seen.requests.lock().len()
     }
 
     pub(crate) fn last(&self) -> strict::Request {
-        self.seen.requests.lock().unwrap().last().unwrap().clone()
+        self.seen.requests.lock().last().unwrap().clone()
     }
 
     /// Whatever came can be read in one way only, and is what the gateway means to send.
     pub(crate) fn assert_plain(&self) {
-        let odd = self.seen.odd.lock().unwrap();
+        let odd = self.seen.odd.lock();
         assert!(odd.is_empty(), "ambiguous upstream: {odd:?}");
         const SENT: [&str; 15] = [
-            "host", "content-length", "x-request-id", "accept-encoding", "accept", "authorization",
-            "content-type", "user-agent", "idempotency-key", "openai-beta", "openai-organization",
-            "openai-project", "x-api-key", "traceparent", "tracestate",
+            "host",
+            "content-length",
+            "x-request-id",
+            "accept-encoding",
+            "accept",
+            "authorization",
+            "content-type",
+            "user-agent",
+            "idempotency-key",
+            "openai-beta",
+            "openai-organization",
+            "openai-project",
+            "x-api-key",
+            "traceparent",
+            "tracestate",
         ];
-        for request in self.seen.requests.lock().unwrap().iter() {
+        for request in self.seen.requests.lock().iter() {
             let addr = self.addr.to_string();
             assert_eq!(request.header("host"), Some(addr.as_str()));
             assert_eq!(request.header("accept-encoding"), Some("identity"));
@@ -119,7 +151,7 @@ impl Upstream {
 }
 
 async fn serve(mut socket: TcpStream, seen: Arc<Seen>, play: Arc<Play>) {
-    let mut bytes = Vec::new();
+    let (mut bytes, mut carried) = (Vec::new(), 0);
     loop {
         let (request, end) = match strict::request(&bytes) {
             Ok(Some(read)) => read,
@@ -129,12 +161,14 @@ async fn serve(mut socket: TcpStream, seen: Arc<Seen>, play: Arc<Play>) {
             },
             Err(why) => {
                 let text = String::from_utf8_lossy(&bytes);
-                return seen.odd.lock().unwrap().push(format!("{why}: {text:?}"));
+                return seen.odd.lock().push(format!("{why}: {text:?}"));
             }
         };
         bytes.drain(..end);
+        carried += 1;
+        seen.most_on_one.fetch_max(carried, Ordering::Relaxed);
         let number = {
-            let mut all = seen.requests.lock().unwrap();
+            let mut all = seen.requests.lock();
             all.push(request);
             all.len() as u64 - 1
         };
@@ -147,15 +181,33 @@ async fn serve(mut socket: TcpStream, seen: Arc<Seen>, play: Arc<Play>) {
 
 /// A gateway with two models: `m`, whose upstream is good, and `e`, whose upstream plays.
 pub(crate) struct Scene {
-    pub(crate) cluster: Cluster,
+    _cluster: Cluster,
     pub(crate) worker: WorkerHandle,
     pub(crate) good: Upstream,
     pub(crate) evil: Upstream,
     panics: u64,
+    _turn: Turn,
 }
 
 impl Scene {
     pub(crate) async fn start(limits: ClientLimits, play: Arc<Play>, impatience: Duration) -> Self {
+        let turn = Turn::Shared(ALONE.read().await);
+        Self::in_turn(limits, play, impatience, turn).await
+    }
+
+    /// With nothing special, while no other test of this process runs: for who measures it.
+    pub(crate) async fn alone() -> Self {
+        let play: Arc<Play> = Arc::new(|_| (GOOD.to_vec(), false));
+        let turn = Turn::Alone(ALONE.write().await);
+        Self::in_turn(ClientLimits::default(), play, Duration::from_secs(60), turn).await
+    }
+
+    async fn in_turn(
+        limits: ClientLimits,
+        play: Arc<Play>,
+        impatience: Duration,
+        turn: Turn,
+    ) -> Self {
         count_panics();
         let panics = PANICS.load(Ordering::Relaxed);
         let mut cluster = Cluster::start().await;
@@ -180,11 +232,12 @@ impl Scene {
         };
         cluster.create_and_wait(model).await;
         Self {
-            cluster,
+            _cluster: cluster,
             worker,
             good,
             evil,
             panics,
+            _turn: turn,
         }
     }
 
@@ -235,7 +288,10 @@ impl Scene {
 /// A chat that names itself.
 pub(crate) fn chat(model: &str, id: &str) -> Vec<u8> {
     let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
-    post(&format!("x-request-id: {id}\r\ncontent-length: {}\r\n", body.len()), &body)
+    post(
+        &format!("x-request-id: {id}\r\ncontent-length: {}\r\n", body.len()),
+        &body,
+    )
 }
 
 /// A request with these headers.
@@ -255,7 +311,11 @@ pub(crate) async fn read_until(socket: &mut TcpStream, done: impl Fn(&[u8]) -> b
         }
     };
     let ended = timeout(SOON, reading).await.is_ok();
-    assert!(ended, "nothing more came: {:?}", String::from_utf8_lossy(&bytes));
+    assert!(
+        ended,
+        "nothing more came: {:?}",
+        String::from_utf8_lossy(&bytes)
+    );
     bytes
 }
 
