@@ -56,6 +56,8 @@ pub(super) fn finish_head(
 ) {
     // Ours, whatever the upstream speaks.
     *response.version_mut() = Version::HTTP_11;
+    // Among them the upstream's own words for its status.
+    response.extensions_mut().clear();
     let headers = response.headers_mut();
     headers::strip_for_client(headers);
     if !outgoing.explain {

@@ -55,7 +55,10 @@ fn passes_down(name: &str) -> bool {
 
 /// ASCII that can be seen. What else a value may consist of, some read as Latin-1 and others as UTF-8 or not at all.
 fn is_plain(value: &HeaderValue) -> bool {
-    value.to_str().is_ok()
+    value
+        .as_bytes()
+        .iter()
+        .all(|byte| (b' '..=b'~').contains(byte))
 }
 
 /// Whether a client's header goes upstream.

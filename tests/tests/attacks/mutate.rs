@@ -19,7 +19,7 @@ use super::{
 };
 
 const EACH_WAY: u64 = 5_000;
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 /// What a seed is set with, to play one again.
 const SEED: &str = "FOREBAY_ATTACK_SEED";
 

@@ -13,6 +13,7 @@ pub(crate) struct Request {
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    pub(crate) reason: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     /// Its framing says that this was all.
@@ -109,6 +110,7 @@ pub(crate) fn answers(mut bytes: &[u8]) -> Result<Vec<Answer>, String> {
         };
         all.push(Answer {
             status,
+            reason: first.get(13..).unwrap_or_default().to_owned(),
             headers,
             body,
             whole,

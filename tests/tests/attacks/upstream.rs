@@ -109,8 +109,10 @@ async fn an_upstream_does_not_speak_in_our_name_nor_to_others_than_its_client() 
                      openai-processing-ms: 7\r\nx-ratelimit-limit-requests: 9\r\nretry-after: 1\r\n\
                      content-type: application/json\r\ncontent-length: 14\r\n",
     );
-    *script.lock() = ((answer + BODY).into_bytes(), false);
+    let answer = (answer + BODY).replace("200 OK", "200 Forged");
+    *script.lock() = (answer.into_bytes(), false);
     let answers = scene.ask(&chat("e", "mine")).await;
+    assert_eq!(answers[0].reason, "OK");
     let mut names: Vec<_> = answers[0]
         .headers
         .iter()
