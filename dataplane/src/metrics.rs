@@ -60,6 +60,9 @@ pub struct Metrics {
     overhead_seconds: HistogramVec,
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
+    retries: IntCounterVec,
+    retry_budget_exhausted: IntCounterVec,
+    fallbacks: IntCounterVec,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
@@ -179,6 +182,24 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
+            retries: counter(
+                registry,
+                "forebay_retries_total",
+                "Requests sent again to another endpoint, by what the one before did.",
+                &["model", "cause"],
+            )?,
+            retry_budget_exhausted: counter(
+                registry,
+                "forebay_retry_budget_exhausted_total",
+                "Requests not sent again because too many were being sent again.",
+                model,
+            )?,
+            fallbacks: counter(
+                registry,
+                "forebay_fallbacks_total",
+                "Requests for a model that were sent to one that stands in.",
+                model,
+            )?,
             apply_seconds: histogram(
                 registry,
                 "forebay_config_apply_seconds",
@@ -245,6 +266,22 @@ impl Metrics {
             .inc();
     }
 
+    pub(crate) fn retry(&self, model: &ModelId, cause: &str) {
+        self.retries
+            .with_label_values(&[model.as_str(), cause])
+            .inc();
+    }
+
+    pub(crate) fn retry_budget_exhausted(&self, model: &ModelId) {
+        self.retry_budget_exhausted
+            .with_label_values(&[model.as_str()])
+            .inc();
+    }
+
+    pub(crate) fn fallback(&self, model: &ModelId) {
+        self.fallbacks.with_label_values(&[model.as_str()]).inc();
+    }
+
     pub(crate) fn applied(&self, seconds: f64) {
         self.apply_seconds.observe(seconds);
     }
@@ -287,7 +324,13 @@ impl Metrics {
             // An error says that there is no such series.
             drop(histogram.remove_label_values(&[model.as_str()]));
         }
-        for counter in [&self.requests, &self.replays] {
+        for counter in [
+            &self.requests,
+            &self.replays,
+            &self.retries,
+            &self.retry_budget_exhausted,
+            &self.fallbacks,
+        ] {
             forget_series(counter, model);
         }
     }

@@ -20,7 +20,10 @@ use super::{
     record::{CLIENT_CLOSED, RequestRecord},
     watchdog::Loan,
 };
-use crate::{metrics::Source, pool::CloseReason};
+use crate::{
+    metrics::Source,
+    pool::{CloseReason, Fault, Verdict},
+};
 
 /// Gives the error event, and what came before it, time to leave before the connection is torn down.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -189,6 +192,9 @@ impl UpstreamBody {
             false => failed,
         };
         if let Some(lease) = self.loan.take() {
+            if matches!(failed, StreamFailed::Reset(_)) {
+                lease.judge(Verdict::Broken(Fault::Cut));
+            }
             lease.discard(CloseReason::Error);
         }
         self.record.failed(&failed);
