@@ -96,6 +96,7 @@ pub(crate) fn model(model: &wire::Model) -> String {
     if let Some(probe) = &model.probe {
         rows.push(("probe", probe_of(probe)));
     }
+    rows.extend(failure(model));
     let size = number(pool.max_concurrent);
     rows.extend([
         (
@@ -142,6 +143,52 @@ pub(crate) fn model(model: &wire::Model) -> String {
     match model.probe_results.as_slice() {
         [] => facts(&rows),
         results => format!("{}\n\n{}", facts(&rows), probe_results(results)),
+    }
+}
+
+/// What was said of failing; what was not is as documented.
+fn failure(model: &wire::Model) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(health) = &model.health {
+        let every = match &health.interval {
+            Some(interval) => duration(Some(interval)),
+            None => "5s".to_owned(),
+        };
+        rows.push((
+            "health",
+            format!("{} every {every}", dash(health.path.clone())),
+        ));
+    }
+    if let Some(ejection) = &model.ejection {
+        let after = match ejection.failures.unwrap_or(5) {
+            0 => "never by answers".to_owned(),
+            failures => format!("after {failures} broken answers in a row"),
+        };
+        rows.push(("ejection", after));
+    }
+    if let Some(retry) = &model.retry {
+        let on: Vec<&str> = retry.on().map(retry_on).collect();
+        let on = if on.is_empty() {
+            "busy".to_owned()
+        } else {
+            on.join(", ")
+        };
+        let attempts = retry.max_attempts.unwrap_or(2);
+        rows.push(("retry", format!("{attempts} endpoints at most, after {on}")));
+    }
+    if !model.fallbacks.is_empty() {
+        rows.push(("fallbacks", model.fallbacks.join(", ")));
+    }
+    rows
+}
+
+fn retry_on(cause: wire::RetryOn) -> &'static str {
+    match cause {
+        wire::RetryOn::Unspecified => "nothing",
+        wire::RetryOn::Busy => "busy",
+        wire::RetryOn::BadGateway => "bad-gateway",
+        wire::RetryOn::ServerError => "server-error",
+        wire::RetryOn::Reset => "reset",
     }
 }
 

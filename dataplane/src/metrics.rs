@@ -3,6 +3,8 @@
 //!
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
+mod failures;
+
 use std::{collections::HashMap, sync::Arc};
 
 use forebay_proto::ModelId;
@@ -12,6 +14,7 @@ use prometheus::{
     Registry, core::Collector as _,
 };
 
+pub(crate) use self::failures::FailureMetrics;
 use crate::{
     apply::RefusalReason,
     health::{HealthCounters, ModelCounters},
@@ -117,6 +120,7 @@ pub struct Metrics {
     overhead_seconds: HistogramVec,
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
+    pub(crate) failures: FailureMetrics,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
@@ -253,6 +257,7 @@ impl Metrics {
                 "forebay_config_resyncs_total",
                 "Deltas that could not be used; the whole configuration was asked for.",
             )?,
+            failures: FailureMetrics::new(registry)?,
             clients: ClientMetrics::new(registry)?,
             models: Mutex::default(),
         })
@@ -357,9 +362,10 @@ impl Metrics {
             // An error says that there is no such series.
             drop(histogram.remove_label_values(&[model.as_str()]));
         }
-        for counter in [&self.requests, &self.replays] {
-            forget_series(counter, model);
-        }
+        let counters = [&self.requests, &self.replays].into_iter();
+        counters
+            .chain(self.failures.by_model())
+            .for_each(|counter| forget_series(counter, model));
     }
 }
 

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod convert;
 pub mod endpoint;
+pub mod failure;
 pub mod health;
 pub mod ids;
 pub mod limits;
@@ -23,6 +24,7 @@ pub mod wire;
 
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointUrl, Protocol, Weight};
+pub use failure::{FailureSpec, RetryOn};
 pub use health::Health;
 pub use ids::{EndpointId, InstanceId, ModelId, WorkerId};
 pub use model::{ModelSpec, ResolvedModel};

@@ -26,6 +26,10 @@ pub const PROBE_BODY_BYTES: usize = 256 << 10;
 pub const ALIASES: usize = 16;
 /// Most endpoints of a model.
 pub const ENDPOINTS: usize = 64;
+/// Most models that stand in for another.
+pub const FALLBACKS: usize = 8;
+/// Longest path of a health check, in characters.
+pub const CHECK_PATH_CHARS: usize = 256;
 /// Most models in a configuration.
 pub const MODELS: usize = 10_000;
 /// Most changes in a batch.
@@ -73,6 +77,19 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = ms(100)..=secs(3_600);
 pub const CONNECTION_AGE: RangeInclusive<Duration> = secs(1)..=secs(86_400);
 /// Each deadline of a request.
 pub const TIMEOUT: RangeInclusive<Duration> = ms(1)..=secs(86_400);
+
+/// Time between two health checks of an endpoint.
+pub const CHECK_INTERVAL: RangeInclusive<Duration> = ms(100)..=secs(3_600);
+/// For the answer to a health check.
+pub const CHECK_TIMEOUT: RangeInclusive<Duration> = ms(10)..=secs(60);
+/// Health checks in a row that change where an endpoint stands.
+pub const CHECKS: RangeInclusive<u32> = 1..=100;
+/// Broken answers in a row that eject an endpoint; 0 is never.
+pub const EJECTION_FAILURES: RangeInclusive<u32> = 0..=1_000;
+/// How long an endpoint is ejected.
+pub const EJECTION_TIME: RangeInclusive<Duration> = ms(100)..=secs(3_600);
+/// Endpoints that one request is sent to.
+pub const RETRY_ATTEMPTS: RangeInclusive<u32> = 1..=5;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     endpoint::Endpoint,
+    failure::FailureSpec,
     ids::ModelId,
     limits,
     pool::{PoolOverrides, PoolParams, PoolSettings, TimeoutOverrides, Timeouts},
@@ -24,6 +25,8 @@ pub struct ModelSpec {
     pub timeouts: TimeoutOverrides,
     /// Whether its endpoints are asked what they serve.
     pub probe: ProbeSpec,
+    /// What becomes of requests when endpoints fail.
+    failure: FailureSpec,
 }
 
 impl ModelSpec {
@@ -36,7 +39,7 @@ impl ModelSpec {
         let mut violations = Violations::new();
         check_aliases(&id, &aliases, &mut violations);
         check_endpoints(&endpoints, &mut violations);
-        let (pool, timeouts, probe) = Default::default();
+        let (pool, timeouts, probe, failure) = Default::default();
         violations.finish(Some(Self {
             id,
             aliases,
@@ -44,6 +47,7 @@ impl ModelSpec {
             pool,
             timeouts,
             probe,
+            failure,
         }))
     }
 
@@ -67,6 +71,19 @@ impl ModelSpec {
     #[must_use]
     pub fn probed(self, probe: ProbeSpec) -> Self {
         Self { probe, ..self }
+    }
+
+    /// The same model, that fails like this.
+    pub fn failing(self, failure: FailureSpec) -> Result<Self, Violations> {
+        let mut violations = Violations::new();
+        failure.check(&self.id, &mut violations);
+        violations.finish(Some(Self { failure, ..self }))
+    }
+
+    /// What becomes of requests when endpoints fail.
+    #[must_use]
+    pub fn failure(&self) -> &FailureSpec {
+        &self.failure
     }
 
     /// Other names.
@@ -102,6 +119,7 @@ impl ModelSpec {
             pool,
             timeouts: self.timeouts.or(&settings.timeouts()),
             probe: self.probe.clone(),
+            failure: self.failure.clone(),
             revision,
         })
     }
@@ -122,6 +140,8 @@ pub struct ResolvedModel {
     pub timeouts: Timeouts,
     /// Whether its endpoints are asked what they serve.
     pub probe: ProbeSpec,
+    /// What becomes of requests when endpoints fail.
+    pub failure: FailureSpec,
     /// The revision that last changed the registration.
     pub revision: Revision,
 }

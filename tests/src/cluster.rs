@@ -210,6 +210,29 @@ impl Cluster {
         created.expect("the model is registered").into_inner()
     }
 
+    /// Makes a registered model what this says, and nothing besides.
+    pub async fn update(&self, model: wire::Model) -> wire::Model {
+        let paths = [
+            "aliases",
+            "endpoints",
+            "pool",
+            "timeouts",
+            "health",
+            "ejection",
+            "retry",
+            "fallbacks",
+        ];
+        let request = wire::UpdateModelRequest {
+            model: Some(model),
+            update_mask: Some(prost_types::FieldMask {
+                paths: paths.map(str::to_owned).to_vec(),
+            }),
+            ..wire::UpdateModelRequest::default()
+        };
+        let updated = self.registry().update_model(request).await;
+        updated.expect("the model is updated").into_inner()
+    }
+
     /// Registers a model and waits until every connected worker runs it.
     pub async fn create_and_wait(&self, model: wire::Model) -> wire::Model {
         let created = self.create(model).await;

@@ -5,8 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use http::Uri;
 
-use super::examples::{
-    APPLY_EXAMPLES, CREATE_EXAMPLES, DIFF_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES, UPDATE_EXAMPLES,
+use super::{
+    examples::{
+        APPLY_EXAMPLES, CREATE_EXAMPLES, DIFF_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES,
+        UPDATE_EXAMPLES,
+    },
+    failure::FailureArgs,
 };
 
 /// Where client commands and workers look for the control plane unless told otherwise.
@@ -189,6 +193,8 @@ pub(crate) enum Models {
         #[command(flatten)]
         probe: ProbeArgs,
         #[command(flatten)]
+        failure: FailureArgs,
+        #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]
         write: WriteArgs,
@@ -229,6 +235,8 @@ pub(crate) enum Models {
         reached: EndpointArgs,
         #[command(flatten)]
         probe: ProbeArgs,
+        #[command(flatten)]
+        failure: FailureArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]

@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod examples;
+mod failure;
 mod rings;
 mod roles;
 
@@ -18,6 +19,7 @@ pub(crate) use self::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
         PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
     },
+    failure::{FailureArgs, RetryCause},
     roles::{
         Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,
         WorkerListen,

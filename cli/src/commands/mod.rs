@@ -3,6 +3,7 @@
 mod apply;
 mod bench;
 mod demo;
+mod failure_args;
 mod fleet;
 mod health;
 mod models;

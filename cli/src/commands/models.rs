@@ -10,8 +10,8 @@ use super::apply;
 use crate::{
     Usage,
     args::{
-        ClientArgs, EndpointArgs, EndpointProtocol, Models, Output, PoolArgs, ProbeArgs, ProbeMode,
-        WriteArgs,
+        ClientArgs, EndpointArgs, EndpointProtocol, FailureArgs, Models, Output, PoolArgs,
+        ProbeArgs, ProbeMode, WriteArgs,
     },
     client::{self, call, request_id},
     document, table, ui,
@@ -28,11 +28,12 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             aliases,
             reached,
             probe,
+            failure,
             pool,
             write,
             client,
         } => {
-            let model = wire::Model {
+            let mut model = wire::Model {
                 id,
                 aliases,
                 endpoints: as_endpoints(endpoints, &reached)?,
@@ -41,6 +42,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
                 probe: probe.probe(),
                 ..wire::Model::default()
             };
+            failure.write(&mut model);
             let created = create(&mut registry(&client).await?, model, &write).await?;
             show(&created, client.output)
         }
@@ -58,12 +60,14 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             etag,
             reached,
             probe,
+            failure,
             pool,
             write,
             client,
         } => {
             let endpoints = as_endpoints(endpoints, &reached)?;
-            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, (&pool, &probe));
+            let flags = (&pool, &probe, &failure);
+            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, flags);
             if mask.paths.is_empty() {
                 bail!(Usage(
                     "nothing to change; see `forebay models update --help`".into()
@@ -197,10 +201,11 @@ fn update_of(
     aliases: Vec<String>,
     clear: Vec<String>,
     etag: String,
-    (pool, probe): (&PoolArgs, &ProbeArgs),
+    (pool, probe, failure): (&PoolArgs, &ProbeArgs, &FailureArgs),
 ) -> (FieldMask, wire::Model) {
     let mut paths = pool.paths("pool.");
     paths.extend(probe.paths());
+    paths.extend(failure.paths());
     paths.extend(clear);
     if !endpoints.is_empty() {
         paths.push("endpoints".to_owned());
@@ -208,7 +213,7 @@ fn update_of(
     if !aliases.is_empty() {
         paths.push("aliases".to_owned());
     }
-    let model = wire::Model {
+    let mut model = wire::Model {
         id,
         aliases,
         endpoints,
@@ -218,6 +223,7 @@ fn update_of(
         etag,
         ..wire::Model::default()
     };
+    failure.write(&mut model);
     (FieldMask { paths }, model)
 }
 

@@ -75,6 +75,34 @@ const MODEL_LISTS: &[Leaf<wire::Model>] = &[
             to.probe.get_or_insert_default().served_name = name.unwrap_or_default();
         },
     },
+    Leaf {
+        path: "health.path",
+        is_set: |from| {
+            let health = from.health.as_ref();
+            health.is_some_and(|health| !health.path.is_empty())
+        },
+        copy: |to, from| {
+            let path = from.health.as_ref().map(|health| health.path.clone());
+            to.health.get_or_insert_default().path = path.unwrap_or_default();
+        },
+    },
+    Leaf {
+        path: "retry.on",
+        is_set: |from| {
+            from.retry
+                .as_ref()
+                .is_some_and(|retry| !retry.on.is_empty())
+        },
+        copy: |to, from| {
+            let on = from.retry.as_ref().map(|retry| retry.on.clone());
+            to.retry.get_or_insert_default().on = on.unwrap_or_default();
+        },
+    },
+    Leaf {
+        path: "fallbacks",
+        is_set: |from| !from.fallbacks.is_empty(),
+        copy: |to, from| to.fallbacks.clone_from(&from.fallbacks),
+    },
 ];
 
 const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
@@ -89,6 +117,15 @@ const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
     "timeouts.first_byte" => timeouts.first_byte;
     "timeouts.idle" => timeouts.idle;
     "timeouts.total" => timeouts.total;
+    "health.interval" => health.interval;
+    "health.timeout" => health.timeout;
+    "health.unhealthy_after" => health.unhealthy_after;
+    "health.healthy_after" => health.healthy_after;
+    "ejection.failures" => ejection.failures;
+    "ejection.base_time" => ejection.base_time;
+    "ejection.max_time" => ejection.max_time;
+    "ejection.panic_percent" => ejection.panic_percent;
+    "retry.max_attempts" => retry.max_attempts;
 );
 
 const SETTINGS: &[Leaf<wire::PoolDefaults>] = leaves!(wire::PoolDefaults:
@@ -249,6 +286,49 @@ mod tests {
                 ..Default::default()
             }
         );
+    }
+
+    #[test]
+    fn what_becomes_of_failures_is_changed_field_by_field_or_as_a_whole() {
+        let old = wire::Model {
+            health: Some(wire::HealthCheck {
+                path: "/health".into(),
+                unhealthy_after: Some(2),
+                ..wire::HealthCheck::default()
+            }),
+            retry: Some(wire::Retry {
+                max_attempts: Some(3),
+                on: vec![1, 2],
+            }),
+            fallbacks: vec!["a".into()],
+            ..pool(5)
+        };
+        let merged = |from: &wire::Model, named: &[&str]| {
+            merge_model(old.clone(), from, Some(&mask(named))).unwrap()
+        };
+        let none = pool(5);
+        let health = merged(&none, &["health.path"]).health.unwrap();
+        assert_eq!(
+            (health.path.as_str(), health.unhealthy_after),
+            ("", Some(2))
+        );
+        assert_eq!(
+            merged(&none, &["health"]).health,
+            Some(wire::HealthCheck::default())
+        );
+        let retry = merged(&none, &["retry.on"]).retry.unwrap();
+        assert_eq!((retry.max_attempts, retry.on), (Some(3), vec![]));
+        assert!(merged(&none, &["fallbacks"]).fallbacks.is_empty());
+        let ejection = wire::Model {
+            ejection: Some(wire::Ejection {
+                failures: Some(0),
+                ..wire::Ejection::default()
+            }),
+            ..pool(5)
+        };
+        let set = merge_model(old.clone(), &ejection, None).unwrap();
+        assert_eq!(set.ejection, ejection.ejection);
+        assert_eq!((set.health, set.fallbacks), (old.health, old.fallbacks));
     }
 
     #[test]

@@ -208,6 +208,12 @@ fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
         "Addresses of an endpoint that get no requests, because another model is served there.",
         labels,
     )?;
+    let state = gauge(
+        registry,
+        "forebay_endpoint_state",
+        "Addresses of an endpoint, by how they stand.",
+        &["model", "endpoint", "state"],
+    )?;
     for pool in pools {
         for endpoint in &pool.endpoints {
             let name = &[pool.model.as_str(), endpoint.id.as_str()];
@@ -218,6 +224,11 @@ fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
             in_flight.with_label_values(name).set(count(in_flight_now));
             let wrong = count(endpoint.quarantined.len());
             quarantined.with_label_values(name).set(wrong);
+            for word in ["healthy", "unreachable", "ejected", "half_open"] {
+                let so = addresses().filter(|address| address.state == word);
+                let labels = &[pool.model.as_str(), endpoint.id.as_str(), word];
+                state.with_label_values(labels).set(count(so.count()));
+            }
         }
     }
     Ok(())
@@ -249,8 +260,16 @@ fn counters(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
         "Connections found dead, at checkout or when the request was to be sent.",
         "found",
     )?;
+    let ejections = counter(
+        "forebay_ejections_total",
+        "Ejections of endpoints, by what showed that they are broken.",
+        "reason",
+    )?;
     for pool in pools {
         let name = pool.model.as_str();
+        for (reason, n) in &pool.ejected {
+            ejections.with_label_values(&[name, reason]).inc_by(*n);
+        }
         for (reason, n) in &pool.opened {
             opened.with_label_values(&[name, reason]).inc_by(*n);
         }

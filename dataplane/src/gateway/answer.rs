@@ -60,6 +60,11 @@ pub(super) fn finish_head(
     response.extensions_mut().clear();
     let headers = response.headers_mut();
     headers::strip_for_client(headers);
+    if outgoing.stands_in
+        && let Ok(model) = HeaderValue::from_str(outgoing.route.model.id.as_str())
+    {
+        headers.insert("x-forebay-model", model);
+    }
     if !outgoing.explain {
         return;
     }
@@ -73,6 +78,7 @@ pub(super) fn finish_head(
     }
     let connection = HeaderValue::from_static(connection_word(lease.kind()));
     headers.insert("x-forebay-connection", connection);
+    headers.insert("x-forebay-attempts", HeaderValue::from(outgoing.sent));
     let millis = |time: Duration| time.as_secs_f64() * 1_000.0;
     let timing = format!(
         "queue;dur={:.3}, first_byte;dur={:.3}",

@@ -1,7 +1,7 @@
 //! One request on its way to an upstream, as often as it takes: a connection, the request, the head of
 //! the answer. What may be sent again is decided here, and nowhere else.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -11,16 +11,18 @@ use tokio::time::Instant;
 use tracing::{Span, field};
 
 use super::{
+    again::Course,
     alarm::Alarm,
     answer::{broken_rule, connection_word, finish_head, stream_limits},
     body::StreamLimits,
     error::GatewayError,
     headers,
     proxy::Proxy,
+    verdict,
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, CloseReason, Kind, Lease, Progress},
+    pool::{AcquireError, CloseReason, Fault, Kind, Lease, Progress, Tried, Verdict},
     trace_context::{self, within},
 };
 
@@ -35,7 +37,7 @@ pub(super) struct Outgoing<'a> {
     pub(super) path: &'static str,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    pub(super) route: &'a Route,
+    pub(super) route: &'a Arc<Route>,
     pub(super) deadline: Instant,
     pub(super) explain: bool,
     /// Time spent reading the client's body and waiting for a connection: not overhead.
@@ -44,6 +46,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) queued: Duration,
     /// From the request's leaving to the head of the answer.
     pub(super) first_byte: Duration,
+    /// How often it was sent, for whatever reason.
+    pub(super) sent: u32,
+    /// Its model is not the one that was asked for, but one that stands in.
+    pub(super) stands_in: bool,
     /// For its deadlines, one after the other.
     pub(super) alarm: Alarm,
 }
@@ -58,13 +64,20 @@ impl Proxy {
     ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
         let mut replays = 0;
         let mut unanswered = false;
+        let mut course = Course::default();
         loop {
-            let want = match (unanswered, replays) {
-                (true, _) => Want::Fresh,
-                (false, 0) => Want::First,
-                (false, _) => Want::Again,
+            let want = match (course.elsewhere(), unanswered, replays) {
+                (Some(tried), ..) => Want::Elsewhere(tried),
+                (None, true, _) => Want::Fresh,
+                (None, false, 0) => Want::First,
+                (None, false, _) => Want::Again,
             };
-            let (lease, sending) = self.acquire(outgoing, want).await?;
+            let (lease, sending) = match self.acquire(outgoing, want).await {
+                Ok(acquired) => acquired,
+                Err(error) => return Err(course.told(error)),
+            };
+            outgoing.sent += 1;
+            course.went_to(&lease);
             let overhead = (sending - began).saturating_sub(outgoing.waited);
             outgoing.route.metrics.overhead(overhead.as_secs_f64());
             let span = tracing::info_span!(
@@ -79,7 +92,12 @@ impl Proxy {
                 within(&span, sent).await
             };
             match sent {
-                Ok((mut response, lease)) => {
+                Ok((response, lease)) => {
+                    let answered = self.answered(outgoing, &mut course, response, lease).await;
+                    let Some((mut response, lease)) = answered else {
+                        outgoing.waited += sending.elapsed();
+                        continue;
+                    };
                     span.record("status", response.status().as_u16());
                     finish_head(&mut response, outgoing, live, &lease);
                     let limits = stream_limits(outgoing, &response);
@@ -87,6 +105,7 @@ impl Proxy {
                 }
                 Err(Failed::NothingSent(_)) if replays < MOST_REPLAYS => {
                     replays += 1;
+                    course.came_back();
                     outgoing.waited += sending.elapsed();
                     let cause = if kind == Kind::Reused {
                         "stale"
@@ -97,12 +116,16 @@ impl Proxy {
                 }
                 Err(Failed::Unanswered(_)) if !unanswered && may_replay(outgoing, sending) => {
                     unanswered = true;
+                    course.came_back();
                     outgoing.waited += sending.elapsed();
                     self.metrics.replay(&outgoing.route.model.id, "unanswered");
                 }
                 Err(
                     Failed::NothingSent(error) | Failed::Unanswered(error) | Failed::Told(error),
-                ) => return Err(error),
+                ) => match self.failed(outgoing, &mut course, error) {
+                    Some(error) => return Err(error),
+                    None => outgoing.waited += sending.elapsed(),
+                },
             }
         }
     }
@@ -111,7 +134,7 @@ impl Proxy {
     async fn acquire(
         &self,
         outgoing: &mut Outgoing<'_>,
-        want: Want,
+        want: Want<'_>,
     ) -> Result<(Lease, Instant), GatewayError> {
         let model = &outgoing.route.model;
         let began = Instant::now();
@@ -124,6 +147,9 @@ impl Proxy {
             Want::First => within(&span, pin!(pool.acquire(deadline))).await,
             Want::Again => within(&span, pin!(pool.acquire_again(deadline))).await,
             Want::Fresh => within(&span, pin!(pool.acquire_fresh(deadline))).await,
+            Want::Elsewhere(tried) => {
+                within(&span, pin!(pool.acquire_elsewhere(tried, deadline))).await
+            }
         };
         let now = Instant::now();
         let queued = now - began;
@@ -159,6 +185,7 @@ impl Proxy {
             Some(Ok(response)) => match broken_rule(&response) {
                 Some(rule) => {
                     let (name, endpoint) = names(&lease);
+                    lease.judge(Verdict::Broken(Fault::Protocol));
                     lease.discard(CloseReason::Error);
                     Err(Failed::Told(GatewayError::UpstreamProtocol {
                         model: name,
@@ -167,6 +194,9 @@ impl Proxy {
                     }))
                 }
                 None => {
+                    if let Some(verdict) = verdict::of_answer(&response) {
+                        lease.judge(verdict);
+                    }
                     outgoing.first_byte = began.elapsed();
                     let seconds = outgoing.first_byte.as_secs_f64();
                     outgoing.route.metrics.first_byte(seconds);
@@ -179,6 +209,11 @@ impl Proxy {
                 let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
                 if unsent && lease.kind() == Kind::Reused {
                     outgoing.route.pool.count_stale_at_send();
+                }
+                // Closed at once on a reused connection it is a race with the idle limit.
+                let race = closed && began.elapsed() < AT_ONCE;
+                if let Some(verdict) = verdict::of_failure(&failed).filter(|_| !race) {
+                    lease.judge(verdict);
                 }
                 lease.discard(match unsent || closed {
                     true => CloseReason::Upstream,
@@ -215,14 +250,16 @@ impl Proxy {
 }
 
 /// Which connection is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Want {
+#[derive(Debug, Clone, Copy)]
+enum Want<'a> {
     /// Any, in turn.
     First,
     /// Any, for one that had its turn.
     Again,
     /// One that carried no request yet, for one that had its turn.
     Fresh,
+    /// One to an endpoint that it was not sent to yet.
+    Elsewhere(&'a Tried),
 }
 
 enum Failed {

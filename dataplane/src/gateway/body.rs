@@ -24,7 +24,7 @@ use super::{
 use crate::{
     ending::{Ending, Stage},
     metrics::Source,
-    pool::CloseReason,
+    pool::{CloseReason, Fault, Verdict},
 };
 
 /// Gives the error event, and what came before it, time to leave before the connection is torn down.
@@ -201,6 +201,9 @@ impl UpstreamBody {
             false => failed,
         };
         if let Some(lease) = self.loan.take() {
+            if matches!(failed, StreamFailed::Reset(_)) {
+                lease.judge(Verdict::Broken(Fault::Cut));
+            }
             lease.discard(CloseReason::Error);
         }
         self.record.failed(&failed);

@@ -53,6 +53,16 @@ pub(super) enum GatewayError {
         /// It may have run.
         sent: bool,
     },
+    #[error(
+        "endpoint `{endpoint}` of model `{model}` answered {status}, and no other took the request"
+    )]
+    Declined {
+        model: String,
+        endpoint: String,
+        status: StatusCode,
+        /// When it may be asked again.
+        after: Option<Duration>,
+    },
     #[error("endpoint `{endpoint}` of model `{model}` answered with {rule}")]
     UpstreamProtocol {
         model: String,
@@ -103,13 +113,21 @@ impl GatewayError {
             E::Acquire(AcquireError::Connect { .. }) => {
                 (502, "server_error", "upstream_connect", Upstream)
             }
+            E::Acquire(AcquireError::NoEndpoint { .. }) => {
+                (503, "server_error", "no_endpoint", Gateway)
+            }
             E::Acquire(AcquireError::WrongModel { .. }) => {
                 (503, "server_error", "wrong_model", Upstream)
             }
             E::UpstreamReset { .. } | E::UpstreamProtocol { .. } => {
                 (502, "server_error", "upstream_reset", Upstream)
             }
+            E::Declined { .. } => (503, "server_error", "upstream_busy", Upstream),
             E::UpstreamTimeout { .. } => (504, "server_error", "upstream_timeout", Upstream),
+        };
+        let status = match self {
+            Self::Declined { status, .. } => status.as_u16(),
+            _ => status,
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Shape {
@@ -148,9 +166,10 @@ impl GatewayError {
             Self::Acquire(AcquireError::QueueFull(busy) | AcquireError::Timeout { busy, .. }) => {
                 Some(busy.retry_after)
             }
+            Self::Declined { after, .. } => *after,
             Self::NotConfigured
             | Self::Draining
-            | Self::Acquire(AcquireError::Connect { .. })
+            | Self::Acquire(AcquireError::Connect { .. } | AcquireError::NoEndpoint { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
             // As often as it is asked again, unless told otherwise.
             Self::Acquire(AcquireError::WrongModel { .. }) => Some(Duration::from_secs(30)),
@@ -165,6 +184,7 @@ impl GatewayError {
             Self::Acquire(_)
                 | Self::NotConfigured
                 | Self::Draining
+                | Self::Declined { .. }
                 | Self::UpstreamReset { sent: false, .. }
         )
     }

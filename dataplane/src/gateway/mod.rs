@@ -1,6 +1,7 @@
 //! The gateway: accepts clients' connections and serves their requests, each under a span that
 //! continues the client's trace.
 
+mod again;
 mod alarm;
 mod answer;
 mod attempt;
@@ -23,6 +24,8 @@ mod paths;
 mod proxy;
 mod read;
 mod record;
+mod stand_in;
+mod verdict;
 mod watchdog;
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};

@@ -97,10 +97,15 @@ impl Proxy {
             waited: reading,
             queued: Duration::ZERO,
             first_byte: Duration::ZERO,
+            sent: 0,
+            stands_in: false,
             alarm,
         };
-        let (response, lease, limits, span) =
-            self.send(&mut outgoing, &live, record.began()).await?;
+        let (response, lease, limits, span) = self
+            .send_or_stand_in(&mut outgoing, &live, record, |id| {
+                field.body_for(id.as_str(), &body)
+            })
+            .await?;
         let alarm = outgoing.alarm;
         Ok(Answer {
             response,

@@ -306,6 +306,20 @@ impl Conn {
         }
     }
 
+    /// The same for a path that was registered; false if it is none.
+    pub(super) fn address_to(&self, path: &str, request: &mut Request<Body>) -> bool {
+        self.address("/", request);
+        let Ok(path) = path.parse::<PathAndQuery>() else {
+            return false;
+        };
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = Some(path);
+        Uri::from_parts(parts).is_ok_and(|uri| {
+            *request.uri_mut() = uri;
+            true
+        })
+    }
+
     /// Writes on the request where it goes, in the way of the protocol.
     pub(super) fn address(&self, path: &'static str, request: &mut Request<Body>) {
         match &self.sender {

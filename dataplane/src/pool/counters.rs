@@ -1,5 +1,7 @@
-//! What a pool counts. Opened minus closed is what is open, at every instant: both are counted in
+//! What a pool counts, and the words for it. Opened minus closed is what is open, at every instant: both are counted in
 //! the transition that makes them true, under the pool's lock.
+
+use std::time::Duration;
 
 /// Why a connection was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,11 +86,70 @@ impl CloseReason {
     }
 }
 
+/// What shows that an endpoint is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It answers with 500, 502, or 503 as no engine does that is merely busy.
+    Status,
+    /// It closed the connection before it answered.
+    Reset,
+    /// It answers in a way that HTTP does not allow.
+    Protocol,
+    /// It broke off in the middle of an answer.
+    Cut,
+    /// It fails its health checks.
+    Check,
+}
+
+impl Fault {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 5] = [
+        Self::Status,
+        Self::Reset,
+        Self::Protocol,
+        Self::Cut,
+        Self::Check,
+    ];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+            Self::Cut => "cut",
+            Self::Check => "check",
+        }
+    }
+}
+
+/// What an answer says of the endpoint that it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It answers. Told only of one that is in question; of others its pulse tells.
+    Answered,
+    /// It has no room now, and may have said when it will have.
+    Busy(Option<Duration>),
+    /// It does what only a broken one does.
+    Broken(Fault),
+}
+
+/// What a verdict changed; for the pool's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It is ejected.
+    Out(Fault),
+    /// It is healthy again.
+    Back,
+}
+
 /// Totals since the pool was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     opened: [u64; OpenReason::ALL.len()],
     closed: [u64; CloseReason::ALL.len()],
+    ejected: [u64; Fault::ALL.len()],
     /// Connections handed out that had carried a request before.
     pub reused: u64,
     /// Connections handed out for their first request.
@@ -112,6 +173,17 @@ impl Counters {
         if let Some(count) = self.closed.get_mut(reason as usize) {
             *count += 1;
         }
+    }
+
+    pub(super) fn count_ejected(&mut self, why: Fault) {
+        if let Some(count) = self.ejected.get_mut(why as usize) {
+            *count += 1;
+        }
+    }
+
+    /// Ejections of endpoints, by what showed that they are broken.
+    pub fn ejected(&self) -> impl Iterator<Item = (Fault, u64)> {
+        Fault::ALL.into_iter().zip(self.ejected)
     }
 
     /// Opened, by reason.

@@ -16,8 +16,10 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    core::{ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId},
-    counters::CloseReason,
+    core::{
+        ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId, Wish,
+    },
+    counters::{CloseReason, Turn, Verdict},
     inner::Inner,
     lock::{Lock, others_may_run},
 };
@@ -92,9 +94,9 @@ impl<C: Upstream> Desk<C> {
     }
 
     /// Lines up. Dropping what it returns gives the place up, or the connection back.
-    pub(super) fn line_up(self: &Arc<Self>, place: Place) -> InLine<C> {
+    pub(super) fn line_up(self: &Arc<Self>, place: Place, wish: Wish) -> InLine<C> {
         let (sender, receiver) = oneshot::channel();
-        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place));
+        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place, wish));
         let line = InLine {
             desk: self.clone(),
             id,
@@ -106,6 +108,40 @@ impl<C: Upstream> Desk<C> {
         line
     }
 
+    /// What an answer says of the endpoint that it came from.
+    pub(super) fn judge(self: &Arc<Self>, origin: OriginId, verdict: Verdict) {
+        let (turn, effects) = self.with(|inner, now| inner.core.judge(now, origin, verdict));
+        self.carry_out(effects);
+        self.tell(origin, turn);
+    }
+
+    /// What a check found.
+    pub(super) fn checked(self: &Arc<Self>, origin: OriginId, passed: bool) {
+        let (turn, effects) = self.with(|inner, now| {
+            let after = inner.failure.health.after();
+            inner.core.checked(now, origin, passed, after)
+        });
+        self.carry_out(effects);
+        self.tell(origin, turn);
+    }
+
+    fn tell(&self, origin: OriginId, turn: Option<Turn>) {
+        let Some(turn) = turn else { return };
+        let named = self.with(|inner, _| {
+            let target = inner.targets.get(&origin);
+            target.map(|target| (inner.model.clone(), target.clone()))
+        });
+        let Some((model, target)) = named else { return };
+        let (endpoint, address) = (&target.endpoint.id, &target.place);
+        match turn {
+            Turn::Out(why) => {
+                let why = why.label();
+                tracing::warn!(%model, %endpoint, %address, why, "an endpoint is ejected");
+            }
+            Turn::Back => tracing::info!(%model, %endpoint, %address, "an endpoint serves again"),
+        }
+    }
+
     /// A connect succeeded. Gives the name under which its end is to be told, and whether it is the first
     /// connection to an endpoint that is asked what it serves.
     pub(super) fn connected(
@@ -115,7 +151,7 @@ impl<C: Upstream> Desk<C> {
         conn: C,
     ) -> Option<(ConnId, bool)> {
         let ((id, effects), first) = self.with(|inner, now| {
-            let first = inner.awaits_first(origin);
+            let first = inner.awaits_first(now, origin);
             (inner.core.connected(now, ticket, conn), first)
         });
         self.carry_out(effects);

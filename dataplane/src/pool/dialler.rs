@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 
 use super::{
     conn::{self, Conn, ConnectError, Driver},
-    core::{ConnId, Connection as _, OriginId, Ticket},
+    core::{ConnId, Connection as _, OriginId, Pulse, Ticket},
     desk::{Desk, Dial},
     probe::Reconnects,
     target::Target,
@@ -34,9 +34,10 @@ impl Dial<Conn> for Dialler {
     fn dial(&self, desk: &Arc<Desk<Conn>>, ticket: Ticket, origin: OriginId) {
         let known = desk.with(|inner, _| {
             let target = inner.targets.get(&origin);
-            target.map(|target| (target.clone(), inner.connect_timeout))
+            let pulse = inner.core.pulse_of(origin)?;
+            target.map(|target| (target.clone(), inner.connect_timeout, pulse))
         });
-        let Some((target, within)) = known else {
+        let Some((target, within, pulse)) = known else {
             return desk.connect_failed(ticket, "the endpoint was removed");
         };
         let endpoint = &target.endpoint;
@@ -45,7 +46,7 @@ impl Dial<Conn> for Dialler {
         );
         let connect = self
             .clone()
-            .connect(desk.clone(), ticket, (origin, target), within);
+            .connect(desk.clone(), ticket, (origin, target, pulse), within);
         self.tasks.spawn(connect.instrument(span));
     }
 }
@@ -55,12 +56,13 @@ impl Dialler {
         self,
         desk: Arc<Desk<Conn>>,
         ticket: Ticket,
-        (origin, target): (OriginId, Target),
+        (origin, target, pulse): (OriginId, Target, Arc<Pulse>),
         within: Duration,
     ) {
         let began = Instant::now();
         match conn::connect(&target, &self.tasks, within).await {
             Ok((conn, driver)) => {
+                conn.watch.note_in(pulse);
                 self.connect_seconds.observe(began.elapsed().as_secs_f64());
                 if self.connected(&desk, (ticket, origin), conn, driver) {
                     self.reconnects.note(&target);

@@ -26,6 +26,14 @@ pub enum AcquireError {
         /// The last error.
         error: Arc<str>,
     },
+    /// None that the request may go to.
+    #[error("no endpoint of model `{model}` can take this request: {why}")]
+    NoEndpoint {
+        /// The model.
+        model: ModelId,
+        /// Why none can.
+        why: &'static str,
+    },
     /// Every endpoint was found to serve something else.
     #[error(
         "no endpoint of model `{model}` serves it: {why}; it is asked again until it does, or its registration is \

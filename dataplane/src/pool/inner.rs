@@ -8,13 +8,17 @@ use std::{
 };
 
 use super::{
-    core::{Core, OriginId, OriginSpec, Shape, Standing},
+    check::Checked,
+    core::{Core, EndpointKey, OriginId, OriginSpec, Rules, Shape, Standing},
     desk::{Effects, Upstream, Waiter},
     target::{Place, Target},
     tls::Tls,
 };
 use crate::resolve::MOST;
-use forebay_proto::{Endpoint, EndpointId, PoolParams, ProbeMode, ResolvedModel};
+use forebay_proto::{
+    Endpoint, EndpointId, FailureSpec, ModelId, PoolParams, ProbeMode, ResolvedModel,
+    failure::HealthSpec,
+};
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
 const PARTS: u32 = 5_040;
@@ -25,7 +29,9 @@ const KEPT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Inner<C: Upstream> {
     pub(super) core: Core<C, Waiter<C>>,
+    pub(super) model: ModelId,
     pub(super) params: PoolParams,
+    pub(super) failure: FailureSpec,
     pub(super) connect_timeout: Duration,
     /// As configured.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
@@ -34,6 +40,9 @@ pub(super) struct Inner<C: Upstream> {
     /// Where each origin is that the core knows, those that were removed included.
     pub(super) targets: HashMap<OriginId, Target>,
     pub(super) next_origin: u64,
+    /// By what the core knows endpoints.
+    keys: BTreeMap<EndpointId, EndpointKey>,
+    next_key: u64,
     /// What endpoints are asked for; nothing if they are not.
     pub(super) asked: Option<Asked>,
     /// Addresses where another model is served. They are not told to the core.
@@ -63,13 +72,17 @@ pub(super) struct Quarantined {
 impl<C: Upstream> Inner<C> {
     pub(super) fn new(model: &ResolvedModel, cap: usize, seed: u64) -> Self {
         Self {
-            core: Core::new(shape(&model.pool), cap, seed),
+            core: Core::new(shape(&model.pool, &model.failure), cap, seed),
+            model: model.id.clone(),
             params: model.pool.clone(),
+            failure: model.failure.clone(),
             connect_timeout: model.timeouts.connect,
             endpoints: Vec::new(),
             addresses: BTreeMap::new(),
             targets: HashMap::new(),
             next_origin: 0,
+            keys: BTreeMap::new(),
+            next_key: 0,
             asked: None,
             quarantine: BTreeMap::new(),
             serving: 0,
@@ -79,6 +92,7 @@ impl<C: Upstream> Inner<C> {
 
     pub(super) fn reshape(&mut self, now: Duration, model: &ResolvedModel) -> Effects<C> {
         self.params = model.pool.clone();
+        self.failure = model.failure.clone();
         self.connect_timeout = model.timeouts.connect;
         let before = std::mem::take(&mut self.endpoints);
         let kept = |endpoint: &Endpoint| {
@@ -126,6 +140,26 @@ impl<C: Upstream> Inner<C> {
         });
         let known = |target: &Target| !matches!(target.place, Place::Name(_));
         Some((asked, targets.filter(known).collect()))
+    }
+
+    /// Everything that is to be checked, and how. Nothing if nothing is.
+    pub(super) fn to_check(&self) -> Option<(HealthSpec, Vec<Checked>)> {
+        let health = self.failure.health.clone();
+        health.path.as_ref()?;
+        let configured = |target: &Target| {
+            let mut endpoints = self.endpoints.iter();
+            let known = !matches!(target.place, Place::Name(_));
+            known && endpoints.any(|endpoint| endpoint.same_connections(&target.endpoint))
+        };
+        let targets = self.targets.iter().filter(|(_, target)| configured(target));
+        let checked = targets.filter_map(|(origin, target)| {
+            Some(Checked {
+                origin: *origin,
+                target: target.clone(),
+                pulse: self.core.pulse_of(*origin)?,
+            })
+        });
+        Some((health, checked.collect()))
     }
 
     /// This was found out about an address: why it must not be used, or that it may. It was asked for this; the
@@ -180,8 +214,8 @@ impl<C: Upstream> Inner<C> {
     }
 
     /// True if the endpoint is asked and has no connection: what comes now is the first.
-    pub(super) fn awaits_first(&self, origin: OriginId) -> bool {
-        self.asked.is_some() && self.core.census_of(origin).open == 0
+    pub(super) fn awaits_first(&self, now: Duration, origin: OriginId) -> bool {
+        self.asked.is_some() && self.core.census_of(now, origin).open == 0
     }
 
     /// What an endpoint's name was last resolved to.
@@ -276,8 +310,10 @@ impl<C: Upstream> Inner<C> {
             .map(|(id, target)| (id, target.endpoint.clone()))
             .collect();
         let moved: HashSet<EndpointId> = gone.iter().map(|(_, e)| e.id.clone()).collect();
+        self.name_endpoints();
         let spec = |(id, target, weight): &(OriginId, Target, u32)| OriginSpec {
             id: *id,
+            endpoint: self.key_of(&target.endpoint.id),
             weight: *weight,
             streams: target.streams(),
             standing: match &target.place {
@@ -288,13 +324,32 @@ impl<C: Upstream> Inner<C> {
         };
         let specs: Vec<OriginSpec> = wanted.iter().map(spec).collect();
         let changed = self.changed(gone);
-        let shape = shape(&self.params);
+        let shape = shape(&self.params, &self.failure);
         let effects = self.core.reshape(now, shape, &specs, &changed);
         let wanted = wanted.into_iter().map(|(id, target, _)| (id, target));
         self.targets.extend(wanted);
         let core = &self.core;
         self.targets.retain(|id, _| core.knows(*id));
         effects
+    }
+
+    /// Each endpoint keeps its key for as long as it is configured.
+    fn name_endpoints(&mut self) {
+        let endpoints = &self.endpoints;
+        let is_there = |id: &EndpointId| endpoints.iter().any(|endpoint| endpoint.id == *id);
+        self.keys.retain(|id, _| is_there(id));
+        for endpoint in endpoints {
+            self.keys.entry(endpoint.id.clone()).or_insert_with(|| {
+                self.next_key += 1;
+                EndpointKey(self.next_key)
+            });
+        }
+    }
+
+    /// The key of an endpoint; of one that is not configured, one that nothing has.
+    pub(super) fn key_of(&self, endpoint: &EndpointId) -> EndpointKey {
+        let key = self.keys.get(endpoint);
+        key.copied().unwrap_or(EndpointKey(0))
     }
 
     /// The TLS that it has had so far, if nothing about that changed.
@@ -358,21 +413,27 @@ impl<C: Upstream> Inner<C> {
     }
 }
 
-pub(super) fn shape(params: &PoolParams) -> Shape {
+pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
+    let ejection = &failure.ejection;
     Shape {
         size: params.size.get() as usize,
         warm: params.warm as usize,
         max_waiting: params.max_waiting as usize,
         idle_timeout: params.idle_timeout,
         max_age: params.max_connection_age,
+        ejection: Rules {
+            after: ejection.failures(),
+            base: ejection.base_time(),
+            most: ejection.max_time(),
+            panic_percent: ejection.panic_percent(),
+        },
+        checked: failure.health.path.is_some(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{
-        EndpointUrl, ModelId, ModelSpec, PoolSettings, Revision, probe::ServedName,
-    };
+    use forebay_proto::{EndpointUrl, ModelSpec, PoolSettings, Revision, probe::ServedName};
 
     use super::*;
     use crate::pool::conn::Conn;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use shuttle::{Config, Runner, check_random, future::block_on, scheduler::DfsScheduler, thread};
 
 use super::{
-    core::{ConnId, Connection, OriginId, Outcome, Place, Ticket},
+    core::{ConnId, Connection, OriginId, Outcome, Place, Ticket, Wish},
     counters::CloseReason,
     desk::{Desk, Dial, Loan, Upstream},
     inner::Inner,
@@ -130,7 +130,9 @@ impl Run {
         thread::spawn(move || {
             let loan = match desk.take() {
                 Some(loan) => loan,
-                None => block_on(desk.line_up(Place::Back)).unwrap().unwrap(),
+                None => block_on(desk.line_up(Place::Back, Wish::default()))
+                    .unwrap()
+                    .unwrap(),
             };
             use_and_return(&ledger, loan, outcome);
         })
@@ -140,7 +142,7 @@ impl Run {
     fn quitter(&self) -> thread::JoinHandle<()> {
         let desk = self.desk.clone();
         thread::spawn(move || {
-            let line = desk.line_up(Place::Back);
+            let line = desk.line_up(Place::Back, Wish::default());
             others_may_run();
             drop(line);
         })

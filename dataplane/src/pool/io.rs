@@ -9,12 +9,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
+use super::core::Pulse;
 use crate::shared_socket::{SharedSocket, Socket};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -57,6 +58,8 @@ struct Counts {
     armed: AtomicBool,
     /// See [`Unasked`]; known for certain when the handshakes are done.
     talkative: AtomicBool,
+    /// Where it is noted that something came; known when the connection belongs to a pool.
+    pulse: OnceLock<Arc<Pulse>>,
 }
 
 impl SocketWatch {
@@ -72,6 +75,18 @@ impl SocketWatch {
     pub(super) fn expect(&self, unasked: Unasked) {
         let talkative = unasked == Unasked::Talk;
         self.counts.talkative.store(talkative, Ordering::Release);
+    }
+
+    /// Whatever comes is noted there, too.
+    pub(super) fn note_in(&self, pulse: Arc<Pulse>) {
+        let _ = self.counts.pulse.set(pulse);
+    }
+
+    /// A request was answered as it should be, as far as its head tells.
+    pub(super) fn answered(&self) {
+        if let Some(pulse) = self.counts.pulse.get() {
+            pulse.answered();
+        }
     }
 
     /// Tells the peer the end, now: the task that holds the socket may take a moment to be gone.
@@ -133,6 +148,7 @@ impl WatchedSocket {
             read: AtomicU64::new(0),
             armed: AtomicBool::new(false),
             talkative: AtomicBool::new(true),
+            pulse: OnceLock::new(),
         });
         let watch = SocketWatch {
             socket: Arc::downgrade(&socket),
@@ -235,6 +251,9 @@ impl AsyncRead for Transport {
         let read = buf.filled().len().saturating_sub(before);
         let counts = self.counts();
         counts.read.fetch_add(read as u64, Ordering::AcqRel);
+        if let Some(pulse) = counts.pulse.get() {
+            pulse.moved();
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     conn::Conn,
-    core::Outcome,
-    counters::CloseReason,
+    core::{OriginId, Outcome},
+    counters::{CloseReason, Verdict},
     desk::{Loan, Upstream as _},
 };
 
@@ -165,6 +165,24 @@ impl Lease {
         if let Some(held) = self.loan.held() {
             held.conn.address(path, request);
         }
+    }
+
+    /// The address at the other end.
+    pub(super) fn origin(&self) -> Option<OriginId> {
+        self.loan.held().map(|held| held.origin)
+    }
+
+    /// Notes what its answer says of the endpoint. Of a good one from a sound endpoint nothing more is noted than that
+    /// it came.
+    pub fn judge(&self, verdict: Verdict) {
+        let Some(held) = self.loan.held() else { return };
+        if verdict == Verdict::Answered {
+            held.conn.watch.answered();
+            if !held.in_question {
+                return;
+            }
+        }
+        self.loan.desk().judge(held.origin, verdict);
     }
 
     /// Whether the connection is new.

@@ -1,6 +1,7 @@
 //! The pool of one model, as the gateway, the applier and the budget know it. What it decides is in the
 //! core, what happens at the same time in the desk; the dialler makes its connections.
 
+mod check;
 mod conn;
 mod core;
 mod counters;
@@ -20,12 +21,12 @@ mod tls;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use forebay_proto::{ModelId, ResolvedModel};
+use forebay_proto::{EndpointId, ModelId, ResolvedModel, limits};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -34,14 +35,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     conn::Conn,
-    core::{Place, Refused},
+    core::{OriginId, Place, Refused, Wish},
     desk::Desk,
     dialler::Dialler,
     inner::Inner,
     probe::Reconnects,
 };
 pub use self::{
-    counters::{CloseReason, Counters, OpenReason},
+    counters::{CloseReason, Counters, Fault, OpenReason, Verdict},
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
@@ -76,6 +77,11 @@ pub struct Pool {
     /// Its endpoints are asked what they serve.
     asks: AtomicBool,
     reconnects: Arc<Reconnects>,
+    /// Its endpoints are checked; the task is told of changes.
+    checks: AtomicBool,
+    checks_changed: Arc<Notify>,
+    /// Requests that are being sent again to another endpoint.
+    retries: AtomicUsize,
     stop: CancellationToken,
 }
 
@@ -99,6 +105,9 @@ impl Pool {
             names_changed: Arc::default(),
             asks: AtomicBool::new(false),
             reconnects,
+            checks: AtomicBool::new(false),
+            checks_changed: Arc::default(),
+            retries: AtomicUsize::new(0),
             stop: CancellationToken::new(),
         });
         pool.reshape(model);
@@ -108,23 +117,79 @@ impl Pool {
     /// A connection for one request, in turn. Safe to drop at any await: the place in line is given
     /// up, or the connection returned.
     pub async fn acquire(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Back, deadline).await
+        self.acquire_at(Place::Back, &Wish::default(), deadline)
+            .await
     }
 
     /// The same for one whose connection turned out to be dead at the first byte: it had its turn.
     pub async fn acquire_again(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Front, deadline).await
+        self.acquire_at(Place::Front, &Wish::default(), deadline)
+            .await
+    }
+
+    /// A connection to this endpoint and no other, for what only this one has; in turn, but past those who wait for
+    /// others. However the endpoint stands, it is tried.
+    pub async fn acquire_from(
+        &self,
+        endpoint: &EndpointId,
+        deadline: Instant,
+    ) -> Result<Lease, AcquireError> {
+        let only = Some(self.desk.with(|inner, _| inner.key_of(endpoint)));
+        let wish = Wish { only, not: vec![] };
+        self.acquire_at(Place::Back, &wish, deadline).await
+    }
+
+    /// A connection to an endpoint that the request was not sent to yet, for one that had its turn.
+    pub async fn acquire_elsewhere(
+        &self,
+        tried: &Tried,
+        deadline: Instant,
+    ) -> Result<Lease, AcquireError> {
+        let not = tried.origins();
+        let wish = Wish { only: None, not };
+        self.acquire_at(Place::Front, &wish, deadline).await
+    }
+
+    /// True if nothing can be expected of any endpoint: another model may stand in.
+    pub(crate) fn is_down(&self) -> bool {
+        self.desk.with(|inner, now| inner.core.is_down(now))
+    }
+
+    /// Leave to send a request again to another endpoint than these, if there is one that does not fail as well and
+    /// not too many are sent again already.
+    pub fn retry(self: &Arc<Self>, tried: &Tried) -> Result<Retrying, NoRetry> {
+        let (other, active) = self.desk.with(|inner, now| {
+            let other = inner.core.has_other(now, &tried.origins());
+            (other, inner.core.census(now).in_flight)
+        });
+        if !other {
+            return Err(NoRetry::NoOther);
+        }
+        let most = (active / RETRY_SHARE).max(RETRIES_AT_LEAST);
+        let taken = self.retries.fetch_add(1, Ordering::AcqRel);
+        let retrying = Retrying(self.clone());
+        match taken < most {
+            true => Ok(retrying),
+            // Dropping it gives its place back.
+            false => Err(NoRetry::Budget),
+        }
     }
 
     /// A connection that carried no request yet, for one whose connection was closed under it.
     pub async fn acquire_fresh(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::FrontForFresh, deadline).await
+        self.acquire_at(Place::FrontForFresh, &Wish::default(), deadline)
+            .await
     }
 
-    async fn acquire_at(&self, mut place: Place, deadline: Instant) -> Result<Lease, AcquireError> {
+    async fn acquire_at(
+        &self,
+        mut place: Place,
+        wish: &Wish,
+        deadline: Instant,
+    ) -> Result<Lease, AcquireError> {
         let began = Instant::now();
         loop {
-            let lease = self.wait_in_line(began, deadline, place).await?;
+            let lease = self.wait_in_line((began, deadline), place, wish).await?;
             // One that was found dead at its first byte must not be so again and again.
             let live = match place {
                 Place::Back => lease.seems_live(),
@@ -145,11 +210,12 @@ impl Pool {
 
     async fn wait_in_line(
         &self,
-        began: Instant,
-        deadline: Instant,
+        (began, deadline): (Instant, Instant),
         place: Place,
+        wish: &Wish,
     ) -> Result<Lease, AcquireError> {
         if place == Place::Back
+            && wish.is_any()
             && let Some(loan) = self.desk.take()
             && let Some(lease) = Lease::new(loan, self.common.tasks.clone())
         {
@@ -158,9 +224,13 @@ impl Pool {
         if let Some(wrong) = self.all_wrong() {
             return Err(wrong);
         }
-        let answer = timeout_at(deadline, self.desk.line_up(place)).await;
+        let answer = timeout_at(deadline, self.desk.line_up(place, wish.clone())).await;
         let lease = match answer.ok().flatten() {
             Some(Ok(loan)) => Lease::new(loan, self.common.tasks.clone()),
+            Some(Err(Refused::NoEndpoint)) => {
+                let (model, why) = (self.model.clone(), no_endpoint(wish));
+                return Err(AcquireError::NoEndpoint { model, why });
+            }
             Some(Err(Refused::QueueFull)) => return Err(AcquireError::QueueFull(self.busy())),
             Some(Err(Refused::ConnectFailed(error))) => {
                 let model = self.model.clone();
@@ -181,6 +251,20 @@ impl Pool {
         self.desk.change(|inner, now| inner.reshape(now, model));
         self.follow_names();
         self.ask_endpoints();
+        self.check_endpoints();
+    }
+
+    /// Has its endpoints checked, if they are to be.
+    fn check_endpoints(self: &Arc<Self>) {
+        let checked = self
+            .desk
+            .with(|inner, _| inner.failure.health.path.is_some());
+        if checked && !self.checks.swap(true, Ordering::AcqRel) {
+            let (changed, stop) = (self.checks_changed.clone(), self.stop.clone());
+            let check = check::follow(Arc::downgrade(self), self.common.clone(), changed, stop);
+            self.common.tasks.spawn(check);
+        }
+        self.checks_changed.notify_one();
     }
 
     /// Has its endpoints asked what they serve, if they are to be.
@@ -306,6 +390,61 @@ impl Pool {
                 retry_after: inner.retry_after(census.waiting),
             }
         })
+    }
+}
+
+/// The part of a pool's requests that may be sent again to another endpoint at a time.
+const RETRY_SHARE: usize = 5;
+/// As many may always.
+const RETRIES_AT_LEAST: usize = 3;
+
+/// The addresses that a request was sent to.
+#[derive(Debug, Clone, Default)]
+pub struct Tried([Option<OriginId>; *limits::RETRY_ATTEMPTS.end() as usize]);
+
+impl Tried {
+    /// To this one, too. Who has been to more than there is room for has been to as many as he may.
+    pub fn add(&mut self, lease: &Lease) {
+        if let Some(free) = self.0.iter_mut().find(|tried| tried.is_none()) {
+            *free = lease.origin();
+        }
+    }
+
+    /// It did not go to the last one after all.
+    pub fn forget_last(&mut self) {
+        if let Some(last) = self.0.iter_mut().rfind(|tried| tried.is_some()) {
+            *last = None;
+        }
+    }
+
+    fn origins(&self) -> Vec<OriginId> {
+        self.0.iter().flatten().copied().collect()
+    }
+}
+
+/// A request is being sent again; dropped when that is answered, or will never be.
+#[derive(Debug)]
+pub struct Retrying(Arc<Pool>);
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.0.retries.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why a request is not sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRetry {
+    /// There is no other endpoint, or the others fail as well.
+    NoOther,
+    /// Too many are sent again already.
+    Budget,
+}
+
+fn no_endpoint(wish: &Wish) -> &'static str {
+    match wish.only {
+        Some(_) => "the one that has what it asks for is gone",
+        None => "it was sent to all that serve",
     }
 }
 

@@ -36,7 +36,7 @@ use super::{
     target::{Place, Target},
 };
 
-/// Most probes under way, in all pools together. Their sockets are in the reserve of `apply/open_files.rs`.
+/// Most probes under way, in all pools together, and as many checks. Their sockets are in the reserve of `apply/open_files.rs`.
 const AT_ONCE: usize = 8;
 /// Time for one.
 const WITHIN: Duration = Duration::from_secs(2);
@@ -49,9 +49,11 @@ const APART: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Probing {
     turns: Semaphore,
+    /// Of the checks in `check.rs`: slow ones hold up no probe.
+    pub(super) checks: Semaphore,
     /// How often an endpoint is asked again that did not say what it should.
     every: Duration,
-    policy: AddressPolicy,
+    pub(super) policy: AddressPolicy,
 }
 
 impl Probing {
@@ -65,6 +67,7 @@ impl Probing {
         let turns = Semaphore::new(AT_ONCE);
         Self {
             turns,
+            checks: Semaphore::new(AT_ONCE),
             every,
             policy,
         }
@@ -286,7 +289,7 @@ async fn ask_in_turn(target: &Target, asked: &Asked, common: &Common) -> Outcome
 }
 
 /// The very address that will be dialled.
-fn may_dial(target: &Target, policy: &AddressPolicy) -> Result<(), Outcome> {
+pub(super) fn may_dial(target: &Target, policy: &AddressPolicy) -> Result<(), Outcome> {
     let named = match target.endpoint.url.address() {
         Address::Host(host, _) => policy.check_name(host),
         Address::Unix(_) => Ok(()),

@@ -6,7 +6,8 @@ use forebay_proto::{Endpoint, ModelId};
 use serde::Serialize;
 
 use super::{
-    core::{Idle, OriginId},
+    core::{Idle, OriginId, State},
+    counters::Fault,
     desk::Upstream,
     inner::Inner,
     target::{Place, Target},
@@ -49,6 +50,8 @@ pub struct PoolSnapshot {
     pub opened: BTreeMap<&'static str, u64>,
     /// Connections closed so far, by reason.
     pub closed: BTreeMap<&'static str, u64>,
+    /// Ejections of endpoints so far, by what showed that they are broken.
+    pub ejected: BTreeMap<&'static str, u64>,
     /// Checkouts so far of connections that had been used before.
     pub checkouts_reused: u64,
     /// Checkouts so far of new connections.
@@ -76,6 +79,8 @@ pub struct EndpointSnapshot {
     pub protocol: &'static str,
     /// Addresses that get no requests, because another model is served there (`probe` of the model).
     pub quarantined: Vec<QuarantineSnapshot>,
+    /// `healthy`, `unreachable`, `ejected`, `half_open`, or `mixed` where its addresses stand differently.
+    pub state: &'static str,
     /// Where that is. Several for a name that has several addresses; none while it has none.
     pub addresses: Vec<AddressSnapshot>,
 }
@@ -98,6 +103,12 @@ pub struct AddressSnapshot {
     pub open: usize,
     /// Requests in flight.
     pub in_flight: usize,
+    /// `healthy`, `unreachable`, `ejected` or `half_open`.
+    pub state: &'static str,
+    /// Why it is out.
+    pub ejected_for: Option<&'static str>,
+    /// For how long it asked not to be asked (`retry-after`).
+    pub pauses_seconds: Option<f64>,
     /// How long connections to it may rest: what is configured, or less.
     pub idle_limit_seconds: Option<f64>,
     /// What it announced (`Keep-Alive: timeout=`).
@@ -135,6 +146,10 @@ impl PoolSnapshot {
                 .closed()
                 .map(|(reason, count)| (reason.label(), count))
                 .collect(),
+            ejected: counters
+                .ejected()
+                .map(|(why, count)| (why.label(), count))
+                .collect(),
             checkouts_reused: counters.reused,
             checkouts_new: counters.new,
             stale_at_checkout: counters.stale_at_checkout,
@@ -160,6 +175,7 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
             weight: endpoint.weight.get(),
             protocol: endpoint.protocol.word(),
             quarantined: quarantined(inner, endpoint),
+            state: state_of(&addresses),
             addresses,
         }
     };
@@ -167,6 +183,18 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
         inner.endpoints.iter().map(|e| endpoint(e)).collect();
     endpoints.sort_by(|a, b| a.id.cmp(&b.id));
     endpoints
+}
+
+/// How an endpoint stands whose addresses stand so.
+fn state_of(addresses: &[AddressSnapshot]) -> &'static str {
+    match addresses {
+        // Its name has no address yet.
+        [] => "unreachable",
+        [first, others @ ..] => match others.iter().all(|other| other.state == first.state) {
+            true => first.state,
+            false => "mixed",
+        },
+    }
 }
 
 fn quarantined<C: Upstream>(inner: &Inner<C>, endpoint: &Endpoint) -> Vec<QuarantineSnapshot> {
@@ -193,11 +221,19 @@ fn address<C: Upstream>(
     let address = target.place.to_string();
     let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
     let idle: Option<Idle> = inner.core.idle_of(now, origin);
-    let census = inner.core.census_of(origin);
+    let census = inner.core.census_of(now, origin);
     Some(AddressSnapshot {
         address,
         open: census.open,
         in_flight: census.in_flight,
+        state: match (census.state, census.unreachable) {
+            (State::Ejected, _) => "ejected",
+            (State::HalfOpen, _) => "half_open",
+            (State::Healthy, true) => "unreachable",
+            (State::Healthy, false) => "healthy",
+        },
+        ejected_for: census.why.map(Fault::label),
+        pauses_seconds: seconds(census.pauses),
         idle_limit_seconds: seconds(idle.map(|idle| idle.limit)),
         announced_idle_seconds: seconds(idle.and_then(|idle| idle.announced)),
         learned_idle_seconds: seconds(idle.and_then(|idle| idle.learned)),

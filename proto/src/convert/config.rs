@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::failure::{read_failure, write_failure};
 use super::model::{names_and_endpoints, probe_to_wire, read_probe};
 use crate::{
     config::Config,
@@ -42,7 +43,7 @@ impl TryFrom<wire::Config> for Config {
 
 impl From<&ResolvedModel> for wire::Model {
     fn from(model: &ResolvedModel) -> Self {
-        Self {
+        let mut wire = Self {
             id: model.id.to_string(),
             aliases: model.aliases.iter().map(ToString::to_string).collect(),
             endpoints: model.endpoints.iter().map(Into::into).collect(),
@@ -51,7 +52,9 @@ impl From<&ResolvedModel> for wire::Model {
             resolved_pool: Some((&model.pool).into()),
             resolved_timeouts: Some((&model.timeouts).into()),
             ..Self::default()
-        }
+        };
+        write_failure(&model.failure, &mut wire);
+        wire
     }
 }
 
@@ -61,6 +64,7 @@ impl TryFrom<wire::Model> for ResolvedModel {
     fn try_from(wire: wire::Model) -> Result<Self, Violations> {
         let mut violations = Violations::new();
         let revision = Revision::new(wire.revision);
+        let failure = violations.here(read_failure(&wire));
         let (id, aliases, endpoints) =
             names_and_endpoints(&mut violations, &wire.id, &wire.aliases, wire.endpoints);
         let pool = read_pool(wire.resolved_pool);
@@ -69,8 +73,11 @@ impl TryFrom<wire::Model> for ResolvedModel {
         let timeouts = violations.part("resolved_timeouts", timeouts);
         let probe = violations.part("probe", read_probe(wire.probe));
         let spec = id.and_then(|id| violations.here(ModelSpec::new(id, aliases, endpoints)));
+        let spec = spec.zip(failure);
+        let spec = spec.and_then(|(spec, failure)| violations.here(spec.failing(failure)));
         let all = spec.zip(pool).zip(timeouts.zip(probe));
         violations.finish(all.map(|((spec, pool), (timeouts, probe))| Self {
+            failure: spec.failure().clone(),
             id: spec.id().clone(),
             aliases: spec.aliases().to_vec(),
             endpoints: spec.endpoints().to_vec(),

@@ -4,6 +4,7 @@
 
 mod config;
 mod endpoint;
+mod failure;
 mod health;
 mod model;
 mod position;

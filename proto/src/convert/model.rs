@@ -1,6 +1,7 @@
 //! `Model` and its parts.
 
 use super::endpoint::{placeholder, read_endpoint};
+use super::failure::{read_failure, write_failure};
 use super::units::{duration_in, duration_to_wire, duration_zero_or_in, number_in};
 use crate::{
     endpoint::Endpoint,
@@ -20,6 +21,7 @@ impl TryFrom<wire::Model> for ModelSpec {
     /// `pool.keepalive` may stand there is for the registry, which knows the size.
     fn try_from(wire: wire::Model) -> Result<Self, Violations> {
         let mut violations = Violations::new();
+        let failure = violations.here(read_failure(&wire));
         let (id, aliases, endpoints) =
             names_and_endpoints(&mut violations, &wire.id, &wire.aliases, wire.endpoints);
         let pool = violations.part("pool", wire.pool.unwrap_or_default().try_into());
@@ -28,6 +30,8 @@ impl TryFrom<wire::Model> for ModelSpec {
         // Without an id the rest is still checked, under a name that never leaves here.
         let id = id.or_else(|| ModelId::new("refused").ok());
         let spec = id.and_then(|id| violations.here(Self::new(id, aliases, endpoints)));
+        let spec = spec.zip(failure);
+        let spec = spec.and_then(|(spec, failure)| violations.here(spec.failing(failure)));
         let all = spec.zip(pool).zip(timeouts.zip(probe));
         violations.finish(
             all.map(|((spec, pool), (timeouts, probe))| spec.asking(pool, timeouts).probed(probe)),
@@ -37,7 +41,7 @@ impl TryFrom<wire::Model> for ModelSpec {
 
 impl From<&ModelSpec> for wire::Model {
     fn from(spec: &ModelSpec) -> Self {
-        Self {
+        let mut wire = Self {
             id: spec.id().to_string(),
             aliases: spec.aliases().iter().map(ToString::to_string).collect(),
             endpoints: spec.endpoints().iter().map(Into::into).collect(),
@@ -46,7 +50,9 @@ impl From<&ModelSpec> for wire::Model {
                 .filter(|timeouts| *timeouts != wire::Timeouts::default()),
             probe: probe_to_wire(&spec.probe),
             ..Self::default()
-        }
+        };
+        write_failure(spec.failure(), &mut wire);
+        wire
     }
 }
 

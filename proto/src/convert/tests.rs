@@ -8,6 +8,7 @@ use crate::{
     Config, Digest, Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize,
     Protocol, Revision, Weight,
     endpoint::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
+    failure::{CheckPath, EjectionSpec, FailureSpec, HealthSpec, RetryOn, RetrySpec},
     pool::TimeoutOverrides,
     probe::{ProbeMode, ProbeSpec, ServedName},
     violation::Violations,
@@ -46,6 +47,38 @@ fn probe() -> impl Strategy<Value = ProbeSpec> {
 }
 
 prop_compose! {
+    fn failure()(
+        path in proptest::option::of("/[a-z]{1,9}"),
+        interval in proptest::option::of(5_000_u64..60_000),
+        counts in proptest::option::of(1_u32..=100),
+        failures in proptest::option::of(0_u32..=1_000),
+        percent in proptest::option::of(0_u32..=100),
+        attempts in proptest::option::of(1_u32..=5),
+        on in proptest::sample::subsequence(
+            vec![RetryOn::Busy, RetryOn::BadGateway, RetryOn::ServerError, RetryOn::Reset], 0..=4),
+        fallbacks in proptest::collection::btree_set("[A-Z]{30}", 0..3),
+    ) -> FailureSpec {
+        FailureSpec {
+            health: HealthSpec {
+                path: path.map(|path| CheckPath::new(&path).unwrap()),
+                interval: interval.map(Duration::from_millis),
+                timeout: interval.map(|interval| Duration::from_millis(interval / 5)),
+                unhealthy_after: counts,
+                healthy_after: counts,
+            },
+            ejection: EjectionSpec {
+                failures,
+                base_time: interval.map(Duration::from_millis),
+                max_time: interval.map(|interval| Duration::from_millis(interval * 2)),
+                panic_percent: percent,
+            },
+            retry: RetrySpec { max_attempts: attempts, on },
+            fallbacks: fallbacks.into_iter().map(|id| ModelId::new(id).unwrap()).collect(),
+        }
+    }
+}
+
+prop_compose! {
     fn spec()(
         id in "[a-z][a-z0-9.-]{0,20}",
         alias in proptest::option::of("[A-Z][A-Za-z0-9]{1,10}/[a-z]{1,5}"),
@@ -59,6 +92,7 @@ prop_compose! {
         age in proptest::option::of(duration()),
         total in proptest::option::of(duration()),
         probe in probe(),
+        failure in failure(),
     ) -> ModelSpec {
         let endpoints = ports.into_iter().enumerate().map(|(n, port)| {
             let id = EndpointId::new(format!("e{n}")).unwrap();
@@ -82,7 +116,7 @@ prop_compose! {
         spec.pool.max_connection_age = age;
         spec.timeouts = TimeoutOverrides { total, ..TimeoutOverrides::default() };
         spec.probe = probe;
-        spec
+        spec.failing(failure).unwrap()
     }
 }
 
@@ -104,7 +138,8 @@ proptest! {
             .map(|(id, spec)| {
                 let id = ModelId::new(id).unwrap();
                 let spec = ModelSpec::new(id, vec![], spec.endpoints().to_vec()).unwrap()
-                    .asking(spec.pool.clone(), spec.timeouts.clone());
+                    .asking(spec.pool.clone(), spec.timeouts.clone())
+                    .failing(spec.failure().clone()).unwrap();
                 spec.resolve(&settings, Revision::new(7)).unwrap()
             })
             .collect();

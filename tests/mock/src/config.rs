@@ -120,8 +120,16 @@ pub struct Faults {
     pub status: Option<u16>,
     /// See `status`.
     pub status_for: u32,
+    /// Only to requests with this `user-agent`; see `status`.
+    pub status_to: Option<String>,
+    /// Seconds in `retry-after`; see `status`.
+    pub retry_after: Option<u32>,
     /// Asks for the connection to be closed with each response.
     pub close_after_response: bool,
+    /// Answers `/health` with this status.
+    pub health: Option<u16>,
+    /// Never answers `/health`.
+    pub health_stalls: bool,
 }
 
 impl Faults {

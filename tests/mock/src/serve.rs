@@ -163,7 +163,7 @@ pub(crate) async fn answer(
 ) -> Result<Response<MockBody>, Infallible> {
     let (path, version) = (request.uri().path().to_owned(), request.version());
     let mut response = match (request.method(), path.as_str()) {
-        (&Method::GET, "/health") => plain(&json!({})),
+        (&Method::GET, "/health") => health(&shared).await,
         (&Method::GET, "/version") => plain(&json!({"version": "0.0.0-mock"})),
         (&Method::GET, "/v1/models") => plain(&openai::models(&shared.config.models)),
         (&Method::GET, "/__stats") => plain(&json!(shared.counts.snapshot())),
@@ -189,6 +189,20 @@ pub(crate) async fn answer(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+async fn health(shared: &Shared) -> Response<MockBody> {
+    let (stalls, status) = {
+        let faults = shared.faults.lock();
+        (faults.health_stalls, faults.health)
+    };
+    if stalls {
+        std::future::pending::<()>().await;
+    }
+    match status {
+        Some(status) => failed(status, "EngineDeadError", "as asked"),
+        None => plain(&json!({})),
+    }
 }
 
 async fn set_faults(shared: &Shared, request: Request<Incoming>) -> Response<MockBody> {
@@ -230,6 +244,7 @@ async fn infer(
     if wanted.is_some() && text(&request, "authorization") != wanted {
         return whole(401, &json!({"error": "Unauthorized"}), in_flight);
     }
+    let agent = text(&request, "user-agent");
     let request_id = text(&request, "x-request-id").unwrap_or_else(|| "0".to_owned());
     let kind = Kind::of(request.uri().path()).unwrap_or(Kind::Chat);
     let body = match read(request.into_body()).await {
@@ -270,22 +285,23 @@ async fn infer(
         shared.config.tokens,
         shared.config.script.as_deref(),
     );
-    generate(shared, fate, answer, in_flight).await
+    generate(shared, fate, (answer, agent), in_flight).await
 }
 
 async fn generate(
     shared: &Shared,
     fate: &Arc<Fate>,
-    mut answer: Answer,
+    (mut answer, agent): (Answer, Option<String>),
     in_flight: InFlight,
 ) -> Response<MockBody> {
     let (reset, stall, status, faults) = {
         let mut faults = shared.faults.lock();
         let reset = Faults::take(&mut faults.reset_before_response);
         let stall = Faults::take(&mut faults.stall_before_response);
+        let meant = faults.status_to.is_none() || faults.status_to == agent;
         let status = faults
             .status
-            .filter(|_| Faults::take(&mut faults.status_for));
+            .filter(|_| meant && Faults::take(&mut faults.status_for));
         (reset, stall, status, faults.clone())
     };
     if reset {
@@ -297,11 +313,13 @@ async fn generate(
     }
     sleep(shared.config.latency).await;
     if let Some(status) = status {
-        return whole(
-            status,
-            &openai::error(status, "MockedError", "as asked"),
-            in_flight,
-        );
+        let error = openai::error(status, "MockedError", "as asked");
+        let mut response = whole(status, &error, in_flight);
+        if let Some(seconds) = faults.retry_after {
+            let seconds = HeaderValue::from(seconds);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        return response;
     }
     if !answer.wants_stream() {
         // A whole answer takes as long as its tokens would.

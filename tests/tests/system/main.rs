@@ -10,12 +10,15 @@
 mod bad_input;
 mod budget;
 mod cancel;
+mod ejection;
 mod endpoint_truth;
+mod fallback;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;
 mod lifecycle;
 mod registry;
+mod retries;
 mod revisions;
 mod rings;
 mod rollouts;

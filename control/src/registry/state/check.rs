@@ -93,7 +93,51 @@ impl State {
                 limits::MODELS
             )));
         }
-        self.check_names(edits, prefix)
+        self.check_names(edits, prefix)?;
+        self.check_fallbacks(edits, prefix)
+    }
+
+    /// A model that is named newly as a fallback is registered, when all of the edits are made. One that is deleted
+    /// later is passed over by workers: it must be possible to delete it.
+    fn check_fallbacks(
+        &self,
+        edits: &[Edit],
+        prefix: &dyn Fn(usize) -> String,
+    ) -> Result<(), WriteError> {
+        let mut violations = Violations::new();
+        for (n, edit) in edits.iter().enumerate() {
+            let Edit::Model {
+                before,
+                after: Some(after),
+                ..
+            } = edit
+            else {
+                continue;
+            };
+            let before = before.as_ref().map(|record| record.spec.failure());
+            for (at, name) in after.spec.failure().fallbacks.iter().enumerate() {
+                let known = before.is_some_and(|before| before.fallbacks.contains(name));
+                if known || self.is_registered_after(edits, name) {
+                    continue;
+                }
+                let field = format!("{}model.fallbacks[{at}]", prefix(n));
+                let message = match self.names.get(name) {
+                    Some(owner) => format!("`{name}` is an alias; name the model, `{owner}`"),
+                    None => format!("`{name}` is not registered; register it first, or with it"),
+                };
+                violations.add(field, message);
+            }
+        }
+        violations.finish(Some(())).map_err(WriteError::Invalid)
+    }
+
+    /// True if there is a model of this id when all of the edits are made.
+    fn is_registered_after(&self, edits: &[Edit], name: &ModelId) -> bool {
+        let edited = edits.iter().rev().find_map(|edit| match edit {
+            Edit::Model { id, after, .. } if id == name => Some(after.is_some()),
+            _ => None,
+        });
+        edited.unwrap_or_else(|| self.models.contains_key(name))
     }
 
     /// An id or alias names one model, when all of the edits are made.

@@ -7,7 +7,7 @@
 use std::{cmp::Ordering, time::Duration};
 
 use super::{
-    Connection, Core, Effect, OriginId,
+    Connection, Core, Effect, OriginId, Wish,
     origin::{Origin, Phase, Spot, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -43,8 +43,9 @@ impl<C: Connection, W> Core<C, W> {
         &mut self,
         now: Duration,
         fresh_since: Option<Duration>,
+        wish: &Wish,
     ) -> Option<(usize, Spot)> {
-        let (at, spot) = self.choose_newest(now, fresh_since)?;
+        let (at, spot) = self.choose_newest(now, fresh_since, wish)?;
         match fresh_since {
             Some(_) => Some((at, spot)),
             None => Some((at, self.keep_warm(now, at, spot))),
@@ -55,20 +56,28 @@ impl<C: Connection, W> Core<C, W> {
         &mut self,
         now: Duration,
         fresh_since: Option<Duration>,
+        wish: &Wish,
     ) -> Option<(usize, Spot)> {
         if let [only] = self.origins.as_slice() {
-            return only.spot(fresh_since).map(|spot| (0, spot));
+            let spot = only.spot(fresh_since);
+            return spot
+                .filter(|_| self.suits(now, only, wish))
+                .map(|spot| (0, spot));
         }
         let current = |origin: &Origin<C>| origin.is_current();
-        let able = |origin: &Origin<C>| origin.spot(fresh_since).is_some();
-        let wished = self.draw(|origin| current(origin) && origin.is_reachable(now));
+        let able = |core: &Self, origin: &Origin<C>| {
+            core.suits(now, origin, wish) && origin.spot(fresh_since).is_some()
+        };
+        let wished = self.draw(|core, origin| {
+            current(origin) && origin.is_reachable(now) && core.suits(now, origin, wish)
+        });
         let chosen = match wished {
-            Some(at) if self.origins.get(at).is_some_and(able) => Some(at),
+            Some(at) if self.origins.get(at).is_some_and(|o| able(self, o)) => Some(at),
             _ => {
                 let wished = wished.and_then(|at| self.origins.get(at));
                 self.wished = wished.map(|origin| origin.id).or(self.wished);
                 // What changed serves only while its heirs have nothing to serve with.
-                self.draw(|origin| current(origin) && able(origin))
+                self.draw(|core, origin| current(origin) && able(core, origin))
                     .or_else(|| self.draw(able))
             }
         }?;
@@ -77,8 +86,9 @@ impl<C: Connection, W> Core<C, W> {
     }
 
     /// The cheaper of two that are drawn by weight from those that will do.
-    fn draw(&mut self, will_do: impl Fn(&Origin<C>) -> bool) -> Option<usize> {
-        let will_do = self.origins.iter().enumerate().filter(|(_, o)| will_do(o));
+    fn draw(&mut self, will_do: impl Fn(&Self, &Origin<C>) -> bool) -> Option<usize> {
+        let will_do = |(_, origin): &(usize, &Origin<C>)| will_do(self, origin);
+        let will_do = self.origins.iter().enumerate().filter(will_do);
         let mut pool: Vec<(usize, u32)> = will_do.map(|(at, o)| (at, o.weight)).collect();
         let first = draw_one(&mut self.dice, &mut pool)?;
         let Some(second) = draw_one(&mut self.dice, &mut pool) else {
@@ -106,7 +116,7 @@ impl<C: Connection, W> Core<C, W> {
         let current = || self.origins.iter().filter(|origin| origin.is_current());
         let poor = current()
             .filter(|o| o.spot(None).is_none() && self.connecting_to(o.id) == 0)
-            .filter(|o| o.may_connect(now, 0))
+            .filter(|o| self.may_dial(now, o) && self.takes(now, o))
             .min_by(|a, b| lighter(a.in_flight(), a.weight, b.in_flight(), b.weight));
         let rich =
             current().max_by(|a, b| lighter(a.in_flight(), a.weight, b.in_flight(), b.weight));
@@ -137,7 +147,7 @@ impl<C: Connection, W> Core<C, W> {
         }
         let first = self.origins.iter().find(|origin| origin.id == wished);
         let first = first.filter(|o| o.open() == 0 && self.connecting_to(o.id) == 0);
-        if first.is_some_and(|origin| origin.may_connect(now, 0)) {
+        if first.is_some_and(|origin| self.may_dial(now, origin)) {
             self.open_for(now, wished, effects);
         }
     }

@@ -43,10 +43,10 @@ impl<C: Connection, W> Core<C, W> {
         let room = self.open() + AT_ONCE <= self.limit();
         let at_once = if reached || room { AT_ONCE } else { 1 };
         while self.replacing() < self.owed.min(at_once) {
-            let heirs = self.origins.iter().filter(|origin| {
-                let connecting = self.connecting_to(origin.id);
-                is_heir(origin) && origin.may_connect(now, connecting)
-            });
+            let heirs = self
+                .origins
+                .iter()
+                .filter(|origin| is_heir(origin) && self.may_dial(now, origin));
             let heir = heirs.min_by(|a, b| {
                 let open = |origin: &Origin<C>| origin.open() + self.connecting_to(origin.id);
                 lighter(open(a), a.weight, open(b), b.weight)

@@ -1,8 +1,8 @@
 //! What can be read off the core: counts, needs, and what is known of endpoints. It changes nothing.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{Census, Connection, Core, Idle, OriginCensus, OriginId, origin::Origin};
+use super::{Census, Connection, Core, Idle, OriginCensus, OriginId, Pulse, origin::Origin};
 use crate::budget::Need;
 
 /// A connection whose last request ended this recently counts as wanted.
@@ -78,12 +78,25 @@ impl<C: Connection, W> Core<C, W> {
     }
 
     /// What is open to one endpoint.
-    pub(in crate::pool) fn census_of(&self, origin: OriginId) -> OriginCensus {
+    pub(in crate::pool) fn census_of(&self, now: Duration, origin: OriginId) -> OriginCensus {
         let origin = self.origins.iter().find(|known| known.id == origin);
         origin.map_or_else(OriginCensus::default, |origin| OriginCensus {
             open: origin.open(),
             in_flight: origin.in_flight(),
+            state: origin.health.state(now),
+            unreachable: !origin.is_reachable(now),
+            why: origin.health.out().map(|(why, _)| why),
+            pauses: origin
+                .health
+                .busy_until()
+                .and_then(|until| until.checked_sub(now)),
         })
+    }
+
+    /// Where signs of life of an endpoint are noted.
+    pub(in crate::pool) fn pulse_of(&self, origin: OriginId) -> Option<Arc<Pulse>> {
+        let origin = self.origins.iter().find(|known| known.id == origin);
+        origin.map(|origin| origin.pulse.clone())
     }
 
     /// Counts at this instant.

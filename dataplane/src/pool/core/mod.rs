@@ -18,23 +18,29 @@
 //!    worker's budget leaves to the pool. After a shrink of either, what is in use stays in use, and
 //!    nothing is opened until it fits again.
 //! 2. Keepalive is the size: a returned connection that fits is kept, whatever the count of idle ones.
-//! 3. Waiters are served first come, first served; an arrival never overtakes one.
+//! 3. Waiters are served first come, first served; an arrival never overtakes one, but one who needs a fresh
+//!    connection, or a certain endpoint.
 //! 4. Nobody waits while there is an idle connection that he may use and room to use it; if there is room, as
-//!    many connects are under way as are waited for, unless every endpoint is backing off.
+//!    many connects are under way as are waited for, unless every endpoint is backing off or out.
 //! 5. No idle connection belongs to a retired endpoint.
 //! 6. opened - closed = idle + active.
 //! 7. A connection carries no more requests at a time than it can, and a pool no more than its size.
+//! 8. An endpoint that is ejected gets no request while another may serve, and one that is half-open one at a time.
 
 mod balance;
+mod ejection;
 mod handover;
+mod health;
 mod idle;
 mod look;
 mod origin;
+mod pulse;
 mod pump;
 mod release;
 mod shared;
 mod types;
 mod warmth;
+mod wish;
 
 use std::{
     cell::Cell,
@@ -44,14 +50,17 @@ use std::{
 
 use self::{
     balance::{LeastLoaded, Scorer},
+    health::Mood,
     origin::{Origin, Phase, Rest},
     warmth::Peak,
 };
 pub(super) use self::{
+    ejection::{Rules, State},
+    pulse::Pulse,
     shared::MOST_STREAMS,
     types::{
-        Census, ConnId, Connection, Effect, Effects, Held, Idle, OriginCensus, OriginId,
-        OriginSpec, Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId,
+        Census, ConnId, Connection, Effect, Effects, EndpointKey, Held, Idle, OriginCensus,
+        OriginId, OriginSpec, Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId, Wish,
     },
 };
 use super::counters::{CloseReason, Counters, OpenReason};
@@ -65,7 +74,15 @@ struct Waiter<W> {
     arrived: Duration,
     /// He needs a connection that is newer than his request's last failure.
     fresh_since: Option<Duration>,
+    wish: Wish,
     waiter: W,
+}
+
+impl<W> Waiter<W> {
+    /// True if any connection to any endpoint will do.
+    fn is_plain(&self) -> bool {
+        self.fresh_since.is_none() && self.wish.is_any()
+    }
 }
 
 #[derive(Debug)]
@@ -95,6 +112,7 @@ pub(super) struct Core<C, W> {
     dice: fastrand::Rng,
     /// The endpoint that would have got a request if it had had a connection.
     wished: Option<OriginId>,
+    mood: Mood,
     pub(super) counters: Counters,
 }
 
@@ -115,6 +133,7 @@ impl<C: Connection, W> Core<C, W> {
             scorer: Box::new(LeastLoaded),
             dice: fastrand::Rng::with_seed(seed),
             wished: None,
+            mood: Mood::default(),
             counters: Counters::default(),
         }
     }
@@ -125,12 +144,14 @@ impl<C: Connection, W> Core<C, W> {
         now: Duration,
         waiter: W,
         place: Place,
+        wish: Wish,
     ) -> (WaiterId, Vec<Effect<C, W>>) {
         let id = WaiterId(self.next_id());
         let waiter = Waiter {
             id,
             arrived: now,
             fresh_since: (place == Place::FrontForFresh).then_some(now),
+            wish,
             waiter,
         };
         match place {
@@ -250,6 +271,7 @@ impl<C: Connection, W> Core<C, W> {
                 // Also one that was removed and is back before it was forgotten.
                 Some(spec) => {
                     (origin.weight, origin.standing) = (spec.weight, spec.standing);
+                    origin.endpoint = spec.endpoint;
                     origin.phase = Phase::Current;
                 }
                 None => origin.leave(now, changed.contains(&origin.id)),
@@ -264,6 +286,7 @@ impl<C: Connection, W> Core<C, W> {
             self.filled = false;
         }
         self.begin_handover();
+        self.heed(now);
         self.pump(now)
     }
 
@@ -323,6 +346,7 @@ impl<C: Connection, W> Core<C, W> {
 
     /// Time went by: idle and age limits, back-off that is over, requests whose patience is.
     pub(super) fn sweep(&mut self, now: Duration) -> Vec<Effect<C, W>> {
+        self.roll(now);
         let limits: Vec<(OriginId, Duration)> = self.idle_limits(now);
         let expired = |rest: &Rest| {
             let mut limits = limits.iter();

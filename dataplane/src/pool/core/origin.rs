@@ -4,8 +4,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    AT_ONCE, ConnId, Connection, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome, Standing,
-    handover::HANDOVER, idle::IdleLimit, shared::Shared,
+    AT_ONCE, ConnId, Connection, EndpointKey, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome,
+    Pulse, Standing, ejection::Health, handover::HANDOVER, idle::IdleLimit, shared::Shared,
 };
 use crate::pool::counters::CloseReason;
 
@@ -37,6 +37,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Origin<C> {
     pub(super) id: OriginId,
+    pub(super) endpoint: EndpointKey,
     pub(super) weight: u32,
     pub(super) phase: Phase,
     pub(super) standing: Standing,
@@ -48,7 +49,12 @@ pub(super) struct Origin<C> {
     pub(super) shared: Vec<Shared<C>>,
     /// Requests that one connection here carries at a time, once that is known.
     pub(super) streams: Option<usize>,
+    /// Whether connections to it can be made.
     pub(super) trouble: Option<Trouble>,
+    /// Whether it answers as it should.
+    pub(super) health: Health,
+    /// Signs of life, which its connections note.
+    pub(super) pulse: Arc<Pulse>,
     pub(super) idle_limit: IdleLimit,
     /// After how long it closes connections that never carried a request.
     unused_limit: IdleLimit,
@@ -81,6 +87,7 @@ impl<C> Origin<C> {
     pub(super) fn new(spec: &OriginSpec) -> Self {
         Self {
             id: spec.id,
+            endpoint: spec.endpoint,
             weight: spec.weight,
             phase: Phase::Current,
             standing: spec.standing,
@@ -89,6 +96,8 @@ impl<C> Origin<C> {
             shared: Vec::new(),
             streams: spec.streams,
             trouble: None,
+            health: Health::default(),
+            pulse: Arc::default(),
             idle_limit: IdleLimit::default(),
             unused_limit: IdleLimit::default(),
             turn_at: Duration::ZERO,
@@ -193,6 +202,19 @@ impl<C> Origin<C> {
             .is_none_or(|trouble| trouble.connected.is_some())
     }
 
+    /// True if it can be asked, as far as is known.
+    pub(super) fn may_be_reached(&self, now: Duration) -> bool {
+        let resolved = self.standing != Standing::Unresolved;
+        self.is_current() && resolved && self.is_reachable(now)
+    }
+
+    /// It was found that somebody is there: a connect need not wait for the end of its pause.
+    pub(super) fn try_now(&mut self, now: Duration) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.retry_at = trouble.retry_at.min(now);
+        }
+    }
+
     /// A connection was made.
     pub(super) fn connected(&mut self, now: Duration) {
         if let Some(trouble) = &mut self.trouble {
@@ -202,6 +224,9 @@ impl<C> Origin<C> {
 
     /// A request on it ended; what that says of the endpoint.
     pub(super) fn note_end(&mut self, now: Duration, held: &Held<C>, outcome: Outcome) {
+        if let Some(trial) = held.trial {
+            self.health.end_trial(trial);
+        }
         match outcome {
             Outcome::Reusable | Outcome::Finished => self.trouble = None,
             Outcome::Broken(CloseReason::Upstream) if held.uses <= 1 => {
@@ -352,6 +377,8 @@ impl<C: Connection> Origin<C> {
             origin: self.id,
             uses: 0,
             shared: false,
+            in_question: false,
+            trial: None,
             born: now,
             idle_since: now,
             granted: now,
@@ -364,6 +391,7 @@ impl<C: Connection> Origin<C> {
             Spot::Idle(at) => {
                 let mut held = self.idle.remove(at)?;
                 held.uses += 1;
+                (held.in_question, held.trial) = (false, None);
                 held.granted = now;
                 self.active += 1;
                 Some(held)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Connecting, Connection, Core, Effect, Effects, Held, OriginId, Refused, Ticket, Waiter,
+    Connecting, Connection, Core, Effect, Effects, Held, OriginId, Refused, Ticket, Waiter, Wish,
     origin::{Origin, Phase, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -28,6 +28,7 @@ impl<C: Connection, W> Core<C, W> {
     /// Brings the pool to rest after a transition.
     pub(super) fn pump(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         let mut effects = Vec::new();
+        self.weigh(now);
         self.hand_over(now, &mut effects);
         self.close_retired(&mut effects);
         self.rebalance(now, &mut effects);
@@ -94,8 +95,10 @@ impl<C: Connection, W> Core<C, W> {
         if !room || !self.waiters.is_empty() {
             return None;
         }
-        let (origin, spot) = self.choose(now, None)?;
-        let held = self.origins.get_mut(origin)?.take(spot, now)?;
+        self.weigh(now);
+        let (origin, spot) = self.choose(now, None, &Wish::default())?;
+        let mut held = self.origins.get_mut(origin)?.take(spot, now)?;
+        self.put_to_trial(now, origin, &mut held);
         self.count_checkout(&held);
         // With one endpoint nothing else can have become due.
         let effects = match self.origins.len() {
@@ -117,16 +120,21 @@ impl<C: Connection, W> Core<C, W> {
 
     /// The first who waits and can be served, and his connection.
     fn next_grant(&mut self, now: Duration) -> Option<(usize, Held<C>)> {
-        let can = |since: Option<Duration>| self.origins.iter().any(|o| o.spot(since).is_some());
-        let any = can(None);
-        let served = |waiter: &Waiter<W>| match waiter.fresh_since {
-            None => any,
-            since => any && can(since),
+        let can = |since, wish: &Wish| {
+            let mut origins = self.origins.iter();
+            origins.any(|o| self.suits(now, o, wish) && o.spot(since).is_some())
+        };
+        let any = can(None, &Wish::default());
+        let served = |waiter: &Waiter<W>| match waiter.is_plain() {
+            true => any,
+            false => can(waiter.fresh_since, &waiter.wish),
         };
         let at = self.waiters.iter().position(served)?;
-        let fresh_since = self.waiters.get(at)?.fresh_since;
-        let (origin, spot) = self.choose(now, fresh_since)?;
-        let held = self.origins.get_mut(origin)?.take(spot, now)?;
+        let waiter = self.waiters.get(at)?;
+        let (fresh_since, wish) = (waiter.fresh_since, waiter.wish.clone());
+        let (origin, spot) = self.choose(now, fresh_since, &wish)?;
+        let mut held = self.origins.get_mut(origin)?.take(spot, now)?;
+        self.put_to_trial(now, origin, &mut held);
         Some((at, held))
     }
 
@@ -138,7 +146,11 @@ impl<C: Connection, W> Core<C, W> {
         }
     }
 
-    fn close_coldest(&mut self, reason: CloseReason, effects: &mut Vec<Effect<C, W>>) -> bool {
+    pub(super) fn close_coldest(
+        &mut self,
+        reason: CloseReason,
+        effects: &mut Vec<Effect<C, W>>,
+    ) -> bool {
         let resting = self.origins.iter_mut().filter(|o| o.coldest().is_some());
         let coldest = resting.min_by_key(|origin| origin.coldest());
         let Some(conn) = coldest.and_then(Origin::pop_coldest) else {
@@ -152,8 +164,13 @@ impl<C: Connection, W> Core<C, W> {
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         self.make_room_for_fresh(effects);
         let room = self.shape.size.saturating_sub(self.in_flight());
-        let wanted = self.waiters.len().min(room);
-        while self.expected(now) < wanted && self.open() < self.limit() {
+        let spoken_for = self.connect_for_wishes(now, room, effects);
+        let plain = self.waiters.iter().filter(|w| w.wish.is_any()).count();
+        let wanted = plain.min(room) + spoken_for;
+        while plain > 0 && self.expected(now) < wanted {
+            if self.open() >= self.limit() && !self.make_room(now, &Wish::default(), effects) {
+                return;
+            }
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;
             }
@@ -163,7 +180,9 @@ impl<C: Connection, W> Core<C, W> {
     /// Requests that the connects under way will be able to carry. Those to an endpoint that fails, or that
     /// take long, are not counted on while another endpoint may do better.
     pub(super) fn expected(&self, now: Duration) -> usize {
-        let sound = |origin: &Origin<C>| origin.is_current() && origin.trouble.is_none();
+        let sound = |origin: &Origin<C>| {
+            origin.is_current() && origin.trouble.is_none() && self.takes(now, origin)
+        };
         let streams = |connect: &Connecting| {
             let mut origins = self.origins.iter();
             let origin = origins.find(|origin| origin.id == connect.origin);
@@ -236,25 +255,34 @@ impl<C: Connection, W> Core<C, W> {
         reason: OpenReason,
         effects: &mut Vec<Effect<C, W>>,
     ) -> bool {
-        let best = self
-            .origins
-            .iter()
-            .filter(|origin| origin.may_connect(now, self.connecting_to(origin.id)))
-            .min_by(|a, b| {
-                let slots = |origin: &Origin<C>| {
-                    let each = origin.streams.unwrap_or(1);
-                    origin.slots() + self.connecting_to(origin.id) * each
-                };
-                // Where connects hang already another one helps least.
-                let hangs = |origin: &Origin<C>| self.hangs(now, origin.id);
-                let lighter = lighter(slots(a), a.weight, slots(b), b.weight);
-                hangs(a).cmp(&hangs(b)).then(lighter)
-            });
-        let Some(origin) = best.map(|origin| origin.id) else {
+        // What is opened ahead of need may go to one that asked for a pause.
+        let demanded = reason == OpenReason::Demand;
+        let will_do = |origin: &&Origin<C>| !demanded || self.takes(now, origin);
+        let Some(origin) = self.neediest(now, will_do) else {
             return false;
         };
         self.connect_to(now, origin, reason, effects);
         true
+    }
+
+    /// The endpoint that can carry least for its weight, of those to which a connection may be opened.
+    pub(super) fn neediest(
+        &self,
+        now: Duration,
+        will_do: impl Fn(&&Origin<C>) -> bool,
+    ) -> Option<OriginId> {
+        let able = self.origins.iter().filter(|o| self.may_dial(now, o));
+        let best = able.filter(will_do).min_by(|a, b| {
+            let slots = |origin: &Origin<C>| {
+                let each = origin.streams.unwrap_or(1);
+                origin.slots() + self.connecting_to(origin.id) * each
+            };
+            // Where connects hang already another one helps least.
+            let hangs = |origin: &Origin<C>| self.hangs(now, origin.id);
+            let lighter = lighter(slots(a), a.weight, slots(b), b.weight);
+            hangs(a).cmp(&hangs(b)).then(lighter)
+        });
+        best.map(|origin| origin.id)
     }
 
     /// True if a connect there takes longer than is waited for.
@@ -282,6 +310,7 @@ impl<C: Connection, W> Core<C, W> {
 
     /// Sends waiters away when nothing can come for them: every endpoint fails, nothing is open.
     fn refuse_hopeless(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
+        self.refuse_wishes(now, effects);
         // What only drains will serve nobody.
         let serving = self.origins.iter().filter(|o| o.phase != Phase::Retired);
         let open = serving.map(Origin::open).sum::<usize>() + self.connecting.len();
@@ -300,12 +329,7 @@ impl<C: Connection, W> Core<C, W> {
         let error = troubles
             .first()
             .map_or_else(|| "no endpoint".into(), |t| t.error.clone());
-        let failing = now.saturating_sub(since);
-        let patience = if failing >= FAIL_FAST {
-            Duration::ZERO
-        } else {
-            PATIENCE
-        };
+        let patience = patience(now, since);
         while let Some(first) = self.waiters.front()
             && now.saturating_sub(first.arrived) >= patience
             && let Some(waiter) = self.waiters.pop_front()
@@ -316,5 +340,13 @@ impl<C: Connection, W> Core<C, W> {
                 why,
             });
         }
+    }
+}
+
+/// How long one waits for what fails since then.
+pub(super) fn patience(now: Duration, since: Duration) -> Duration {
+    match now.saturating_sub(since) >= FAIL_FAST {
+        true => Duration::ZERO,
+        false => PATIENCE,
     }
 }

@@ -52,6 +52,8 @@ impl<C: Connection> Shared<C> {
             origin,
             uses,
             shared: true,
+            in_question: false,
+            trial: None,
             born: self.born,
             idle_since,
             granted: now,

@@ -2,17 +2,40 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::pool::counters::CloseReason;
+use super::ejection::{Rules, State};
+use crate::pool::counters::{CloseReason, Fault};
 
 /// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
 /// a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::pool) struct OriginId(pub(in crate::pool) u64);
 
+/// An endpoint as it is configured, whatever its addresses and generations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::pool) struct EndpointKey(pub(in crate::pool) u64);
+
+/// Which endpoints a request may go to. Nothing is said: any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::pool) struct Wish {
+    /// To this one alone: it has something that no other has.
+    pub(in crate::pool) only: Option<EndpointKey>,
+    /// To none of these: they were tried.
+    pub(in crate::pool) not: Vec<OriginId>,
+}
+
+impl Wish {
+    /// True if any will do.
+    pub(in crate::pool) fn is_any(&self) -> bool {
+        self.only.is_none() && self.not.is_empty()
+    }
+}
+
 /// What the core is told of an origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pool) struct OriginSpec {
     pub(in crate::pool) id: OriginId,
+    /// Which endpoint it is, or is an address of.
+    pub(in crate::pool) endpoint: EndpointKey,
     /// Its share relative to the others.
     pub(in crate::pool) weight: u32,
     /// Requests that one connection will carry at a time, if that is known before there is one.
@@ -64,6 +87,10 @@ pub(in crate::pool) struct Shape {
     pub(in crate::pool) max_waiting: usize,
     pub(in crate::pool) idle_timeout: Duration,
     pub(in crate::pool) max_age: Option<Duration>,
+    /// When endpoints are ejected.
+    pub(in crate::pool) ejection: Rules,
+    /// Endpoints are checked.
+    pub(in crate::pool) checked: bool,
 }
 
 /// A connection with its history, or one request's place on a shared one. Idle ones live in the core,
@@ -76,6 +103,10 @@ pub(in crate::pool) struct Held<C> {
     pub(in crate::pool) uses: u64,
     /// Others may be on the same connection.
     pub(in crate::pool) shared: bool,
+    /// Its endpoint is out: how this one is answered is to be told at once.
+    pub(in crate::pool) in_question: bool,
+    /// The trial that it is.
+    pub(super) trial: Option<u32>,
     pub(super) born: Duration,
     pub(super) idle_since: Duration,
     pub(super) granted: Duration,
@@ -110,6 +141,8 @@ pub(in crate::pool) enum Outcome {
 pub(in crate::pool) enum Refused {
     QueueFull,
     ConnectFailed(Arc<str>),
+    /// There is none that it may go to.
+    NoEndpoint,
 }
 
 /// What the shell must do.
@@ -162,6 +195,13 @@ pub(in crate::pool) struct Idle {
 pub(in crate::pool) struct OriginCensus {
     pub(in crate::pool) open: usize,
     pub(in crate::pool) in_flight: usize,
+    pub(in crate::pool) state: State,
+    /// No connection to it can be made.
+    pub(in crate::pool) unreachable: bool,
+    /// Why it is out.
+    pub(in crate::pool) why: Option<Fault>,
+    /// For how long it asked not to be asked.
+    pub(in crate::pool) pauses: Option<Duration>,
 }
 
 /// Counts at one instant.

@@ -27,6 +27,7 @@ fn load(shell: &mut Shell, at_once: usize, requests: usize) -> BTreeMap<OriginId
 fn weighted(shell: &mut Shell, size: usize, weights: &[u32]) {
     let spec = |(n, weight): (usize, &u32)| OriginSpec {
         id: OriginId(n as u64),
+        endpoint: EndpointKey(n as u64),
         weight: *weight,
         streams: Some(1),
         standing: Standing::Plain,
@@ -43,7 +44,7 @@ fn requests_and_connections_follow_the_weights() {
     let got = load(&mut shell, 20, 4_000);
     let share = got[&OriginId(1)] as f64 / 4_000.0;
     assert!((0.70..0.80).contains(&share), "{share} of 0.75");
-    let open = |n| shell.core.census_of(OriginId(n)).open;
+    let open = |n| shell.core.census_of(shell.now, OriginId(n)).open;
     assert!(open(1) > open(0), "{} and {}", open(0), open(1));
 }
 
@@ -61,7 +62,7 @@ fn of_two_the_one_with_less_for_its_weight_is_taken() {
     for _ in 0..8 {
         shell.acquire();
     }
-    let in_flight = [0, 1].map(|n| shell.core.census_of(OriginId(n)).in_flight);
+    let in_flight = [0, 1].map(|n| shell.core.census_of(shell.now, OriginId(n)).in_flight);
     assert_eq!(in_flight, [2, 6]);
 }
 
@@ -80,10 +81,10 @@ fn a_single_client_is_shared_among_endpoints_too() {
 fn an_endpoint_that_joins_a_full_pool_gets_its_share_and_then_all_is_still() {
     let mut shell = Shell::new(shape(20), 1);
     load(&mut shell, 20, 200);
-    assert_eq!(shell.core.census_of(OriginId(0)).open, 20);
+    assert_eq!(shell.core.census_of(shell.now, OriginId(0)).open, 20);
     weighted(&mut shell, 20, &[1, 1]);
     load(&mut shell, 20, 2_000);
-    let open = [0, 1].map(|n| shell.core.census_of(OriginId(n)).open);
+    let open = [0, 1].map(|n| shell.core.census_of(shell.now, OriginId(n)).open);
     assert!(open[0].abs_diff(open[1]) <= 2, "{open:?}");
     let opened = shell.core.counters.clone();
     load(&mut shell, 20, 2_000);
@@ -196,7 +197,7 @@ fn what_changed_serves_until_its_heir_is_warm_one_for_one() {
     let waiter = shell.acquire();
     assert_eq!(shell.leases[&waiter].origin, OriginId(1));
     shell.release(waiters[9], Outcome::Reusable);
-    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+    assert_eq!(shell.core.census_of(shell.now, OriginId(0)).open, 0);
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn an_heir_that_cannot_be_reached_gets_five_seconds() {
     shell.connect();
     shell.release(waiter, Outcome::Reusable);
     shell.reshape_with(patient, &[1], &[0]);
-    let open = |shell: &Shell| shell.core.census_of(OriginId(0)).open;
+    let open = |shell: &Shell| shell.core.census_of(shell.now, OriginId(0)).open;
     while shell.now < at(4_900) {
         while !shell.connects.is_empty() {
             shell.refuse();
@@ -227,7 +228,7 @@ fn one_that_is_only_removed_serves_nobody_any_more() {
     let mut shell = Shell::new(shape(4), 2);
     load(&mut shell, 4, 40);
     shell.reshape(shape(4), &[1]);
-    assert_eq!(shell.core.census_of(OriginId(0)).open, 0);
+    assert_eq!(shell.core.census_of(shell.now, OriginId(0)).open, 0);
 }
 
 #[test]
@@ -235,6 +236,7 @@ fn an_endpoint_without_an_address_is_waited_for_until_that_is_an_error() {
     let mut shell = Shell::new(shape(4), 0);
     let spec = OriginSpec {
         id: OriginId(0),
+        endpoint: EndpointKey(0),
         weight: 1,
         streams: Some(1),
         standing: Standing::Unresolved,

@@ -11,6 +11,14 @@ enum Event {
     Acquire,
     AcquireAgain,
     AcquireFresh,
+    /// From this endpoint alone.
+    AcquireFrom(u64),
+    /// From another than these.
+    AcquireElsewhere(u8),
+    /// What the answer of a lease says: nothing good if there is a fault.
+    Judge(usize, Option<Fault>),
+    Pause(usize, u64),
+    Check(u64, bool),
     Cancel(usize),
     Connect(usize),
     Refuse(usize),
@@ -42,11 +50,23 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     ]
 }
 
+fn fault() -> impl Strategy<Value = Option<Fault>> {
+    prop_oneof![
+        1 => Just(None),
+        1 => prop::sample::select(Fault::ALL.to_vec()).prop_map(Some),
+    ]
+}
+
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => Just(Event::Acquire),
         1 => Just(Event::AcquireAgain),
         1 => Just(Event::AcquireFresh),
+        1 => (0_u64..4).prop_map(Event::AcquireFrom),
+        1 => any::<u8>().prop_map(Event::AcquireElsewhere),
+        6 => (any::<usize>(), fault()).prop_map(|(at, fault)| Event::Judge(at, fault)),
+        1 => (any::<usize>(), 0_u64..3_000).prop_map(|(at, millis)| Event::Pause(at, millis)),
+        2 => (0_u64..4, any::<bool>()).prop_map(|(origin, passed)| Event::Check(origin, passed)),
         2 => any::<usize>().prop_map(Event::Cancel),
         8 => any::<usize>().prop_map(Event::Connect),
         1 => any::<usize>().prop_map(Event::Refuse),
@@ -66,7 +86,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// The same, many times faster, for the long run.
 fn any_event(dice: &mut fastrand::Rng) -> Event {
     let at = dice.usize(..);
-    match dice.u8(0..46) {
+    match dice.u8(0..58) {
         0..8 => Event::Acquire,
         8 => Event::AcquireAgain,
         9 => Event::AcquireFresh,
@@ -97,6 +117,14 @@ fn any_event(dice: &mut fastrand::Rng) -> Event {
         36 => Event::Revive,
         37..39 => Event::Cap(dice.usize(0..14)),
         39 => Event::Streams(dice.usize(0..5)),
+        40 => Event::AcquireFrom(dice.u64(0..4)),
+        41 => Event::AcquireElsewhere(dice.u8(..)),
+        42..48 => {
+            let fault = Fault::ALL[dice.usize(0..Fault::ALL.len())];
+            Event::Judge(at, dice.bool().then_some(fault))
+        }
+        48 => Event::Pause(at, dice.u64(0..3_000)),
+        49..51 => Event::Check(dice.u64(0..4), dice.bool()),
         _ => Event::Sweep(dice.u64(0..6_000)),
     }
 }
@@ -117,8 +145,10 @@ impl Model {
             let at = self.line.iter().position(|(known, _)| known == waiter);
             let at = at.unwrap_or_else(|| panic!("{waiter} does not wait"));
             let passed = self.line.range(..at);
+            // What one endpoint alone is asked for, others may not be allowed to have.
+            let may_pass = shell.wanted_one.contains(waiter);
             assert!(
-                passed.clone().all(|(_, fresh)| *fresh),
+                may_pass || passed.clone().all(|(_, fresh)| *fresh),
                 "3: {waiter} was served before {passed:?}"
             );
             self.line.remove(at);
@@ -163,6 +193,17 @@ fn ask(shell: &mut Shell, model: &mut Model, event: &Event) {
             model.line.push_front((shell.next + 1, true));
             shell.acquire_at(Place::FrontForFresh);
         }
+        Event::AcquireFrom(endpoint) => {
+            model.line.push_back((shell.next + 1, true));
+            let only = Some(EndpointKey(endpoint));
+            shell.acquire_wish(Place::Back, Wish { only, not: vec![] });
+        }
+        Event::AcquireElsewhere(bits) => {
+            model.line.push_front((shell.next + 1, true));
+            let not = (0..4).filter(|n| bits & (1 << n) != 0).map(OriginId);
+            let not = not.collect();
+            shell.acquire_wish(Place::Front, Wish { only: None, not });
+        }
         Event::Cancel(at) => {
             if let Some(waiter) = pick(shell.waiters.keys().copied(), at) {
                 let id = shell.waiters.remove(&waiter).unwrap();
@@ -189,6 +230,23 @@ fn happen(shell: &mut Shell, event: &Event) {
             if let Some(waiter) = pick(shell.leases.keys().copied(), at) {
                 shell.release(waiter, outcome);
             }
+        }
+        Event::Judge(at, fault) => {
+            if let Some(waiter) = pick(shell.leases.keys().copied(), at) {
+                shell.judge(waiter, fault.map_or(Verdict::Answered, Verdict::Broken));
+            }
+        }
+        Event::Pause(at, millis) => {
+            if let Some(waiter) = pick(shell.leases.keys().copied(), at) {
+                let pause = Duration::from_millis(millis);
+                shell.judge(waiter, Verdict::Busy(Some(pause)));
+            }
+        }
+        Event::Check(origin, passed) => {
+            let (_, effects) = shell
+                .core
+                .checked(shell.now, OriginId(origin), passed, (2, 1));
+            shell.run(effects);
         }
         Event::UpstreamCloses(id) => {
             // While it is on loan, the end of one that is not shared is told by its lease.
@@ -224,6 +282,7 @@ fn configure(shell: &mut Shell, model: &mut Model, event: &Event) {
             let shape = Shape {
                 warm,
                 max_waiting: 5,
+                checked: true,
                 ..shape(size)
             };
             shell.reshape_with(shape, &origins, &changed);
@@ -243,6 +302,14 @@ fn configure(shell: &mut Shell, model: &mut Model, event: &Event) {
 
 /// What is counted is what the shell holds.
 fn check(shell: &Shell) {
+    let mut trials: Vec<u64> = shell.trials().collect();
+    trials.sort_unstable();
+    trials.dedup();
+    assert_eq!(
+        trials.len(),
+        shell.trials().count(),
+        "8: two trials at once"
+    );
     let census = shell.census();
     assert_eq!(census.connecting, shell.connects.len());
     assert_eq!(census.waiting, shell.waiters.len());

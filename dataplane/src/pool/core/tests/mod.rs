@@ -1,14 +1,16 @@
 //! The core against its invariants: by hand for the rules, by random events for the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 mod balance;
+mod ejection;
 mod histories;
 mod rules;
 mod shared;
 mod warmth;
 
 use super::*;
+use crate::pool::counters::{Fault, Turn, Verdict};
 
 /// A connection that carries so many requests at a time; 0 stands for one of HTTP/1.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +47,21 @@ impl<C: Connection, W> Core<C, W> {
         let backing_off = self
             .origins
             .iter()
-            .all(|origin| !origin.may_connect(now, self.connecting_to(origin.id)));
+            .all(|origin| !self.may_dial(now, origin) || !self.takes(now, origin));
         if !self.waiters.is_empty() && room {
-            let can = |since| self.origins.iter().any(|o| o.spot(since).is_some());
-            let served = |waiter: &Waiter<W>| can(waiter.fresh_since);
+            let served = |waiter: &Waiter<W>| {
+                let mut origins = self.origins.iter();
+                origins.any(|origin| {
+                    self.suits(now, origin, &waiter.wish)
+                        && origin.spot(waiter.fresh_since).is_some()
+                })
+            };
             assert!(
                 !self.waiters.iter().any(served),
                 "4: a waiter beside an idle connection for him"
             );
-            let wanted = self.waiters.len().min(self.shape.size - in_flight);
+            let plain = self.waiters.iter().filter(|w| w.wish.is_any()).count();
+            let wanted = plain.min(self.shape.size - in_flight);
             assert!(
                 self.expected(now) >= wanted || open >= most || backing_off,
                 "4: too few connects"
@@ -83,8 +91,17 @@ fn shape(size: usize) -> Shape {
         max_waiting: 100,
         idle_timeout: Duration::from_secs(4),
         max_age: None,
+        ejection: RULES,
+        checked: false,
     }
 }
+
+const RULES: Rules = Rules {
+    after: 3,
+    base: Duration::from_secs(2),
+    most: Duration::from_secs(30),
+    panic_percent: 50,
+};
 
 fn at(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -104,6 +121,8 @@ struct Shell {
     /// Those that did not line up.
     at_once: Vec<u64>,
     refused: Vec<(u64, Refused)>,
+    /// Those who asked for one endpoint alone, which may be one that is out.
+    wanted_one: BTreeSet<u64>,
     closed: usize,
 }
 
@@ -120,6 +139,7 @@ impl Shell {
             granted: Vec::new(),
             at_once: Vec::new(),
             refused: Vec::new(),
+            wanted_one: BTreeSet::new(),
             closed: 0,
         };
         let origins: Vec<u64> = (0..origins).collect();
@@ -127,10 +147,24 @@ impl Shell {
         shell
     }
 
+    /// 8: unless it is the one that was asked for, an endpoint that is out gets a trial, or all serve.
+    fn check_grant(&self, waiter: u64, held: &Held<TestConn>) {
+        let origin = self.core.origins.iter().find(|o| o.id == held.origin);
+        if origin.is_some_and(|origin| origin.health.is_out()) && !self.wanted_one.contains(&waiter)
+        {
+            let sound = |o: &&Origin<TestConn>| !o.health.is_out() && o.may_be_reached(self.now);
+            let current = || self.core.origins.iter().filter(|o| o.is_current());
+            let out = current().filter(|o| o.health.is_out()).count();
+            let all_serve = out * 2 > current().count() || !current().any(|o| sound(&o));
+            assert!(held.trial.is_some() || all_serve, "8: one that is out");
+        }
+    }
+
     fn run(&mut self, effects: Vec<Effect<TestConn, u64>>) {
         for effect in effects {
             match effect {
                 Effect::Grant { waiter, held } => {
+                    self.check_grant(waiter, &held);
                     self.waiters.remove(&waiter);
                     self.granted.push(waiter);
                     self.leases.insert(waiter, held);
@@ -146,23 +180,55 @@ impl Shell {
         }
     }
 
+    /// What the answer of a lease says of its endpoint. The shell notes good ones on the pulse.
+    fn judge(&mut self, waiter: u64, verdict: Verdict) -> Option<Turn> {
+        let held = self.leases.get(&waiter)?;
+        let (origin, in_question) = (held.origin, held.in_question);
+        if verdict == Verdict::Answered {
+            self.core.pulse_of(origin)?.answered();
+            if !in_question {
+                return None;
+            }
+        }
+        let (turn, effects) = self.core.judge(self.now, origin, verdict);
+        self.run(effects);
+        turn
+    }
+
+    /// The endpoints of which a trial is under way: its answer is still waited for.
+    fn trials(&self) -> impl Iterator<Item = u64> {
+        let trial = |held: &&Held<TestConn>| {
+            let origin = self.core.origins.iter().find(|o| o.id == held.origin);
+            held.trial
+                .is_some_and(|trial| origin.is_some_and(|origin| origin.health.is_under_way(trial)))
+        };
+        self.leases.values().filter(trial).map(|held| held.origin.0)
+    }
+
     fn acquire(&mut self) -> u64 {
         self.acquire_at(Place::Back)
     }
 
     fn acquire_at(&mut self, place: Place) -> u64 {
+        self.acquire_wish(place, Wish::default())
+    }
+
+    fn acquire_wish(&mut self, place: Place, wish: Wish) -> u64 {
         self.next += 1;
         let waiter = self.next;
+        self.wanted_one.extend(wish.only.map(|_| waiter));
         if place == Place::Back
+            && wish.is_any()
             && let Some((held, effects)) = self.core.take_at_once(self.now)
         {
+            self.check_grant(waiter, &held);
             self.at_once.push(waiter);
             self.granted.push(waiter);
             self.leases.insert(waiter, held);
             self.run(effects);
             return waiter;
         }
-        let (id, effects) = self.core.acquire(self.now, waiter, place);
+        let (id, effects) = self.core.acquire(self.now, waiter, place, wish);
         self.waiters.insert(waiter, id);
         self.run(effects);
         waiter
@@ -208,6 +274,7 @@ impl Shell {
     fn reshape_with(&mut self, shape: Shape, origins: &[u64], changed: &[u64]) {
         let spec = |n: &u64| OriginSpec {
             id: OriginId(*n),
+            endpoint: EndpointKey(*n),
             weight: 1,
             streams: if self.streams == 0 { Some(1) } else { None },
             standing: if changed.is_empty() {

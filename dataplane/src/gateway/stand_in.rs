@@ -1,0 +1,83 @@
+//! Models that stand in for one whose endpoints cannot serve (`fallbacks`): in order, before anything reached the
+//! client. Those of a model that stands in are not looked at, so that there is no circle and no chain.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use forebay_proto::ModelId;
+use http::Response;
+use hyper::body::Incoming;
+use tracing::Span;
+
+use super::{
+    attempt::Outgoing, body::StreamLimits, error::GatewayError, proxy::Proxy, record::RequestRecord,
+};
+use crate::{
+    live::{Live, Route},
+    pool::{AcquireError, Lease},
+};
+
+impl Proxy {
+    /// Sends it, to the models that stand in if its own cannot serve. `body_for` is its body for another model.
+    pub(super) async fn send_or_stand_in<'a>(
+        &self,
+        outgoing: &mut Outgoing<'a>,
+        live: &'a Live,
+        record: &mut RequestRecord,
+        body_for: impl Fn(&ModelId) -> Bytes,
+    ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
+        let own = outgoing.route;
+        let began = record.began();
+        let fallbacks = &own.model.failure.fallbacks;
+        // Without any, nothing is looked at.
+        let refused = match !fallbacks.is_empty() && own.pool.is_down() {
+            true => None,
+            false => match self.send(outgoing, live, began).await {
+                Err(error) if !fallbacks.is_empty() && cannot_serve(&error) => Some(error),
+                ended => return ended,
+            },
+        };
+        for stand_in in stand_ins(live, fallbacks) {
+            if stand_in.pool.is_down() {
+                continue;
+            }
+            tracing::debug!(model = %own.model.id, stand_in = %stand_in.model.id, "another model stands in");
+            self.metrics.failures.fallback(&own.model.id);
+            record.route(stand_in);
+            outgoing.route = stand_in;
+            outgoing.stands_in = true;
+            outgoing.body = body_for(&stand_in.model.id);
+            outgoing.queued = std::time::Duration::ZERO;
+            match self.send(outgoing, live, began).await {
+                Err(error) if cannot_serve(&error) => {}
+                ended => return ended,
+            }
+        }
+        // What is wrong with its own model is what the client is told.
+        record.route(own);
+        outgoing.route = own;
+        outgoing.stands_in = false;
+        outgoing.body = body_for(&own.model.id);
+        match refused {
+            Some(error) => Err(error),
+            None => self.send(outgoing, live, began).await,
+        }
+    }
+}
+
+/// Those that are registered: what was deleted is passed over.
+fn stand_ins<'a>(live: &'a Live, names: &'a [ModelId]) -> impl Iterator<Item = &'a Arc<Route>> {
+    names.iter().filter_map(|name| live.models.get(name))
+}
+
+/// Nothing was sent, and nothing will be able to serve it for a while.
+fn cannot_serve(error: &GatewayError) -> bool {
+    matches!(
+        error,
+        GatewayError::Acquire(
+            AcquireError::Connect { .. }
+                | AcquireError::NoEndpoint { .. }
+                | AcquireError::WrongModel { .. }
+        )
+    )
+}
