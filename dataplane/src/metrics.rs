@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::{
     apply::RefusalReason,
+    gateway::{AnswerMetrics, AnswerSeries},
     health::{HealthCounters, ModelCounters},
 };
 
@@ -60,6 +61,7 @@ pub struct Metrics {
     overhead_seconds: HistogramVec,
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
+    answers: AnswerMetrics,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
@@ -79,6 +81,8 @@ pub struct ModelMetrics {
     first_byte_seconds: Histogram,
     wait_seconds: Histogram,
     overhead_seconds: Histogram,
+    /// What its answers said.
+    pub(crate) answers: AnswerSeries,
     /// Held by others, too, without keeping the series.
     pub(crate) health: Arc<ModelCounters>,
 }
@@ -163,8 +167,7 @@ impl Metrics {
             overhead_seconds: histogram(
                 registry,
                 "forebay_overhead_seconds",
-                "Time spent in the gateway itself before a request was sent upstream, reading of the \
-                 body and waiting excluded.",
+                "Time in the gateway before a request was sent, reading of the body and waiting excluded.",
                 model,
             )?,
             connect_seconds: histogram(
@@ -179,6 +182,7 @@ impl Metrics {
                 "Requests sent again on another connection, by cause.",
                 &["model", "cause"],
             )?,
+            answers: AnswerMetrics::new(registry)?,
             apply_seconds: histogram(
                 registry,
                 "forebay_config_apply_seconds",
@@ -224,6 +228,7 @@ impl Metrics {
             first_byte_seconds: of(&self.first_byte_seconds),
             wait_seconds: of(&self.wait_seconds),
             overhead_seconds: of(&self.overhead_seconds),
+            answers: self.answers.of(model),
             health: Arc::default(),
         }
     }
@@ -287,7 +292,8 @@ impl Metrics {
             // An error says that there is no such series.
             drop(histogram.remove_label_values(&[model.as_str()]));
         }
-        for counter in [&self.requests, &self.replays] {
+        let counters = [&self.requests, &self.replays];
+        for counter in counters.into_iter().chain(self.answers.all()) {
             forget_series(counter, model);
         }
     }
@@ -307,7 +313,7 @@ fn forget_series(counter: &IntCounterVec, model: &ModelId) {
     }
 }
 
-fn counter(
+pub(crate) fn counter(
     registry: &Registry,
     name: &str,
     help: &str,

@@ -1,6 +1,6 @@
 //! A registration: what an operator asked for, and what a worker makes of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     endpoint::Endpoint,
@@ -11,6 +11,25 @@ use crate::{
     revision::Revision,
     violation::Violations,
 };
+
+/// How streams of a model are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Streaming {
+    /// Whether the engine is asked for their usage.
+    pub usage: StreamUsage,
+    /// How long a client may hear nothing before it is sent a comment.
+    pub keep_alive: Option<Duration>,
+}
+
+/// Whether the engine is asked for the usage of streams whose clients did not ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamUsage {
+    /// Nothing is added.
+    #[default]
+    Pass,
+    /// It is asked, and what it adds is taken out again.
+    Inject,
+}
 
 /// A model as it was registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +43,8 @@ pub struct ModelSpec {
     pub timeouts: TimeoutOverrides,
     /// Whether its endpoints are asked what they serve.
     pub probe: ProbeSpec,
+    /// How its streams are passed on.
+    pub streaming: Streaming,
 }
 
 impl ModelSpec {
@@ -36,7 +57,7 @@ impl ModelSpec {
         let mut violations = Violations::new();
         check_aliases(&id, &aliases, &mut violations);
         check_endpoints(&endpoints, &mut violations);
-        let (pool, timeouts, probe) = Default::default();
+        let (pool, timeouts, probe, streaming) = Default::default();
         violations.finish(Some(Self {
             id,
             aliases,
@@ -44,6 +65,7 @@ impl ModelSpec {
             pool,
             timeouts,
             probe,
+            streaming,
         }))
     }
 
@@ -67,6 +89,12 @@ impl ModelSpec {
     #[must_use]
     pub fn probed(self, probe: ProbeSpec) -> Self {
         Self { probe, ..self }
+    }
+
+    /// The same model, its streams passed on like this.
+    #[must_use]
+    pub fn streaming(self, streaming: Streaming) -> Self {
+        Self { streaming, ..self }
     }
 
     /// Other names.
@@ -102,6 +130,7 @@ impl ModelSpec {
             pool,
             timeouts: self.timeouts.or(&settings.timeouts()),
             probe: self.probe.clone(),
+            streaming: self.streaming,
             revision,
         })
     }
@@ -122,6 +151,8 @@ pub struct ResolvedModel {
     pub timeouts: Timeouts,
     /// Whether its endpoints are asked what they serve.
     pub probe: ProbeSpec,
+    /// How its streams are passed on.
+    pub streaming: Streaming,
     /// The revision that last changed the registration.
     pub revision: Revision,
 }

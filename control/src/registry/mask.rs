@@ -75,6 +75,14 @@ const MODEL_LISTS: &[Leaf<wire::Model>] = &[
             to.probe.get_or_insert_default().served_name = name.unwrap_or_default();
         },
     },
+    Leaf {
+        path: "streaming.usage",
+        is_set: |from| from.streaming.as_ref().is_some_and(|s| s.usage != 0),
+        copy: |to, from| {
+            let usage = from.streaming.as_ref().map_or(0, |s| s.usage);
+            to.streaming.get_or_insert_default().usage = usage;
+        },
+    },
 ];
 
 const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
@@ -89,6 +97,7 @@ const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
     "timeouts.first_byte" => timeouts.first_byte;
     "timeouts.idle" => timeouts.idle;
     "timeouts.total" => timeouts.total;
+    "streaming.keep_alive" => streaming.keep_alive;
 );
 
 const SETTINGS: &[Leaf<wire::PoolDefaults>] = leaves!(wire::PoolDefaults:

@@ -2,13 +2,15 @@
 //!
 //! It knows nothing of requests; dropping it drops those that it carries.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use hyper::service::service_fn;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::{conn::auto, graceful::Watcher},
 };
+use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -16,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{alarm::Alarms, proxy::Proxy};
+use super::{alarm::Alarms, hangup::Hangups, proxy::Proxy};
 use crate::shared_socket::SharedSocket;
 
 /// Longest time to a client's first bytes.
@@ -26,6 +28,14 @@ const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(30);
 const HEAD_WITHIN: Duration = Duration::from_secs(90);
 /// Most streams of one HTTP/2 connection.
 const MOST_STREAMS: u32 = 1_000;
+/// Most bytes of an answer that are held for a client, beside what the kernel holds: what more there is stays upstream.
+/// Also the most that a head may have.
+const MOST_BUFFERED: usize = 64 * 1024;
+/// Most bytes that the kernel holds for a client and has not sent. It would hold megabytes, and a slow reader would
+/// look like one that stopped.
+const MOST_UNSENT: u32 = 64 * 1024;
+/// Longest time for which what was sent may stay unread, or unanswered by a machine that is gone.
+const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// HTTP/2 pings find a client that is gone without a word.
 const PING: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);
@@ -55,21 +65,26 @@ pub(super) async fn serve(
         return;
     }
     let socket = Arc::new(socket);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let (hangups, _ends) = Hangups::new();
+    let mut builder = auto::Builder::new(hangups.clone());
     let alarms = Alarms::default();
     builder
         .http1()
         .timer(alarms.clone())
+        .max_buf_size(MOST_BUFFERED)
         .header_read_timeout(HEAD_WITHIN);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING_ANSWER)
+        .max_send_buf_size(MOST_BUFFERED)
         .max_concurrent_streams(MOST_STREAMS);
-    let service = service_fn(move |request| {
+    let of_requests = hangups.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
         let (proxy, alarms) = (proxy.clone(), alarms.clone());
-        async move { Ok::<_, Infallible>(super::serve(&proxy, request, &alarms).await) }
+        let hangup = of_requests.of_request(request.version());
+        async move { Ok::<_, Infallible>(super::serve(&proxy, request, &alarms, hangup).await) }
     });
     let io = TokioIo::new(SharedSocket(socket.clone()));
     let connection = watcher.watch(builder.serve_connection(io, service));
@@ -81,7 +96,24 @@ pub(super) async fn serve(
             }
         }
         () = gone(&socket) => tracing::debug!("client gone"),
+        () = hangups.told() => {
+            // What it did not read in all that time is not kept for it.
+            let reset = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
+            tracing::debug!(?reset, "client hung up on");
+        }
     }
+}
+
+/// Sets a new connection's options.
+pub(super) fn tune(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    {
+        let socket = SockRef::from(socket);
+        socket.set_tcp_notsent_lowat(MOST_UNSENT)?;
+        socket.set_tcp_user_timeout(Some(UNREAD_FOR))?;
+    }
+    Ok(())
 }
 
 /// Waits until it is clear which protocol the client speaks. hyper would wait for that without a limit.

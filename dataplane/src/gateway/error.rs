@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use super::body::ResponseBody;
+use super::body::{ResponseBody, StreamFailed};
 use crate::{
     metrics::Source,
     pool::{AcquireError, SendError},
@@ -112,6 +112,17 @@ impl GatewayError {
     /// By whom the request failed.
     pub(super) fn source(&self) -> Source {
         self.shape().source
+    }
+
+    /// As it is told in a stream that has begun.
+    pub(super) fn in_stream(&self) -> StreamFailed {
+        let shape = self.shape();
+        StreamFailed::Refused {
+            message: self.to_string(),
+            code: shape.code,
+            status: shape.status.as_u16(),
+            by: shape.source,
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {

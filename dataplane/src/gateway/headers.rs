@@ -14,6 +14,9 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The header with which a client asks how its request was served.
 pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
+/// Asks nginx, and those that follow it, not to buffer.
+const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 static PASSED_UP: [HeaderName; 10] = [
     header::ACCEPT,
     header::AUTHORIZATION,
@@ -70,6 +73,17 @@ pub(super) fn strip_for_client(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+}
+
+/// What keeps proxies on the way from holding a stream back, unless the upstream says otherwise.
+pub(super) fn for_stream(headers: &mut HeaderMap) {
+    let (cache, buffering) = (header::CACHE_CONTROL, NO_BUFFERING);
+    headers
+        .entry(cache)
+        .or_insert(HeaderValue::from_static("no-cache"));
+    headers
+        .entry(buffering)
+        .or_insert(HeaderValue::from_static("no"));
 }
 
 /// The client's own request id if it is one that can stand in a log, else a new one.

@@ -3,19 +3,28 @@
 
 mod alarm;
 mod answer;
+mod answer_metrics;
 mod attempt;
 mod body;
 mod connection;
 mod error;
+mod facts;
+mod hangup;
 mod headers;
+mod include_usage;
 mod json_scan;
 mod json_string;
+mod keep_alive;
 mod model_field;
 mod models;
 mod paths;
 mod proxy;
 mod read;
+mod reading;
 mod record;
+mod sse;
+mod stream_style;
+mod strip;
 mod watchdog;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -32,12 +41,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::field;
 
+pub(crate) use self::answer_metrics::{AnswerMetrics, AnswerSeries};
 use self::{
     alarm::Alarms,
     body::ResponseBody,
     error::GatewayError,
     paths::Target,
-    proxy::{Answer, Proxy},
+    proxy::{Proxy, Served},
     record::RequestRecord,
     watchdog::Watchdog,
 };
@@ -133,15 +143,16 @@ async fn accept(
         .await
         .map_err(std::io::Error::other)?;
     let (socket, _) = listener.accept().await?;
-    socket.set_nodelay(true)?;
+    connection::tune(&socket)?;
     Ok((socket, permit))
 }
 
 /// Serves one request under a span that continues the client's trace.
 async fn serve(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     request: Request<Incoming>,
     alarms: &Alarms,
+    hangup: CancellationToken,
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
     let request_id = headers::request_id(&parts.headers);
@@ -162,7 +173,8 @@ async fn serve(
         trace_context::within(&span, answer).await
     };
     let mut response = match answer {
-        Ok(answer) => proxy.pass_on(answer, record),
+        Ok(Served::Answer(answer)) => proxy.pass_on(*answer, record, hangup),
+        Ok(Served::Late(late)) => late.response(proxy.clone(), record, hangup),
         Err(response) => response,
     };
     span.record("status", response.status().as_u16());
@@ -174,13 +186,13 @@ async fn serve(
 
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     target: Result<Target, GatewayError>,
     parts: &Parts,
     body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
-) -> Result<Answer, Response<ResponseBody>> {
+) -> Result<Served, Response<ResponseBody>> {
     let result = match target {
         Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
             Ok(answer) => return Ok(answer),
@@ -202,4 +214,12 @@ async fn answer(
     };
     record.answered(response.status().as_u16(), source);
     Err(response)
+}
+
+/// See [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_sse(text: &[u8], cuts: &[usize]) {
+    for dialect in [sse::Dialect::Plain, sse::Dialect::Typed] {
+        sse::oracle::check(dialect, text, cuts.iter().copied());
+    }
 }

@@ -6,8 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use forebay_proto::{StreamUsage, Streaming};
 use http::{Response, request::Parts};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::{
@@ -15,10 +18,13 @@ use super::{
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
     error::GatewayError,
-    headers,
+    headers, include_usage,
+    keep_alive::Late,
     model_field::ModelField,
     read::BODY_WITHIN,
+    reading::Content,
     record::RequestRecord,
+    stream_style::StreamStyle,
     watchdog::Watchdog,
 };
 use crate::{
@@ -45,64 +51,133 @@ pub(super) struct Answer {
     span: Span,
 }
 
+/// What a request led to.
+pub(super) enum Served {
+    /// An upstream's answer.
+    Answer(Box<Answer>),
+    /// Nothing yet: its client is given comments.
+    Late(Late),
+}
+
+impl Answer {
+    /// A stream that can be given to who expects one.
+    pub(super) fn is_stream(&self) -> bool {
+        let events = matches!(self.limits.content, Content::Events(_));
+        events && self.response.status().is_success()
+    }
+
+    /// The answer, and the connection that it comes over.
+    pub(super) fn into_parts(self) -> (Response<Incoming>, Lease) {
+        (self.response, self.lease)
+    }
+}
+
 impl Proxy {
     /// Passes an answer on.
     pub(super) fn pass_on(
         &self,
         answer: Answer,
         mut record: RequestRecord,
+        hangup: CancellationToken,
     ) -> Response<ResponseBody> {
         let limits = answer.limits;
         let (parts, body) = answer.response.into_parts();
         record.passing_on(parts.status.as_u16());
         let (idle, deadline) = (limits.idle, limits.deadline);
-        let loan = self.watchdog.lend(body, answer.lease, idle, deadline);
+        let loan = self
+            .watchdog
+            .lend(body, answer.lease, idle, deadline, hangup);
         let body = UpstreamBody::new(loan, record, limits, answer.alarm, answer.span);
         Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
     }
 
     /// Serves one request for inference.
     pub(super) async fn serve(
-        &self,
+        self: &Arc<Self>,
         path: &'static str,
         parts: &Parts,
         body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
-    ) -> Result<Answer, GatewayError> {
-        let mut alarm = alarms.set(record.began() + BODY_WITHIN);
+    ) -> Result<Served, GatewayError> {
+        let began = record.began();
+        let mut alarm = alarms.set(began + BODY_WITHIN);
         let body = self.read_body(parts, body, &mut alarm).await?;
-        let reading = record.began().elapsed();
+        let reading = began.elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
-        let route = find_route(&live, &field.name)?;
-        record.route(route);
+        let route = find_route(&live, &field.name)?.clone();
+        record.route(&route);
         Span::current().record("model", route.model.id.as_str());
-        let mut outgoing = Outgoing {
-            path,
-            headers: headers::for_upstream(&parts.headers, record.request_id_header()),
-            body: field.body_for(route.model.id.as_str(), &body),
-            route,
-            deadline: record.began() + route.model.timeouts.total,
-            explain: parts
-                .headers
-                .get(headers::EXPLAIN)
-                .is_some_and(|value| value == "1"),
-            waited: reading,
-            queued: Duration::ZERO,
-            first_byte: Duration::ZERO,
-            alarm,
+        let headers = headers::for_upstream(&parts.headers, record.request_id_header());
+        let body = field.body_for(route.model.id.as_str(), &body);
+        let asked = Streamed::of(&route, path, &body);
+        let explain = parts.headers.get(headers::EXPLAIN);
+        let explain = explain.is_some_and(|value| value == "1");
+        let proxy = self.clone();
+        let sending = async move {
+            let mut outgoing = Outgoing {
+                path,
+                headers,
+                strip: asked.with_usage.is_some(),
+                body: asked.with_usage.unwrap_or(body),
+                route: &route,
+                deadline: began + route.model.timeouts.total,
+                explain,
+                waited: reading,
+                queued: Duration::ZERO,
+                first_byte: Duration::ZERO,
+                alarm,
+            };
+            let (response, lease, limits, span) = proxy.send(&mut outgoing, &live, began).await?;
+            let alarm = outgoing.alarm;
+            Ok(Answer {
+                response,
+                lease,
+                limits,
+                alarm,
+                span,
+            })
         };
-        let (response, lease, limits, span) =
-            self.send(&mut outgoing, &live, record.began()).await?;
-        let alarm = outgoing.alarm;
-        Ok(Answer {
-            response,
-            lease,
-            limits,
-            alarm,
-            span,
-        })
+        let answer = match asked.comments {
+            None => sending.await?,
+            Some(every) => {
+                let style = StreamStyle::of(path);
+                match Late::or_in_time(Box::pin(sending), every, style).await {
+                    Ok(answer) => answer?,
+                    Err(late) => return Ok(Served::Late(late)),
+                }
+            }
+        };
+        Ok(Served::Answer(Box::new(answer)))
+    }
+}
+
+/// What is done for a stream that the model's configuration asks for, and no client.
+#[derive(Debug, Default)]
+struct Streamed {
+    /// The body that asks for the usage, too.
+    with_usage: Option<Bytes>,
+    /// After how long a client that hears nothing is given comments.
+    comments: Option<Duration>,
+}
+
+impl Streamed {
+    fn of(route: &Route, path: &str, body: &[u8]) -> Self {
+        let configured = &route.model.streaming;
+        if *configured == Streaming::default() {
+            return Self::default();
+        }
+        let Some(spans) = include_usage::find(body) else {
+            return Self::default();
+        };
+        let asks = configured.usage == StreamUsage::Inject
+            && matches!(path, "/v1/chat/completions" | "/v1/completions");
+        let with_usage = asks.then(|| include_usage::inject(body, &spans));
+        Self {
+            with_usage: with_usage.flatten(),
+            comments: configured.keep_alive,
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::model::{names_and_endpoints, probe_to_wire, read_probe};
+use super::model::{
+    names_and_endpoints, probe_to_wire, read_probe, read_streaming, streaming_to_wire,
+};
 use crate::{
     config::Config,
     model::{ModelSpec, ResolvedModel},
@@ -48,6 +50,7 @@ impl From<&ResolvedModel> for wire::Model {
             endpoints: model.endpoints.iter().map(Into::into).collect(),
             revision: model.revision.get(),
             probe: probe_to_wire(&model.probe),
+            streaming: streaming_to_wire(&model.streaming),
             resolved_pool: Some((&model.pool).into()),
             resolved_timeouts: Some((&model.timeouts).into()),
             ..Self::default()
@@ -68,17 +71,21 @@ impl TryFrom<wire::Model> for ResolvedModel {
         let timeouts = read_timeouts(wire.resolved_timeouts);
         let timeouts = violations.part("resolved_timeouts", timeouts);
         let probe = violations.part("probe", read_probe(wire.probe));
+        let streaming = violations.part("streaming", read_streaming(wire.streaming));
         let spec = id.and_then(|id| violations.here(ModelSpec::new(id, aliases, endpoints)));
-        let all = spec.zip(pool).zip(timeouts.zip(probe));
-        violations.finish(all.map(|((spec, pool), (timeouts, probe))| Self {
-            id: spec.id().clone(),
-            aliases: spec.aliases().to_vec(),
-            endpoints: spec.endpoints().to_vec(),
-            pool,
-            timeouts,
-            probe,
-            revision,
-        }))
+        let all = spec.zip(pool).zip(timeouts.zip(probe)).zip(streaming);
+        violations.finish(
+            all.map(|(((spec, pool), (timeouts, probe)), streaming)| Self {
+                id: spec.id().clone(),
+                aliases: spec.aliases().to_vec(),
+                endpoints: spec.endpoints().to_vec(),
+                pool,
+                timeouts,
+                probe,
+                streaming,
+                revision,
+            }),
+        )
     }
 }
 
