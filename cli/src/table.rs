@@ -97,6 +97,9 @@ pub(crate) fn model(model: &wire::Model) -> String {
         rows.push(("probe", probe_of(probe)));
     }
     rows.extend(failure(model));
+    if let Some(streaming) = &model.streaming {
+        rows.push(("streams", streams_of(streaming)));
+    }
     let size = number(pool.max_concurrent);
     rows.extend([
         (
@@ -201,6 +204,17 @@ fn probe_of(probe: &wire::EndpointProbe) -> String {
     match probe.served_name.as_str() {
         "" => mode.to_owned(),
         name => format!("{mode}, as {name}"),
+    }
+}
+
+fn streams_of(streaming: &wire::Streaming) -> String {
+    let usage = match streaming.usage() {
+        wire::StreamUsage::Inject => "usage asked for",
+        wire::StreamUsage::Unspecified | wire::StreamUsage::Pass => "as they come",
+    };
+    match &streaming.keep_alive {
+        None => usage.to_owned(),
+        every => format!("{usage}, a comment every {}", duration(every.as_ref())),
     }
 }
 

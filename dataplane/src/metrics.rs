@@ -17,6 +17,7 @@ use prometheus::{
 pub(crate) use self::failures::FailureMetrics;
 use crate::{
     apply::RefusalReason,
+    gateway::{AnswerMetrics, AnswerSeries},
     health::{HealthCounters, ModelCounters},
 };
 
@@ -121,6 +122,7 @@ pub struct Metrics {
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
     pub(crate) failures: FailureMetrics,
+    answers: AnswerMetrics,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
@@ -141,6 +143,8 @@ pub struct ModelMetrics {
     first_byte_seconds: Histogram,
     wait_seconds: Histogram,
     overhead_seconds: Histogram,
+    /// What its answers said.
+    pub(crate) answers: AnswerSeries,
     /// Held by others, too, without keeping the series.
     pub(crate) health: Arc<ModelCounters>,
 }
@@ -225,8 +229,7 @@ impl Metrics {
             overhead_seconds: histogram(
                 registry,
                 "forebay_overhead_seconds",
-                "Time spent in the gateway itself before a request was sent upstream, reading of the \
-                 body and waiting excluded.",
+                "Time in the gateway before a request was sent, reading of the body and waiting excluded.",
                 model,
             )?,
             connect_seconds: histogram(
@@ -282,6 +285,7 @@ impl Metrics {
             first_byte_seconds: of(&self.first_byte_seconds),
             wait_seconds: of(&self.wait_seconds),
             overhead_seconds: of(&self.overhead_seconds),
+            answers: self.answers.of(model),
             health: Arc::default(),
         }
     }
@@ -383,7 +387,7 @@ fn forget_series(counter: &IntCounterVec, model: &ModelId) {
     }
 }
 
-fn counter(
+pub(crate) fn counter(
     registry: &Registry,
     name: &str,
     help: &str,

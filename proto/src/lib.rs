@@ -27,7 +27,7 @@ pub use endpoint::{Endpoint, EndpointUrl, Protocol, Weight};
 pub use failure::{FailureSpec, RetryOn};
 pub use health::Health;
 pub use ids::{EndpointId, InstanceId, ModelId, WorkerId};
-pub use model::{ModelSpec, ResolvedModel};
+pub use model::{ModelSpec, ResolvedModel, StreamUsage, Streaming};
 pub use parts::Parts;
 pub use pool::{Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, Timeouts};
 pub use probe::{ProbeMode, ProbeSpec};

@@ -77,6 +77,8 @@ pub const IDLE_TIMEOUT: RangeInclusive<Duration> = ms(100)..=secs(3_600);
 pub const CONNECTION_AGE: RangeInclusive<Duration> = secs(1)..=secs(86_400);
 /// Each deadline of a request.
 pub const TIMEOUT: RangeInclusive<Duration> = ms(1)..=secs(86_400);
+/// Time between comments in a stream, when there are any.
+pub const KEEP_ALIVE: RangeInclusive<Duration> = secs(1)..=secs(3_600);
 
 /// Time between two health checks of an endpoint.
 pub const CHECK_INTERVAL: RangeInclusive<Duration> = ms(100)..=secs(3_600);

@@ -1,6 +1,6 @@
 //! A registration: what an operator asked for, and what a worker makes of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     endpoint::Endpoint,
@@ -12,6 +12,25 @@ use crate::{
     revision::Revision,
     violation::Violations,
 };
+
+/// How streams of a model are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Streaming {
+    /// Whether the engine is asked for their usage.
+    pub usage: StreamUsage,
+    /// How long a client may hear nothing before it is sent a comment.
+    pub keep_alive: Option<Duration>,
+}
+
+/// Whether the engine is asked for the usage of streams whose clients did not ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamUsage {
+    /// Nothing is added.
+    #[default]
+    Pass,
+    /// It is asked, and what it adds is taken out again.
+    Inject,
+}
 
 /// A model as it was registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +46,8 @@ pub struct ModelSpec {
     pub probe: ProbeSpec,
     /// What becomes of requests when endpoints fail.
     failure: FailureSpec,
+    /// How its streams are passed on.
+    pub streaming: Streaming,
 }
 
 impl ModelSpec {
@@ -39,7 +60,8 @@ impl ModelSpec {
         let mut violations = Violations::new();
         check_aliases(&id, &aliases, &mut violations);
         check_endpoints(&endpoints, &mut violations);
-        let (pool, timeouts, probe, failure) = Default::default();
+        let (pool, timeouts, probe) = Default::default();
+        let (failure, streaming) = Default::default();
         violations.finish(Some(Self {
             id,
             aliases,
@@ -48,6 +70,7 @@ impl ModelSpec {
             timeouts,
             probe,
             failure,
+            streaming,
         }))
     }
 
@@ -86,6 +109,12 @@ impl ModelSpec {
         &self.failure
     }
 
+    /// The same model, its streams passed on like this.
+    #[must_use]
+    pub fn streaming(self, streaming: Streaming) -> Self {
+        Self { streaming, ..self }
+    }
+
     /// Other names.
     #[must_use]
     pub fn aliases(&self) -> &[ModelId] {
@@ -120,6 +149,7 @@ impl ModelSpec {
             timeouts: self.timeouts.or(&settings.timeouts()),
             probe: self.probe.clone(),
             failure: self.failure.clone(),
+            streaming: self.streaming,
             revision,
         })
     }
@@ -142,6 +172,8 @@ pub struct ResolvedModel {
     pub probe: ProbeSpec,
     /// What becomes of requests when endpoints fail.
     pub failure: FailureSpec,
+    /// How its streams are passed on.
+    pub streaming: Streaming,
     /// The revision that last changed the registration.
     pub revision: Revision,
 }

@@ -175,6 +175,26 @@ pub(crate) enum ProbeMode {
     Enforce,
 }
 
+/// How its streams are passed on.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Streams")]
+pub(crate) struct StreamingArgs {
+    /// Whether the engine is asked for the usage of streams that did not ask; see docs/models.md. [default: pass]
+    #[arg(long, value_name = "WORD")]
+    pub(crate) stream_usage: Option<StreamUsage>,
+    /// Send a comment to a client of a stream that has heard nothing for this long; see docs/models.md. [default: none]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) stream_keep_alive: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamUsage {
+    /// Requests go as they are
+    Pass,
+    /// It is asked, and what it adds is taken out again
+    Inject,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
@@ -194,6 +214,8 @@ pub(crate) enum Models {
         probe: ProbeArgs,
         #[command(flatten)]
         failure: FailureArgs,
+        #[command(flatten)]
+        streaming: StreamingArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]
@@ -237,6 +259,8 @@ pub(crate) enum Models {
         probe: ProbeArgs,
         #[command(flatten)]
         failure: FailureArgs,
+        #[command(flatten)]
+        streaming: StreamingArgs,
         #[command(flatten)]
         pool: PoolArgs,
         #[command(flatten)]

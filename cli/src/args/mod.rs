@@ -17,7 +17,7 @@ pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
-        PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
+        PoolArgs, ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     failure::{FailureArgs, RetryCause},
     roles::{

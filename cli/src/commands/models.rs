@@ -1,7 +1,7 @@
 //! `forebay models`.
 
 use anyhow::{Context as _, bail};
-use forebay_proto::{limits, wire};
+use forebay_proto::{convert::duration_to_wire, limits, wire};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
 use wire::model_registry_client::ModelRegistryClient;
@@ -11,7 +11,7 @@ use crate::{
     Usage,
     args::{
         ClientArgs, EndpointArgs, EndpointProtocol, FailureArgs, Models, Output, PoolArgs,
-        ProbeArgs, ProbeMode, WriteArgs,
+        ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     client::{self, call, request_id},
     document, table, ui,
@@ -29,6 +29,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             reached,
             probe,
             failure,
+            streaming,
             pool,
             write,
             client,
@@ -40,6 +41,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
                 pool: pool.pool(),
                 timeouts: pool.timeouts(),
                 probe: probe.probe(),
+                streaming: streaming.streaming(),
                 ..wire::Model::default()
             };
             failure.write(&mut model);
@@ -61,12 +63,13 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             reached,
             probe,
             failure,
+            streaming,
             pool,
             write,
             client,
         } => {
             let endpoints = as_endpoints(endpoints, &reached)?;
-            let flags = (&pool, &probe, &failure);
+            let flags = (&pool, &probe, &failure, &streaming);
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, flags);
             if mask.paths.is_empty() {
                 bail!(Usage(
@@ -190,6 +193,31 @@ impl ProbeArgs {
     }
 }
 
+impl StreamingArgs {
+    fn streaming(&self) -> Option<wire::Streaming> {
+        let usage = match self.stream_usage {
+            None | Some(StreamUsage::Pass) => wire::StreamUsage::Unspecified,
+            Some(StreamUsage::Inject) => wire::StreamUsage::Inject,
+        };
+        let streaming = wire::Streaming {
+            usage: usage.into(),
+            keep_alive: self.stream_keep_alive.map(duration_to_wire),
+        };
+        Some(streaming).filter(|streaming| *streaming != wire::Streaming::default())
+    }
+
+    /// The fields that were named; to switch off is to clear.
+    fn paths(&self) -> Vec<String> {
+        let usage = self.stream_usage.map(|_| "streaming.usage");
+        let comments = self.stream_keep_alive.map(|_| "streaming.keep_alive");
+        usage
+            .into_iter()
+            .chain(comments)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
 pub(super) async fn registry(client: &ClientArgs) -> anyhow::Result<Registry> {
     let channel = client::connect(client).await?;
     Ok(Registry::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES))
@@ -201,11 +229,12 @@ fn update_of(
     aliases: Vec<String>,
     clear: Vec<String>,
     etag: String,
-    (pool, probe, failure): (&PoolArgs, &ProbeArgs, &FailureArgs),
+    (pool, probe, failure, streaming): (&PoolArgs, &ProbeArgs, &FailureArgs, &StreamingArgs),
 ) -> (FieldMask, wire::Model) {
     let mut paths = pool.paths("pool.");
     paths.extend(probe.paths());
     paths.extend(failure.paths());
+    paths.extend(streaming.paths());
     paths.extend(clear);
     if !endpoints.is_empty() {
         paths.push("endpoints".to_owned());
@@ -220,6 +249,7 @@ fn update_of(
         pool: pool.pool(),
         timeouts: pool.timeouts(),
         probe: probe.probe(),
+        streaming: streaming.streaming(),
         etag,
         ..wire::Model::default()
     };

@@ -103,6 +103,13 @@ const MODEL_LISTS: &[Leaf<wire::Model>] = &[
         is_set: |from| !from.fallbacks.is_empty(),
         copy: |to, from| to.fallbacks.clone_from(&from.fallbacks),
     },
+        path: "streaming.usage",
+        is_set: |from| from.streaming.as_ref().is_some_and(|s| s.usage != 0),
+        copy: |to, from| {
+            let usage = from.streaming.as_ref().map_or(0, |s| s.usage);
+            to.streaming.get_or_insert_default().usage = usage;
+        },
+    },
 ];
 
 const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
@@ -126,6 +133,7 @@ const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
     "ejection.max_time" => ejection.max_time;
     "ejection.panic_percent" => ejection.panic_percent;
     "retry.max_attempts" => retry.max_attempts;
+    "streaming.keep_alive" => streaming.keep_alive;
 );
 
 const SETTINGS: &[Leaf<wire::PoolDefaults>] = leaves!(wire::PoolDefaults:

@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 
-use super::{attempt::Outgoing, body::StreamLimits, headers};
+use super::{
+    attempt::Outgoing, body::StreamLimits, headers, passing::Content, stream_style::StreamStyle,
+};
 use crate::{
     live::Live,
     pool::{Kind, Lease},
@@ -50,6 +52,7 @@ fn rule(status: StatusCode, version: Version, headers: &HeaderMap) -> Option<&'s
 /// What the client gets to see of it.
 pub(super) fn finish_head(
     response: &mut Response<Incoming>,
+    limits: &StreamLimits,
     outgoing: &Outgoing<'_>,
     live: &Live,
     lease: &Lease,
@@ -64,6 +67,11 @@ pub(super) fn finish_head(
         && let Ok(model) = HeaderValue::from_str(outgoing.route.model.id.as_str())
     {
         headers.insert("x-forebay-model", model);
+    if let Content::Events(_) = limits.content {
+        headers::for_stream(headers);
+        if limits.strip {
+            headers.remove(header::CONTENT_LENGTH);
+        }
     }
     if !outgoing.explain {
         return;
@@ -90,20 +98,40 @@ pub(super) fn finish_head(
     }
 }
 
-/// The limits of its body.
+/// The limits of its body, told from the head as it came.
 pub(super) fn stream_limits(
     outgoing: &Outgoing<'_>,
     response: &Response<Incoming>,
 ) -> StreamLimits {
     let timeouts = &outgoing.route.model.timeouts;
-    let content_type = response.headers().get(header::CONTENT_TYPE);
+    let headers = response.headers();
+    let content = match headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) {
+        Some(kind) if is_kind(kind, b"text/event-stream") => {
+            Content::Events(StreamStyle::of(outgoing.path))
+        }
+        Some(kind) if is_kind(kind, b"application/json") && response.status().is_success() => {
+            Content::Json
+        }
+        _ => Content::Other,
+    };
+    let events = matches!(content, Content::Events(_));
+    let lengthed = headers.contains_key(header::CONTENT_LENGTH);
+    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
     StreamLimits {
         idle: timeouts.idle,
         deadline: outgoing.deadline,
         total: timeouts.total,
-        events: content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
-            && !response.headers().contains_key(header::CONTENT_LENGTH),
+        content,
+        lengthed: lengthed && !outgoing.strip,
+        framed: lengthed || chunked || response.version() == Version::HTTP_2,
+        strip: events && outgoing.strip,
+        keep_alive: outgoing.route.model.streaming.keep_alive,
     }
+}
+
+fn is_kind(given: &[u8], kind: &[u8]) -> bool {
+    let start = given.get(..kind.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(kind))
 }
 
 /// In logs, traces and headers.

@@ -40,6 +40,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) route: &'a Arc<Route>,
     pub(super) deadline: Instant,
     pub(super) explain: bool,
+    /// The usage of its stream was asked for by us, and is not for the client.
+    pub(super) strip: bool,
     /// Time spent reading the client's body and waiting for a connection: not overhead.
     pub(super) waited: Duration,
     /// The part of it that was spent in the line, the connect that it may have caused included.
@@ -99,8 +101,8 @@ impl Proxy {
                         continue;
                     };
                     span.record("status", response.status().as_u16());
-                    finish_head(&mut response, outgoing, live, &lease);
                     let limits = stream_limits(outgoing, &response);
+                    finish_head(&mut response, &limits, outgoing, live, &lease);
                     return Ok((response, lease, limits, span));
                 }
                 Err(Failed::NothingSent(_)) if replays < MOST_REPLAYS => {

@@ -2,7 +2,8 @@
 //!
 //! A passed-on body owns the connection it comes from. Read to its end it gives the connection back;
 //! dropped before (the client went away) it closes it, which cancels the generation; failed, it tells
-//! the client and never ends cleanly. Frames are neither buffered nor changed.
+//! the client and never ends cleanly. Frames are read in passing, and neither buffered nor changed, unless the
+//! model's configuration asks for it.
 
 use std::{
     pin::Pin,
@@ -18,7 +19,12 @@ use tracing::Span;
 
 use super::{
     alarm::Alarm,
-    record::{CLIENT_CLOSED, RequestRecord},
+    keep_alive::{COMMENT, Waiting},
+    passing::{Content, Passing},
+    record::{CLIENT_CLOSED, RequestRecord, StreamEnd},
+    sse::TooLong,
+    stream_style::StreamStyle,
+    strip::Strip,
     watchdog::Loan,
 };
 use crate::{
@@ -28,7 +34,7 @@ use crate::{
 };
 
 /// Gives the error event, and what came before it, time to leave before the connection is torn down.
-const LAST_WORDS: Duration = Duration::from_millis(20);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// A body that ended in failure.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,47 +45,63 @@ pub(super) enum StreamFailed {
     Silent(Duration),
     #[error("the answer took longer than the {0:?} that a request may take")]
     TotalTime(Duration),
+    #[error("the upstream's answer ended without an end")]
+    Unfinished,
+    #[error("the upstream's stream has {0}")]
+    TooLong(TooLong),
     #[error("the client did not read its answer within {0:?}")]
     NotRead(Duration),
     #[error("the worker stops, and the answer was not finished within its grace")]
     Draining,
+    /// Before its head, after the client got ours.
+    #[error("{message}")]
+    Refused {
+        message: String,
+        code: &'static str,
+        status: u16,
+        by: Source,
+    },
 }
 
 impl StreamFailed {
     fn code(&self) -> &'static str {
         match self {
-            Self::Reset(_) => "upstream_reset",
+            Self::Reset(_) | Self::Unfinished | Self::TooLong(_) => "upstream_reset",
             Self::Silent(_) | Self::TotalTime(_) => "upstream_timeout",
             Self::NotRead(_) => "client_stalled",
             Self::Draining => "draining",
+            Self::Refused { code, .. } => code,
         }
     }
 
     /// By whom it came about.
     pub(super) fn source(&self) -> Source {
         match self {
-            Self::Reset(_) | Self::Silent(_) | Self::TotalTime(_) => Source::Upstream,
+            Self::Reset(_)
+            | Self::Unfinished
+            | Self::TooLong(_)
+            | Self::Silent(_)
+            | Self::TotalTime(_) => Source::Upstream,
             Self::NotRead(_) => Source::Client,
             Self::Draining => Source::Gateway,
+            Self::Refused { by, .. } => *by,
         }
     }
 
     /// The status that it would have had before the head was sent, for metrics.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::Reset(_) => 502,
+            Self::Reset(_) | Self::Unfinished | Self::TooLong(_) => 502,
             Self::Silent(_) | Self::TotalTime(_) => 504,
             Self::NotRead(_) => CLIENT_CLOSED,
             Self::Draining => 503,
+            Self::Refused { status, .. } => *status,
         }
     }
 
     /// As the last event of a stream.
-    fn event(&self) -> Bytes {
-        let error = serde_json::json!({ "error": {
-            "message": self.to_string(), "type": "server_error", "param": null, "code": self.code(),
-        }});
-        Bytes::from(format!("data: {error}\n\n"))
+    pub(super) fn event(&self, style: StreamStyle) -> Bytes {
+        style.error_event(&self.to_string(), self.code())
     }
 }
 
@@ -90,6 +112,8 @@ pub(super) enum ResponseBody {
     Full(Option<Bytes>),
     /// An upstream's.
     Stream(Box<UpstreamBody>),
+    /// Comments, until there is an answer to pass on.
+    Waiting(Box<Waiting>),
 }
 
 impl ResponseBody {
@@ -98,7 +122,10 @@ impl ResponseBody {
     }
 }
 
-/// The limits of a passed-on body.
+/// What a body gives.
+pub(super) type Polled = Result<Frame<Bytes>, StreamFailed>;
+
+/// The limits of a passed-on body, and what is known of it beforehand.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StreamLimits {
     /// Longest silence.
@@ -107,33 +134,17 @@ pub(super) struct StreamLimits {
     pub(super) deadline: Instant,
     /// What the deadline came from, for the message.
     pub(super) total: Duration,
-    /// Server-sent events without a length: a failure can be told in band.
-    pub(super) events: bool,
+    /// What comes.
+    pub(super) content: Content,
+    /// Its length was told: nothing can be said in it that the upstream did not say.
+    pub(super) lengthed: bool,
+    /// Its end is told by its framing. Otherwise the end of the connection is all there is, and may be anything.
+    pub(super) framed: bool,
+    /// The usage was asked for by us, and is not for the client.
+    pub(super) strip: bool,
+    /// Comments in a stream that is silent for this long.
+    pub(super) keep_alive: Option<Duration>,
 }
-
-/// The last bytes that were passed on: whether the next ones begin an event.
-#[derive(Debug, Default)]
-struct Tail([u8; 4]);
-
-impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
-        let last = bytes
-            .get(bytes.len().saturating_sub(4)..)
-            .unwrap_or_default();
-        self.0.rotate_left(last.len());
-        let kept = self.0.len() - last.len();
-        if let Some(end) = self.0.get_mut(kept..) {
-            end.copy_from_slice(last);
-        }
-    }
-
-    /// An event ends with an empty line; before the first byte one may begin as well.
-    fn is_between_events(&self) -> bool {
-        self.0.ends_with(b"\n\n") || self.0.ends_with(b"\r\n\r\n") || self.0 == [0; 4]
-    }
-}
-
-type Polled = Result<Frame<Bytes>, StreamFailed>;
 
 /// An upstream's body on its way to the client.
 #[derive(Debug)]
@@ -143,8 +154,12 @@ pub(super) struct UpstreamBody {
     limits: StreamLimits,
     silence: Alarm,
     state: State,
-    tail: Tail,
     ending: Arc<Ending>,
+    reading: Passing,
+    strip: Option<Strip>,
+    /// Rings when it is time for a comment.
+    comments: Option<Pin<Box<Sleep>>>,
+    end: StreamEnd,
     _span: Span,
 }
 
@@ -165,30 +180,39 @@ impl UpstreamBody {
         (span, ending): (Span, Arc<Ending>),
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
+        let comments = limits.keep_alive.filter(|_| limits.tells_events());
         let mut this = Self {
             loan,
             record,
             limits,
             silence,
             state: State::Streaming,
-            tail: Tail::default(),
             ending,
+            reading: Passing::of(limits.content),
+            strip: limits.strip.then(Strip::default),
+            comments: comments.map(|every| Box::pin(sleep(every))),
+            end: StreamEnd::ClientGone,
             _span: span,
         };
         // A body known to be empty is never polled.
-        this.finish_if_complete();
-        this
-    }
-
-    fn finish_if_complete(&mut self) {
-        if self.loan.is_at_end() {
-            self.finish();
+        if this.loan.is_at_end() {
+            this.finish();
         }
+        this
     }
 
     fn finish(&mut self) {
         self.state = State::Done;
-        self.record.complete();
+        let error = self.reading.stream().is_some_and(|seen| seen.error);
+        self.end = match (error, self.reading.is_complete()) {
+            (true, _) => StreamEnd::ErrorEvent,
+            (false, Some(false)) => StreamEnd::Unterminated,
+            (false, _) => StreamEnd::Complete,
+        };
+        match error {
+            true => self.record.told_of_error(),
+            false => self.record.complete(),
+        }
         if let Some(lease) = self.loan.take() {
             lease.finish();
         }
@@ -197,7 +221,7 @@ impl UpstreamBody {
     /// Gives the event that tells of it, if there can be one. The body ends with an error, a little later.
     fn fail(&mut self, failed: StreamFailed) -> Option<Bytes> {
         let failed = match self.loan.was_cut() {
-            true => StreamFailed::NotRead(self.limits.idle),
+            true => StreamFailed::NotRead(self.loan.stall()),
             false => failed,
         };
         if let Some(lease) = self.loan.take() {
@@ -206,47 +230,89 @@ impl UpstreamBody {
             }
             lease.discard(CloseReason::Error);
         }
+        self.end = match failed {
+            StreamFailed::NotRead(_) => StreamEnd::NotRead,
+            _ => StreamEnd::Cut,
+        };
         self.record.failed(&failed);
         // In the middle of an event it would only make that one worse.
-        let event = (self.limits.events && self.tail.is_between_events()).then(|| failed.event());
+        let style = self.limits.style().filter(|_| self.is_between_events());
+        let event = style.map(|style| failed.event(style));
         self.state = State::LastWords(Box::pin(sleep(LAST_WORDS)), failed);
         event
     }
 
+    /// As the client sees it: what is held back is not there.
+    fn is_between_events(&self) -> bool {
+        self.limits.tells_events()
+            && match &self.strip {
+                Some(strip) if strip.is_holding() => true,
+                _ => self.reading.is_between_events(),
+            }
+    }
+
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
-        let now = Instant::now();
-        if now >= self.limits.deadline {
-            return self.fail_now(cx, StreamFailed::TotalTime(self.limits.total));
+        loop {
+            let now = Instant::now();
+            if now >= self.limits.deadline {
+                return self.fail_now(cx, StreamFailed::TotalTime(self.limits.total));
+            }
+            if self.ending.has_reached(Stage::Cut) {
+                return self.fail_now(cx, StreamFailed::Draining);
+            }
+            let Some(polled) = self.loan.poll_frame(cx) else {
+                // It was cut: the client may begin to read again.
+                return self.fail_now(cx, StreamFailed::NotRead(self.loan.stall()));
+            };
+            match polled {
+                Poll::Ready(Some(Ok(frame))) => match self.pass(frame, now) {
+                    Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                    Ok(None) if matches!(self.state, State::Streaming) => {}
+                    Ok(None) => return Poll::Ready(None),
+                    Err(failed) => return self.fail_now(cx, failed),
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    return self.fail_now(cx, StreamFailed::Reset(error.to_string()));
+                }
+                Poll::Ready(None) => return self.ended(cx),
+                Poll::Pending => return self.poll_silence(cx),
+            }
         }
-        if self.ending.has_reached(Stage::Cut) {
-            return self.fail_now(cx, StreamFailed::Draining);
+    }
+
+    /// The upstream's body is over.
+    fn ended(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
+        if !self.limits.framed && self.reading.is_complete() == Some(false) {
+            return self.fail_now(cx, StreamFailed::Unfinished);
         }
-        let Some(polled) = self.loan.poll_frame(cx) else {
-            // It was cut: the client may begin to read again.
-            return self.fail_now(cx, StreamFailed::NotRead(self.limits.idle));
+        self.finish();
+        let rest = self.strip.as_mut().map(Strip::rest);
+        let rest = rest.filter(|rest| !rest.is_empty());
+        Poll::Ready(rest.map(|rest| Ok(Frame::data(rest))))
+    }
+
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
+        if self.silence.poll_passed(cx).is_ready() {
+            let late = Instant::now() >= self.limits.deadline;
+            let failed = match late {
+                true => StreamFailed::TotalTime(self.limits.total),
+                false => StreamFailed::Silent(self.limits.idle),
+            };
+            return self.fail_now(cx, failed);
+        }
+        if self.comments.is_some() && self.is_between_events() {
+            return self.poll_comment(cx);
+        }
+        Poll::Pending
+    }
+
+    fn poll_comment(&mut self, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
+        let (Some(comments), Some(every)) = (&mut self.comments, self.limits.keep_alive) else {
+            return Poll::Pending;
         };
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.passed_on(&frame, now);
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                self.fail_now(cx, StreamFailed::Reset(error.to_string()))
-            }
-            Poll::Ready(None) => {
-                self.finish();
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                std::task::ready!(self.silence.poll_passed(cx));
-                let late = Instant::now() >= self.limits.deadline;
-                let failed = match late {
-                    true => StreamFailed::TotalTime(self.limits.total),
-                    false => StreamFailed::Silent(self.limits.idle),
-                };
-                self.fail_now(cx, failed)
-            }
-        }
+        std::task::ready!(comments.as_mut().poll(cx));
+        comments.as_mut().reset(Instant::now() + every);
+        Poll::Ready(Some(Ok(Frame::data(COMMENT))))
     }
 
     fn fail_now(&mut self, cx: &mut Context<'_>, failed: StreamFailed) -> Poll<Option<Polled>> {
@@ -266,18 +332,72 @@ impl UpstreamBody {
         Poll::Ready(Some(Err(failed)))
     }
 
-    fn passed_on(&mut self, frame: &Frame<Bytes>, now: Instant) {
+    /// What the client gets of a frame.
+    fn pass(
+        &mut self,
+        frame: Frame<Bytes>,
+        now: Instant,
+    ) -> Result<Option<Frame<Bytes>>, StreamFailed> {
         let silent_until = self.limits.deadline.min(now + self.limits.idle);
         self.silence.set(silent_until);
         self.loan.moved(now);
-        match frame.data_ref() {
-            Some(data) => {
-                self.tail.push(data);
-                self.finish_if_complete();
-            }
-            // Trailers are the end: nobody asks for what comes after them.
-            None => self.finish(),
+        if let (Some(comments), Some(every)) = (&mut self.comments, self.limits.keep_alive) {
+            comments.as_mut().reset(now + every);
         }
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(trailers) => {
+                // Trailers are the end: nobody asks for what comes after them.
+                self.finish();
+                let held = self.strip.as_mut().map(Strip::rest);
+                let held = held.filter(|held| !held.is_empty());
+                return Ok(Some(held.map_or(trailers, Frame::data)));
+            }
+        };
+        let data = match &mut self.strip {
+            None => {
+                let read = self.reading.push(&data, |_| {});
+                read.map_err(StreamFailed::TooLong)?;
+                data
+            }
+            Some(strip) => {
+                let mut ends = Vec::new();
+                let read = self.reading.push(&data, |end| ends.push(end));
+                read.map_err(StreamFailed::TooLong)?;
+                strip.pass(data, &ends)
+            }
+        };
+        if !self.loan.is_at_end() {
+            return Ok((!data.is_empty()).then(|| Frame::data(data)));
+        }
+        self.finish();
+        let rest = self.strip.as_mut().map(Strip::rest).unwrap_or_default();
+        let data = match rest.is_empty() {
+            true => data,
+            false => Bytes::from([data, rest].concat()),
+        };
+        Ok((!data.is_empty()).then(|| Frame::data(data)))
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        let end = self.reading.stream().map(|_| self.end);
+        self.record.told(self.reading.told(), end);
+    }
+}
+
+impl StreamLimits {
+    fn style(&self) -> Option<StreamStyle> {
+        match self.content {
+            Content::Events(style) => Some(style),
+            Content::Json | Content::Other => None,
+        }
+    }
+
+    /// Something of ours can be told in it.
+    fn tells_events(&self) -> bool {
+        self.style().is_some() && !self.lengthed
     }
 }
 
@@ -289,7 +409,15 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamFailed>>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        if let Self::Waiting(waiting) = this {
+            match std::task::ready!(waiting.poll(cx)) {
+                Ok(begun) => *this = begun,
+                Err(event) => return Poll::Ready(event),
+            }
+        }
+        match this {
+            Self::Waiting(_) => Poll::Pending,
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => match &mut stream.state {
                 State::Streaming => stream.poll_upstream(cx),
@@ -303,6 +431,7 @@ impl Body for ResponseBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(stream) => matches!(stream.state, State::Done),
+            Self::Waiting(_) => false,
         }
     }
 
@@ -311,29 +440,8 @@ impl Body for ResponseBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Stream(stream) => stream.loan.size_hint(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_an_event_is_seen_however_it_is_cut() {
-        for (pieces, between) in [
-            (&[][..], true),
-            (&["data: x\n\n"][..], true),
-            (&["data: x\n", "\n"], true),
-            (&["data: x\r\n\r", "\n"], true),
-            (&["data: x\n\n", "data: {\"choi"], false),
-            (&["data: x\n"], false),
-            (&["\n"], false),
-        ] {
-            let mut tail = Tail::default();
-            pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
-            assert_eq!(tail.is_between_events(), between, "{pieces:?}");
+            Self::Stream(stream) if stream.strip.is_none() => stream.loan.size_hint(),
+            Self::Stream(_) | Self::Waiting(_) => SizeHint::default(),
         }
     }
 }

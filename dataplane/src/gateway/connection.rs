@@ -14,14 +14,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::Shutdown;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -32,7 +34,8 @@ use super::{
     alarm::Alarms,
     body::{ResponseBody, StreamFailed},
     clients::{Busy, Presence, Speaks},
-    drive::{self, Ended, Lasting, Waking},
+    drive::{self, Ended, Lasting},
+    hangup::Hangups,
     proxy::Proxy,
 };
 use crate::{ending::Stage, handover::Resting, shared_socket::SharedSocket};
@@ -54,6 +57,11 @@ const GONE_EVERY: Duration = Duration::from_millis(25);
 /// no memory; what a client could hold that way is a connection, and that only as long.
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER_WITHIN: Duration = Duration::from_secs(2);
+/// Most bytes that the kernel holds for a client and has not sent. It would hold megabytes, and a slow reader would
+/// look like one that stopped.
+const MOST_UNSENT: u32 = 64 * 1024;
+/// Longest time for which what was sent may stay unread, or unanswered by a machine that is gone.
+const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// What tells that the client closed its side, and nothing of the bytes before it: being woken for each
 /// request's arrival would cost as much as reading it.
 #[cfg(target_os = "linux")]
@@ -79,13 +87,20 @@ pub(super) async fn serve(
     };
     presence.speaks(speaks);
     let socket = Arc::new(socket);
+    let (hangups, _ends) = Hangups::new(ending.clone());
     let ended = match speaks {
         Speaks::Nothing => Ended::AtRest(read.into()),
         speaks => tokio::select! {
             biased;
-            ended = talk(&proxy, &socket, (speaks, read), &presence) => ended,
+            ended = talk(&proxy, &socket, (speaks, read), &presence, &hangups) => ended,
             () = gone(&socket) => {
                 tracing::debug!("client gone");
+                return;
+            }
+            () = hangups.told() => {
+                // What it did not read in all that time is not kept for it.
+                let reset = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
+                tracing::debug!(?reset, "client hung up on");
                 return;
             }
         },
@@ -109,22 +124,25 @@ async fn talk(
     socket: &Arc<TcpStream>,
     (speaks, read): (Speaks, Vec<u8>),
     presence: &Arc<Presence>,
+    hangups: &Hangups,
 ) -> Ended {
     let ending = &proxy.ending;
     let alarms = Alarms::default();
     let lasting = Arc::<Lasting>::default();
     let service = {
         let (proxy, lasting, presence) = (proxy.clone(), lasting.clone(), presence.clone());
-        service_fn(move |request| -> Answering {
+        let hangups = hangups.clone();
+        service_fn(move |request: Request<Incoming>| -> Answering {
             let (proxy, alarms) = (proxy.clone(), alarms.clone());
             let (lasting, presence) = (lasting.clone(), presence.clone());
+            let hangup = hangups.of_request(request.version());
             Box::pin(async move {
                 let Some(busy) = presence.begin() else {
                     // The connection is closed, here and now.
                     return pending().await;
                 };
                 lasting.asked(&request);
-                let response = super::serve(&proxy, request, &alarms, &presence).await;
+                let response = super::serve(&proxy, request, &alarms, &presence, hangup).await;
                 lasting.answers(response.headers());
                 Ok(response.map(|body| Tracked { body, _busy: busy }))
             })
@@ -137,7 +155,7 @@ async fn talk(
     });
     match speaks {
         Speaks::Http2 => {
-            let connection = http2_builder(proxy).serve_connection(io, service);
+            let connection = http2_builder(proxy, hangups).serve_connection(io, service);
             drive::http2(connection, ending).await
         }
         Speaks::Nothing | Speaks::Http1 => {
@@ -149,11 +167,23 @@ async fn talk(
     }
 }
 
+/// Sets a new connection's options.
+pub(super) fn tune(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    {
+        let socket = SockRef::from(socket);
+        socket.set_tcp_notsent_lowat(MOST_UNSENT)?;
+        socket.set_tcp_user_timeout(Some(UNREAD_FOR))?;
+    }
+    Ok(())
+}
+
 /// One request's answer on its way.
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Tracked>, Infallible>> + Send>>;
 
-fn http2_builder(proxy: &Proxy) -> http2::Builder<Waking> {
-    let mut builder = http2::Builder::new(Waking(proxy.ending.clone()));
+fn http2_builder(proxy: &Proxy, hangups: &Hangups) -> http2::Builder<Hangups> {
+    let mut builder = http2::Builder::new(hangups.clone());
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(proxy.limits.ping)

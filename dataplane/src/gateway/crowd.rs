@@ -136,6 +136,6 @@ impl Crowd {
 
 async fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, SocketAddr)> {
     let (socket, from) = listener.accept().await?;
-    socket.set_nodelay(true)?;
+    connection::tune(&socket)?;
     Ok((socket, from))
 }

@@ -6,22 +6,18 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Version, header};
 use hyper::{
     body::{Body, Incoming},
-    rt::Executor,
     server::conn::{http1, http2},
     service::HttpService,
 };
-use hyper_util::rt::TokioExecutor;
 
+use super::hangup::Hangups;
 use crate::ending::{Ending, Stage};
 
 /// How a connection ended.
@@ -113,7 +109,7 @@ where
 
 /// HTTP/2.
 pub(super) async fn http2<I, S>(
-    connection: http2::Connection<I, S, Waking>,
+    connection: http2::Connection<I, S, Hangups>,
     ending: &Ending,
 ) -> Ended
 where
@@ -124,7 +120,7 @@ where
     S::ResBody: Body + Send + 'static,
     <S::ResBody as Body>::Data: Send,
     <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    Waking: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
+    Hangups: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
     let mut stages = ending.watch();
     let mut connection = pin!(connection);
@@ -144,29 +140,5 @@ where
                 connection.as_mut().graceful_shutdown();
             }
         }
-    }
-}
-
-/// Runs the streams of HTTP/2 connections, and wakes them at the cut, so that who answers finds out.
-#[derive(Debug, Clone)]
-pub(super) struct Waking(pub(super) Arc<Ending>);
-
-impl<F> Executor<F> for Waking
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    fn execute(&self, future: F) {
-        let ending = self.0.clone();
-        TokioExecutor::new().execute(async move {
-            let mut cut = pin!(ending.reached(Stage::Cut));
-            let mut future = pin!(future);
-            let mut told = false;
-            poll_fn(|cx| {
-                told = told || cut.as_mut().poll(cx).is_ready();
-                future.as_mut().poll(cx).map(drop)
-            })
-            .await;
-        });
     }
 }

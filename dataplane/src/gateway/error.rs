@@ -158,6 +158,14 @@ impl GatewayError {
             Self::MethodNotAllowed { allowed, .. } => Some(allowed),
             Self::Head(HeadError::Method) => Some("GET, POST"),
             _ => None,
+    /// As it is told in a stream that has begun.
+    pub(super) fn in_stream(&self) -> StreamFailed {
+        let shape = self.shape();
+        StreamFailed::Refused {
+            message: self.to_string(),
+            code: shape.code,
+            status: shape.status.as_u16(),
+            by: shape.source,
         }
     }
 

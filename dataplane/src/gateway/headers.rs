@@ -16,6 +16,8 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+/// Asks nginx, and those that follow it, not to buffer.
+const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 static PASSED_UP: [HeaderName; 10] = [
     header::ACCEPT,
@@ -103,6 +105,17 @@ pub(super) fn strip_for_client(headers: &mut HeaderMap) {
     while let Some(name) = headers.iter().find(foreign).map(|(name, _)| name.clone()) {
         headers.remove(name);
     }
+}
+
+/// What keeps proxies on the way from holding a stream back, unless the upstream says otherwise.
+pub(super) fn for_stream(headers: &mut HeaderMap) {
+    let (cache, buffering) = (header::CACHE_CONTROL, NO_BUFFERING);
+    headers
+        .entry(cache)
+        .or_insert(HeaderValue::from_static("no-cache"));
+    headers
+        .entry(buffering)
+        .or_insert(HeaderValue::from_static("no"));
 }
 
 /// The client's own request id if it is one that can stand in a log, else a new one.

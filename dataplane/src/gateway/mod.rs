@@ -4,6 +4,7 @@
 mod again;
 mod alarm;
 mod answer;
+mod answer_metrics;
 mod attempt;
 mod body;
 mod clients;
@@ -11,20 +12,29 @@ mod connection;
 mod crowd;
 mod drive;
 mod error;
+mod facts;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod hangup;
 mod head;
 mod headers;
+mod include_usage;
 mod json_scan;
 mod json_string;
+mod keep_alive;
 mod model_field;
 mod models;
 mod pace;
+mod passing;
 mod paths;
 mod proxy;
 mod read;
+
 mod record;
+mod sse;
 mod stand_in;
+mod stream_style;
+mod strip;
 mod verdict;
 mod watchdog;
 
@@ -36,6 +46,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tracing::field;
 
 pub use self::clients::ClientLimits;
+pub(crate) use self::answer_metrics::{AnswerMetrics, AnswerSeries};
 use self::{
     alarm::Alarms,
     body::ResponseBody,
@@ -44,7 +55,7 @@ use self::{
     error::GatewayError,
     head::Hosts,
     paths::Target,
-    proxy::{Answer, Proxy},
+    proxy::{Proxy, Served},
     record::RequestRecord,
     watchdog::Watchdog,
 };
@@ -114,12 +125,14 @@ impl Gateway {
     }
 }
 
+
 /// Serves one request under a span that continues the client's trace.
 async fn serve(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     request: Request<Incoming>,
     alarms: &Alarms,
     presence: &Presence,
+    hangup: CancellationToken,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
     head::drop_foreign(&mut parts.headers);
@@ -148,7 +161,8 @@ async fn serve(
         trace_context::within(&span, pin!(in_time)).await
     };
     let mut response = match answer {
-        Some(Ok(answer)) => proxy.pass_on(answer, record),
+        Some(Ok(Served::Answer(answer))) => proxy.pass_on(*answer, record, hangup),
+        Some(Ok(Served::Late(late))) => late.response(proxy.clone(), record, hangup),
         Some(Err((response, Rest::Read))) => response,
         Some(Err((mut response, Rest::Unread))) => {
             presence.leaves_unread();
@@ -182,13 +196,13 @@ enum Rest {
 
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     target: Result<Target, GatewayError>,
     parts: &Parts,
     mut body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
-) -> Result<Answer, (Response<ResponseBody>, Rest)> {
+) -> Result<Served, (Response<ResponseBody>, Rest)> {
     let mut rest = Rest::Read;
     let result = match target {
         Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
@@ -231,4 +245,12 @@ fn refuse(error: &GatewayError, record: &mut RequestRecord) -> Response<Response
     let response = error.to_response();
     record.answered(response.status().as_u16(), error.source());
     response
+}
+
+/// See [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_sse(text: &[u8], cuts: &[usize]) {
+    for dialect in [sse::Dialect::Plain, sse::Dialect::Typed] {
+        sse::oracle::check(dialect, text, cuts.iter().copied());
+    }
 }

@@ -6,8 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use forebay_proto::{StreamUsage, Streaming};
 use http::{Response, request::Parts};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::{
@@ -17,9 +20,12 @@ use super::{
     clients::ClientLimits,
     error::GatewayError,
     head::Hosts,
-    headers,
+    headers, include_usage,
+    keep_alive::Late,
     model_field::ModelField,
+    passing::Content,
     record::RequestRecord,
+    stream_style::StreamStyle,
     watchdog::Watchdog,
 };
 use crate::{
@@ -50,18 +56,42 @@ pub(super) struct Answer {
     span: Span,
 }
 
+/// What a request led to.
+pub(super) enum Served {
+    /// An upstream's answer.
+    Answer(Box<Answer>),
+    /// Nothing yet: its client is given comments.
+    Late(Late),
+}
+
+impl Answer {
+    /// A stream that can be given to who expects one.
+    pub(super) fn is_stream(&self) -> bool {
+        let events = matches!(self.limits.content, Content::Events(_));
+        events && self.response.status().is_success()
+    }
+
+    /// The answer, and the connection that it comes over.
+    pub(super) fn into_parts(self) -> (Response<Incoming>, Lease) {
+        (self.response, self.lease)
+    }
+}
+
 impl Proxy {
     /// Passes an answer on.
     pub(super) fn pass_on(
         &self,
         answer: Answer,
         mut record: RequestRecord,
+        hangup: CancellationToken,
     ) -> Response<ResponseBody> {
         let limits = answer.limits;
         let (parts, body) = answer.response.into_parts();
         record.passing_on(parts.status.as_u16());
         let (idle, deadline) = (limits.idle, limits.deadline);
-        let loan = self.watchdog.lend(body, answer.lease, idle, deadline);
+        let loan = self
+            .watchdog
+            .lend(body, answer.lease, idle, deadline, hangup);
         let ending = self.ending.clone();
         let body = UpstreamBody::new(loan, record, limits, answer.alarm, (answer.span, ending));
         Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
@@ -69,51 +99,46 @@ impl Proxy {
 
     /// Serves one request for inference.
     pub(super) async fn serve(
-        &self,
+        self: &Arc<Self>,
         path: &'static str,
         parts: &Parts,
         body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
-    ) -> Result<Answer, GatewayError> {
-        let mut alarm = alarms.set(record.began() + self.limits.body);
+    ) -> Result<Served, GatewayError> {
+        let began = record.began();
+        let mut alarm = alarms.set(began + self.limits.body);
         let body = self.read_body(parts, body, &mut alarm).await?;
-        let reading = record.began().elapsed();
+        let reading = began.elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
-        let route = find_route(&live, &field.name)?;
-        record.route(route);
+        let route = find_route(&live, &field.name)?.clone();
+        record.route(&route);
         Span::current().record("model", route.model.id.as_str());
-        let mut outgoing = Outgoing {
-            path,
+        let asked = Asked {
+            explain: parts.headers.get(headers::EXPLAIN).is_some_and(|value| value == "1"),
             headers: headers::for_upstream(&parts.headers, record.request_id_header()),
-            body: field.body_for(route.model.id.as_str(), &body),
-            route,
-            deadline: record.began() + route.model.timeouts.total,
-            explain: parts
-                .headers
-                .get(headers::EXPLAIN)
-                .is_some_and(|value| value == "1"),
-            waited: reading,
-            queued: Duration::ZERO,
-            first_byte: Duration::ZERO,
-            sent: 0,
-            stands_in: false,
-            alarm,
+            inject: Inject::of(&route, path),
+            comments: route.model.streaming.keep_alive,
+            reading,
+            field,
+            body,
         };
-        let (response, lease, limits, span) = self
-            .send_or_stand_in(&mut outgoing, &live, record, |id| {
-                field.body_for(id.as_str(), &body)
-            })
-            .await?;
-        let alarm = outgoing.alarm;
-        Ok(Answer {
-            response,
-            lease,
-            limits,
-            alarm,
-            span,
-        })
+        let comments = asked.comments.filter(|_| include_usage::is_stream(&asked.body));
+        let sending = self.clone().send_all(path, asked, (route, live), began, alarm);
+        let answer = match comments {
+            None => sending.await?,
+            Some(every) => {
+                let style = StreamStyle::of(path);
+                match Late::or_in_time(Box::pin(sending), every, style).await {
+                    Ok(answer) => answer?,
+                    Err(late) => return Ok(Served::Late(late)),
+                }
+            }
+        };
+        Ok(Served::Answer(Box::new(answer)))
+    }
+}
     }
 }
 

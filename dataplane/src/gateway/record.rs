@@ -7,7 +7,7 @@ use forebay_proto::ModelId;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::body::StreamFailed;
+use super::{body::StreamFailed, passing::Told};
 use crate::{
     health::is_error,
     live::Route,
@@ -16,6 +16,39 @@ use crate::{
 
 /// The status in metrics and logs of a request whose client went away; never sent.
 pub(super) const CLIENT_CLOSED: u16 = 499;
+/// That of a stream that told of an error and then ended cleanly.
+const ERROR_EVENT: u16 = 502;
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamEnd {
+    /// It said that it is over.
+    Complete,
+    /// Cleanly, but it did not say so.
+    Unterminated,
+    /// It told of an error.
+    ErrorEvent,
+    /// In the middle.
+    Cut,
+    /// Its client went away.
+    ClientGone,
+    /// Its client did not read it.
+    NotRead,
+}
+
+impl StreamEnd {
+    /// The metric's label.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Unterminated => "unterminated",
+            Self::ErrorEvent => "error_event",
+            Self::Cut => "cut",
+            Self::ClientGone => "client_gone",
+            Self::NotRead => "not_read",
+        }
+    }
+}
 
 /// What is known of a request so far. Dropping it makes the entry.
 #[derive(Debug)]
@@ -31,6 +64,9 @@ pub(super) struct RequestRecord {
     /// Its answer has begun.
     begun: bool,
     outcome: Option<(u16, Source)>,
+    /// What its answer said of tokens: also that of one that was cut, as far as it came.
+    told: Told,
+    end: Option<StreamEnd>,
 }
 
 impl RequestRecord {
@@ -46,6 +82,8 @@ impl RequestRecord {
             passing_on: 0,
             begun: false,
             outcome: None,
+            told: Told::default(),
+            end: None,
         }
     }
 
@@ -99,6 +137,22 @@ impl RequestRecord {
         self.outcome = Some((self.passing_on, Source::Upstream));
     }
 
+    /// The upstream's body was passed on to its end, and told of an error.
+    pub(super) fn told_of_error(&mut self) {
+        self.outcome = Some((ERROR_EVENT, Source::Upstream));
+        let model = self.model().map(ModelId::as_str);
+        tracing::warn!(
+            model,
+            request_id = self.request_id(),
+            "the upstream told of an error in its stream"
+        );
+    }
+
+    /// What the answer said, and if it was a stream, how that ended.
+    pub(super) fn told(&mut self, told: Told, end: Option<StreamEnd>) {
+        (self.told, self.end) = (told, end);
+    }
+
     /// The answer was cut in the middle of its body.
     pub(super) fn failed(&mut self, failed: &StreamFailed) {
         self.outcome = Some((failed.status(), failed.source()));
@@ -119,6 +173,7 @@ impl Drop for RequestRecord {
                     route.metrics.health.failed();
                 }
                 route.metrics.request(self.path, status, source, seconds);
+                route.metrics.answers.told(&self.told, self.end);
             }
             None => self.metrics.unrouted(self.path, status, source, seconds),
         }
@@ -129,6 +184,10 @@ impl Drop for RequestRecord {
             source = source.label(),
             request_id = self.request_id(),
             seconds,
+            prompt_tokens = self.told.usage.and_then(|usage| usage.prompt),
+            completion_tokens = self.told.usage.and_then(|usage| usage.completion),
+            events = self.told.events,
+            stream = self.end.map(StreamEnd::label),
             "request"
         );
     }

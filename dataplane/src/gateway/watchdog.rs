@@ -1,7 +1,7 @@
 //! Takes connections back from answers that nobody reads.
 //!
 //! A body's own limits are looked at when it is polled, and a client that does not read keeps it from
-//! being polled. The watchdog looks at all of them every second, and cuts those that are over time: over
+//! being polled. The watchdog looks at all of them every second, and cuts those that are over time, on both sides: over
 //! HTTP/1.1 that closes their connection, over HTTP/2 it cancels their stream. For that it holds the bodies.
 
 use std::{
@@ -20,11 +20,14 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::pool::{CloseReason, Lease};
 
 /// How often [`Watchdog::sweep`] is called.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
+/// Longest time for which a client may not take what there is for it: with the rest, within 60 s it is over.
+const STALL: Duration = Duration::from_secs(55);
 /// What the body itself gets to notice it first.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -51,9 +54,12 @@ struct Shared {
     began: Instant,
     /// When the answer last moved on, in milliseconds since it began.
     moved: AtomicU64,
+    /// It waits for the upstream: that nothing moves is not the client's doing.
+    waits: AtomicBool,
     idle: Duration,
     deadline: Instant,
     cut: AtomicBool,
+    hangup: CancellationToken,
 }
 
 impl Watchdog {
@@ -64,14 +70,17 @@ impl Watchdog {
         lease: Lease,
         idle: Duration,
         deadline: Instant,
+        hangup: CancellationToken,
     ) -> Loan {
         let shared = Arc::new(Shared {
             held: Mutex::new(Some((body, lease))),
             began: Instant::now(),
             moved: AtomicU64::new(0),
+            waits: AtomicBool::new(true),
             idle,
             deadline,
             cut: AtomicBool::new(false),
+            hangup,
         });
         Loan {
             key: self.0.lock().insert(shared.clone()),
@@ -103,7 +112,11 @@ impl Loan {
     pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Option<Poll<Option<Came>>> {
         let mut held = self.shared.held.lock();
         let (body, _) = held.as_mut()?;
-        Some(Pin::new(body).poll_frame(cx))
+        let polled = Pin::new(body).poll_frame(cx);
+        self.shared
+            .waits
+            .store(polled.is_pending(), Ordering::Relaxed);
+        Some(polled)
     }
 
     /// True if nothing comes any more.
@@ -125,6 +138,11 @@ impl Loan {
         held.map(|(_, lease)| lease)
     }
 
+    /// For how long its client may not take it.
+    pub(super) fn stall(&self) -> Duration {
+        self.shared.stall()
+    }
+
     /// True if the watchdog took it.
     pub(super) fn was_cut(&self) -> bool {
         self.shared.cut.load(Ordering::Acquire)
@@ -142,7 +160,15 @@ impl Shared {
     fn is_over(&self, now: Instant) -> bool {
         let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
         let silent = now.saturating_duration_since(self.began + moved);
-        silent > self.idle + MARGIN || now > self.deadline + MARGIN
+        let most = match self.waits.load(Ordering::Relaxed) {
+            true => self.idle,
+            false => self.stall(),
+        };
+        silent > most + MARGIN || now > self.deadline + MARGIN
+    }
+
+    fn stall(&self) -> Duration {
+        self.idle.min(STALL)
     }
 
     fn cut(&self) {
@@ -156,5 +182,7 @@ impl Shared {
         drop(body);
         tracing::warn!(endpoint = %lease.endpoint(), "an answer that its client does not read is cut");
         lease.discard(CloseReason::Cancelled);
+        // The other side, too: nobody else would notice before the client does something.
+        self.hangup.cancel();
     }
 }

@@ -48,10 +48,13 @@ const BUFFER: usize = 8 * 1024;
 const MOST_INTERIM: usize = 8;
 /// Most bytes of a response's headers over HTTP/2.
 const HEADER_LIST: u32 = 64 * 1024;
-/// What one HTTP/2 stream may send before it is read. The connection's window holds that of all streams
-/// at once, so that an answer that nobody reads holds up no other.
-const STREAM_WINDOW: u32 = 128 * 1024;
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MOST_STREAMS as u32 + 1);
+/// What one HTTP/2 stream may send before it is read: what is kept of an answer that nobody reads.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// All that there can be (RFC 9113 §6.9.1): the streams' windows are the limit, so that an answer that nobody reads
+/// holds up no other. h2 also takes from it how many unread frames of a few bytes it bears before it ends the
+/// connection, with all that is on it: half of this, at 256 bytes a frame, is more than all windows can hold.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const _: () = assert!(MOST_STREAMS as u32 * STREAM_WINDOW < CONNECTION_WINDOW / 2 / 256);
 /// Pings find an HTTP/2 server that is gone without a word.
 const PING: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);

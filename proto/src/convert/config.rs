@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::failure::{read_failure, write_failure};
 use super::model::{names_and_endpoints, probe_to_wire, read_probe};
+use super::model::{
+    names_and_endpoints, probe_to_wire, read_probe, read_streaming, streaming_to_wire,
+};
 use crate::{
     config::Config,
     model::{ModelSpec, ResolvedModel},
@@ -49,6 +52,7 @@ impl From<&ResolvedModel> for wire::Model {
             endpoints: model.endpoints.iter().map(Into::into).collect(),
             revision: model.revision.get(),
             probe: probe_to_wire(&model.probe),
+            streaming: streaming_to_wire(&model.streaming),
             resolved_pool: Some((&model.pool).into()),
             resolved_timeouts: Some((&model.timeouts).into()),
             ..Self::default()
@@ -72,11 +76,12 @@ impl TryFrom<wire::Model> for ResolvedModel {
         let timeouts = read_timeouts(wire.resolved_timeouts);
         let timeouts = violations.part("resolved_timeouts", timeouts);
         let probe = violations.part("probe", read_probe(wire.probe));
+        let streaming = violations.part("streaming", read_streaming(wire.streaming));
         let spec = id.and_then(|id| violations.here(ModelSpec::new(id, aliases, endpoints)));
         let spec = spec.zip(failure);
         let spec = spec.and_then(|(spec, failure)| violations.here(spec.failing(failure)));
-        let all = spec.zip(pool).zip(timeouts.zip(probe));
-        violations.finish(all.map(|((spec, pool), (timeouts, probe))| Self {
+        let all = spec.zip(pool).zip(timeouts.zip(probe.zip(streaming)));
+        violations.finish(all.map(|((spec, pool), (timeouts, (probe, streaming)))| Self {
             failure: spec.failure().clone(),
             id: spec.id().clone(),
             aliases: spec.aliases().to_vec(),
@@ -84,6 +89,7 @@ impl TryFrom<wire::Model> for ResolvedModel {
             pool,
             timeouts,
             probe,
+            streaming,
             revision,
         }))
     }

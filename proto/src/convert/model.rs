@@ -7,7 +7,7 @@ use crate::{
     endpoint::Endpoint,
     ids::ModelId,
     limits,
-    model::ModelSpec,
+    model::{ModelSpec, StreamUsage, Streaming},
     pool::{PoolOverrides, PoolParams, PoolSize, TimeoutOverrides, Timeouts},
     probe::{Outcome, ProbeMode, ProbeSpec, ServedName, Verdict},
     violation::Violations,
@@ -27,15 +27,17 @@ impl TryFrom<wire::Model> for ModelSpec {
         let pool = violations.part("pool", wire.pool.unwrap_or_default().try_into());
         let timeouts = violations.part("timeouts", wire.timeouts.unwrap_or_default().try_into());
         let probe = violations.part("probe", read_probe(wire.probe));
+        let streaming = violations.part("streaming", read_streaming(wire.streaming));
         // Without an id the rest is still checked, under a name that never leaves here.
         let id = id.or_else(|| ModelId::new("refused").ok());
         let spec = id.and_then(|id| violations.here(Self::new(id, aliases, endpoints)));
         let spec = spec.zip(failure);
         let spec = spec.and_then(|(spec, failure)| violations.here(spec.failing(failure)));
-        let all = spec.zip(pool).zip(timeouts.zip(probe));
-        violations.finish(
-            all.map(|((spec, pool), (timeouts, probe))| spec.asking(pool, timeouts).probed(probe)),
-        )
+        let all = spec.zip(pool).zip(timeouts.zip(probe.zip(streaming)));
+        violations.finish(all.map(|((spec, pool), (timeouts, (probe, streaming)))| {
+            let spec = spec.asking(pool, timeouts).probed(probe);
+            spec.streaming(streaming)
+        }))
     }
 }
 
@@ -49,6 +51,7 @@ impl From<&ModelSpec> for wire::Model {
             timeouts: Some((&spec.timeouts).into())
                 .filter(|timeouts| *timeouts != wire::Timeouts::default()),
             probe: probe_to_wire(&spec.probe),
+            streaming: streaming_to_wire(&spec.streaming),
             ..Self::default()
         };
         write_failure(spec.failure(), &mut wire);
@@ -89,6 +92,40 @@ pub(super) fn probe_to_wire(probe: &ProbeSpec) -> Option<wire::EndpointProbe> {
         served_name: name.unwrap_or_default(),
     };
     Some(wire).filter(|wire| *wire != wire::EndpointProbe::default())
+}
+
+pub(super) fn read_streaming(wire: Option<wire::Streaming>) -> Result<Streaming, Violations> {
+    let wire = wire.unwrap_or_default();
+    let mut violations = Violations::new();
+    let usage = match wire::StreamUsage::try_from(wire.usage) {
+        Ok(wire::StreamUsage::Unspecified | wire::StreamUsage::Pass) => StreamUsage::Pass,
+        Ok(wire::StreamUsage::Inject) => StreamUsage::Inject,
+        Err(_) => {
+            let message = format!("{} is not a word for it; use PASS or INJECT", wire.usage);
+            violations.add("usage", message);
+            StreamUsage::Pass
+        }
+    };
+    let keep_alive = duration_in(
+        &mut violations,
+        "keep_alive",
+        wire.keep_alive,
+        &limits::KEEP_ALIVE,
+    );
+    violations.finish(Some(Streaming { usage, keep_alive }))
+}
+
+/// Absent when nothing is said, like a probe.
+pub(super) fn streaming_to_wire(streaming: &Streaming) -> Option<wire::Streaming> {
+    let usage = match streaming.usage {
+        StreamUsage::Pass => wire::StreamUsage::Unspecified,
+        StreamUsage::Inject => wire::StreamUsage::Inject,
+    };
+    let wire = wire::Streaming {
+        usage: usage.into(),
+        keep_alive: streaming.keep_alive.map(duration_to_wire),
+    };
+    Some(wire).filter(|wire| *wire != wire::Streaming::default())
 }
 
 /// What was found at an endpoint, for whoever wrote it.

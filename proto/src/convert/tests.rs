@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::{
     Config, Digest, Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize,
-    Protocol, Revision, Weight,
+    Protocol, Revision, StreamUsage, Streaming, Weight,
     endpoint::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
     failure::{CheckPath, EjectionSpec, FailureSpec, HealthSpec, RetryOn, RetrySpec},
     pool::TimeoutOverrides,
@@ -35,6 +35,12 @@ fn tls() -> impl Strategy<Value = EndpointTls> {
             ClientIdentity::new(path.clone(), path)
         }),
     })
+}
+
+fn streaming() -> impl Strategy<Value = Streaming> {
+    let usage = prop_oneof![Just(StreamUsage::Pass), Just(StreamUsage::Inject)];
+    let keep_alive = proptest::option::of((1..=3_600_u64).prop_map(Duration::from_secs));
+    (usage, keep_alive).prop_map(|(usage, keep_alive)| Streaming { usage, keep_alive })
 }
 
 fn probe() -> impl Strategy<Value = ProbeSpec> {
@@ -93,6 +99,7 @@ prop_compose! {
         total in proptest::option::of(duration()),
         probe in probe(),
         failure in failure(),
+        streaming in streaming(),
     ) -> ModelSpec {
         let endpoints = ports.into_iter().enumerate().map(|(n, port)| {
             let id = EndpointId::new(format!("e{n}")).unwrap();
@@ -116,6 +123,7 @@ prop_compose! {
         spec.pool.max_connection_age = age;
         spec.timeouts = TimeoutOverrides { total, ..TimeoutOverrides::default() };
         spec.probe = probe;
+        spec.streaming = streaming;
         spec.failing(failure).unwrap()
     }
 }
@@ -320,4 +328,38 @@ fn a_probe_that_cannot_be_is_named_and_one_that_is_off_takes_no_byte() {
         )],
     );
     assert_eq!(wire::Model::from(&spec.unwrap()).probe, None);
+}
+
+#[test]
+fn streaming_that_cannot_be_is_named_and_none_takes_no_byte() {
+    let bad = wire::Model {
+        streaming: Some(wire::Streaming {
+            usage: 7,
+            keep_alive: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 1,
+            }),
+        }),
+        ..wire::Model::default()
+    };
+    let violations = ModelSpec::try_from(bad).unwrap_err().to_string();
+    assert!(violations.contains("streaming.usage: 7"), "{violations}");
+    assert!(
+        violations.contains("streaming.keep_alive: "),
+        "{violations}"
+    );
+    let said = wire::Model {
+        id: "m".to_owned(),
+        endpoints: vec![wire::Endpoint {
+            url: "http://a".to_owned(),
+            ..wire::Endpoint::default()
+        }],
+        streaming: Some(wire::Streaming {
+            usage: wire::StreamUsage::Pass.into(),
+            keep_alive: None,
+        }),
+        ..wire::Model::default()
+    };
+    let spec = ModelSpec::try_from(said).unwrap();
+    assert_eq!(wire::Model::from(&spec).streaming, None);
 }
