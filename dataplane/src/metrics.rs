@@ -260,6 +260,7 @@ impl Metrics {
                 "forebay_config_resyncs_total",
                 "Deltas that could not be used; the whole configuration was asked for.",
             )?,
+            answers: AnswerMetrics::new(registry)?,
             failures: FailureMetrics::new(registry)?,
             clients: ClientMetrics::new(registry)?,
             models: Mutex::default(),
@@ -369,6 +370,7 @@ impl Metrics {
         let counters = [&self.requests, &self.replays].into_iter();
         counters
             .chain(self.failures.by_model())
+            .chain(self.answers.all())
             .for_each(|counter| forget_series(counter, model));
     }
 }

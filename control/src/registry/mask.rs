@@ -103,6 +103,7 @@ const MODEL_LISTS: &[Leaf<wire::Model>] = &[
         is_set: |from| !from.fallbacks.is_empty(),
         copy: |to, from| to.fallbacks.clone_from(&from.fallbacks),
     },
+    Leaf {
         path: "streaming.usage",
         is_set: |from| from.streaming.as_ref().is_some_and(|s| s.usage != 0),
         copy: |to, from| {

@@ -57,7 +57,11 @@ impl Proxy {
     fn goes_on(&self, outgoing: &Outgoing<'_>, course: &mut Course, cause: RetryOn) -> bool {
         let (route, retry) = (outgoing.route, &outgoing.route.model.failure.retry);
         course.retrying = None;
-        if !retry.is_on(cause) || course.attempts >= retry.max_attempts() {
+        // What only one endpoint has is nowhere else.
+        if outgoing.endpoint.is_some()
+            || !retry.is_on(cause)
+            || course.attempts >= retry.max_attempts()
+        {
             return false;
         }
         match route.pool.retry(&course.tried) {

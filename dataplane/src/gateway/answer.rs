@@ -67,6 +67,7 @@ pub(super) fn finish_head(
         && let Ok(model) = HeaderValue::from_str(outgoing.route.model.id.as_str())
     {
         headers.insert("x-forebay-model", model);
+    }
     if let Content::Events(_) = limits.content {
         headers::for_stream(headers);
         if limits.strip {
@@ -107,7 +108,7 @@ pub(super) fn stream_limits(
     let headers = response.headers();
     let content = match headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) {
         Some(kind) if is_kind(kind, b"text/event-stream") => {
-            Content::Events(StreamStyle::of(outgoing.path))
+            Content::Events(outgoing.operation.streams.unwrap_or(StreamStyle::Chat))
         }
         Some(kind) if is_kind(kind, b"application/json") && response.status().is_success() => {
             Content::Json

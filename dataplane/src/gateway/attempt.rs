@@ -3,9 +3,8 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
+use forebay_proto::EndpointId;
+use http::{HeaderMap, Method, Request, Response, uri::PathAndQuery};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::{Span, field};
@@ -17,12 +16,16 @@ use super::{
     body::StreamLimits,
     error::GatewayError,
     headers,
+    paths::Operation,
     proxy::Proxy,
     verdict,
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, CloseReason, Fault, Kind, Lease, Progress, Tried, Verdict},
+    pool::{
+        AcquireError, CloseReason, Fault, Kind, Lease, Progress, RequestBody, SendFailed, Tried,
+        Verdict,
+    },
     trace_context::{self, within},
 };
 
@@ -34,9 +37,14 @@ const MOST_REPLAYS: u32 = 3;
 
 /// A request that is ready to be sent, as often as it takes.
 pub(super) struct Outgoing<'a> {
-    pub(super) path: &'static str,
+    pub(super) operation: &'static Operation,
+    pub(super) method: Method,
+    /// What is asked of the upstream: ours to say.
+    pub(super) path: PathAndQuery,
     pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    pub(super) body: RequestBody,
+    /// The only endpoint that can answer it.
+    pub(super) endpoint: Option<EndpointId>,
     pub(super) route: &'a Arc<Route>,
     pub(super) deadline: Instant,
     pub(super) explain: bool,
@@ -145,11 +153,12 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + left);
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
-        let lease = match want {
-            Want::First => within(&span, pin!(pool.acquire(deadline))).await,
-            Want::Again => within(&span, pin!(pool.acquire_again(deadline))).await,
-            Want::Fresh => within(&span, pin!(pool.acquire_fresh(deadline))).await,
-            Want::Elsewhere(tried) => {
+        let lease = match (want, &outgoing.endpoint) {
+            (_, Some(only)) => within(&span, pin!(pool.acquire_from(only, deadline))).await,
+            (Want::First, None) => within(&span, pin!(pool.acquire(deadline))).await,
+            (Want::Again, None) => within(&span, pin!(pool.acquire_again(deadline))).await,
+            (Want::Fresh, None) => within(&span, pin!(pool.acquire_fresh(deadline))).await,
+            (Want::Elsewhere(tried), None) => {
                 within(&span, pin!(pool.acquire_elsewhere(tried, deadline))).await
             }
         };
@@ -182,11 +191,10 @@ impl Proxy {
             let sending = pin!(lease.send(request));
             outgoing.alarm.within(deadline, sending).await
         };
-        let names = |lease: &Lease| (model.id.to_string(), lease.endpoint().to_string());
         match answer {
             Some(Ok(response)) => match broken_rule(&response) {
                 Some(rule) => {
-                    let (name, endpoint) = names(&lease);
+                    let (name, endpoint) = names(outgoing, &lease);
                     lease.judge(Verdict::Broken(Fault::Protocol));
                     lease.discard(CloseReason::Error);
                     Err(Failed::Told(GatewayError::UpstreamProtocol {
@@ -205,37 +213,9 @@ impl Proxy {
                     Ok((response, lease))
                 }
             },
-            Some(Err(failed)) => {
-                let (name, endpoint) = names(&lease);
-                let unsent = failed.progress == Progress::NothingSent;
-                let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
-                if unsent && lease.kind() == Kind::Reused {
-                    outgoing.route.pool.count_stale_at_send();
-                }
-                // Closed at once on a reused connection it is a race with the idle limit.
-                let race = closed && began.elapsed() < AT_ONCE;
-                if let Some(verdict) = verdict::of_failure(&failed).filter(|_| !race) {
-                    lease.judge(verdict);
-                }
-                lease.discard(match unsent || closed {
-                    true => CloseReason::Upstream,
-                    false => CloseReason::Error,
-                });
-                let error = failed.error;
-                let error = GatewayError::UpstreamReset {
-                    model: name,
-                    endpoint,
-                    error,
-                    sent: !unsent,
-                };
-                Err(match (unsent, closed) {
-                    (true, _) => Failed::NothingSent(error),
-                    (false, true) => Failed::Unanswered(error),
-                    (false, false) => Failed::Told(error),
-                })
-            }
+            Some(Err(failed)) => Err(unsent_or_lost(outgoing, lease, failed, began.elapsed())),
             None => {
-                let (name, endpoint) = names(&lease);
+                let (name, endpoint) = names(outgoing, &lease);
                 lease.discard(CloseReason::Error);
                 let within = match began.elapsed() < within {
                     true => model.timeouts.total,
@@ -249,6 +229,48 @@ impl Proxy {
             }
         }
     }
+}
+
+/// How far a request came whose connection failed, and whose fault that is.
+fn unsent_or_lost(
+    outgoing: &Outgoing<'_>,
+    mut lease: Lease,
+    failed: SendFailed,
+    took: Duration,
+) -> Failed {
+    let (model, endpoint) = names(outgoing, &lease);
+    let unsent = failed.progress == Progress::NothingSent;
+    let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
+    if unsent && lease.kind() == Kind::Reused {
+        outgoing.route.pool.count_stale_at_send();
+    }
+    // Closed at once on a reused connection it is a race with the idle limit.
+    let race = closed && took < AT_ONCE;
+    if let Some(verdict) = verdict::of_failure(&failed).filter(|_| !race) {
+        lease.judge(verdict);
+    }
+    lease.discard(match unsent || closed {
+        true => CloseReason::Upstream,
+        false => CloseReason::Error,
+    });
+    let error = failed.error;
+    let error = GatewayError::UpstreamReset {
+        model,
+        endpoint,
+        error,
+        sent: !unsent,
+    };
+    match (unsent, closed) {
+        (true, _) => Failed::NothingSent(error),
+        (false, true) => Failed::Unanswered(error),
+        (false, false) => Failed::Told(error),
+    }
+}
+
+/// The model and the endpoint, for messages.
+fn names(outgoing: &Outgoing<'_>, lease: &Lease) -> (String, String) {
+    let model = outgoing.route.model.id.to_string();
+    (model, lease.endpoint().to_string())
 }
 
 /// Which connection is wanted.
@@ -281,18 +303,19 @@ impl Outgoing<'_> {
         id.and_then(|id| id.to_str().ok()).unwrap_or_default()
     }
 
-    fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = http::Method::POST;
+    fn request(&self, lease: &Lease, span: &Span) -> Request<RequestBody> {
+        let mut request = Request::new(self.body.clone());
+        *request.method_mut() = self.method.clone();
         let mut headers = self.headers.clone();
         trace_context::inject(span, &mut headers);
         *request.headers_mut() = headers;
-        lease.address(self.path, &mut request);
+        lease.address(self.path.clone(), &mut request);
         request
     }
 }
 
 /// A close that comes later than this is no race: the upstream had the request.
 fn may_replay(outgoing: &Outgoing<'_>, sent: Instant) -> bool {
-    outgoing.route.model.pool.replay_unanswered && sent.elapsed() < AT_ONCE
+    let allowed = outgoing.route.model.pool.replay_unanswered && outgoing.operation.replays;
+    allowed && sent.elapsed() < AT_ONCE
 }

@@ -22,6 +22,7 @@ use super::{
     keep_alive::{COMMENT, Waiting},
     passing::{Content, Passing},
     record::{CLIENT_CLOSED, RequestRecord, StreamEnd},
+    responses::ResponseTap,
     sse::TooLong,
     stream_style::StreamStyle,
     strip::Strip,
@@ -156,6 +157,8 @@ pub(super) struct UpstreamBody {
     state: State,
     ending: Arc<Ending>,
     reading: Passing,
+    /// Looks for the id of a response.
+    tap: Option<Box<ResponseTap>>,
     strip: Option<Strip>,
     /// Rings when it is time for a comment.
     comments: Option<Pin<Box<Sleep>>>,
@@ -177,6 +180,7 @@ impl UpstreamBody {
         record: RequestRecord,
         limits: StreamLimits,
         mut silence: Alarm,
+        tap: Option<Box<ResponseTap>>,
         (span, ending): (Span, Arc<Ending>),
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
@@ -189,6 +193,7 @@ impl UpstreamBody {
             state: State::Streaming,
             ending,
             reading: Passing::of(limits.content),
+            tap,
             strip: limits.strip.then(Strip::default),
             comments: comments.map(|every| Box::pin(sleep(every))),
             end: StreamEnd::ClientGone,
@@ -354,6 +359,11 @@ impl UpstreamBody {
                 return Ok(Some(held.map_or(trailers, Frame::data)));
             }
         };
+        if let Some(tap) = &mut self.tap
+            && tap.pass(&data)
+        {
+            self.tap = None;
+        }
         let data = match &mut self.strip {
             None => {
                 let read = self.reading.push(&data, |_| {});

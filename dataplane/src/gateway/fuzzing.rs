@@ -18,10 +18,11 @@ use tokio::{
 
 use super::{
     answer::broken_rule,
+    form_body,
     head::{self, Hosts},
-    headers,
-    model_field::ModelField,
-    paths::Target,
+    headers, json_body,
+    media::Media,
+    paths::{self, Target},
 };
 
 const LARGEST: usize = 1 << 20;
@@ -67,13 +68,20 @@ async fn decide(request: Request<Incoming>) -> Response<Full<Bytes>> {
         Ok(()) => {
             assert_one_meaning(&parts);
             let body = Limited::new(body, LARGEST).collect().await;
-            match (Target::find(&parts.method, parts.uri.path()), body) {
+            let found = paths::find(&parts.method, parts.uri.path(), parts.uri.query());
+            match (found.target, body) {
                 (Err(_), _) => 404,
                 (_, Err(_)) => 400,
-                (Ok(_), Ok(body)) => match ModelField::find(&body.to_bytes()) {
-                    Ok(_) => 200,
-                    Err(_) => 400,
-                },
+                (Ok(Target::Inference(operation)), Ok(body)) => {
+                    let body = body.to_bytes();
+                    let reading = match Media::of(&parts.headers, operation.model) {
+                        Ok(Media::Json) => json_body::read(&body),
+                        Ok(Media::Form(boundary)) => form_body::read(&body, &boundary),
+                        Err(error) => Err(error),
+                    };
+                    if reading.is_ok() { 200 } else { 400 }
+                }
+                (Ok(_), Ok(_)) => 200,
             }
         }
     };
@@ -171,13 +179,4 @@ async fn judge(mut response: Response<Incoming>) {
     }
     // Cut or whole: that is what its end says.
     drop(Limited::new(response.into_body(), LARGEST).collect().await);
-}
-
-/// What a body says is one thing, and stands in it.
-pub(crate) fn json(bytes: &[u8]) {
-    let body = Bytes::copy_from_slice(bytes);
-    if let Ok(field) = ModelField::find(&body) {
-        let sent = field.body_for(&field.name, &body);
-        assert_eq!(sent, body, "its own name changes nothing");
-    }
 }

@@ -41,7 +41,7 @@ static PROTECTED: [HeaderName; 7] = [
 
 /// Why a request was refused by its head alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HeadError {
+pub(crate) enum HeadError {
     #[error("there are more than {MOST_HEADERS} headers; send fewer")]
     TooManyHeaders,
     #[error("the headers are longer than {MOST_BYTES} bytes; send less in them")]

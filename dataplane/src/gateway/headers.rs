@@ -68,6 +68,11 @@ pub(super) fn passes_up(name: &HeaderName) -> bool {
     PASSED_UP.contains(name) || trace_context::HEADERS.contains(name)
 }
 
+/// True if the client asks how its request was served.
+pub(super) fn explains(client: &HeaderMap) -> bool {
+    client.get(EXPLAIN).is_some_and(|value| value == "1")
+}
+
 /// The headers of the upstream request; `host` and framing are added by who sends it.
 pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len() + 1);

@@ -6,29 +6,40 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use forebay_proto::{StreamUsage, Streaming};
 
-use super::json_string::JsonString;
+use super::{json_string::JsonString, paths::Operation, reading::Reading};
+use crate::pool::Edit;
 
 const OPTIONS: &str = "\"stream_options\":{\"include_usage\":true}";
 const VALUE: &str = "{\"include_usage\":true}";
 
-/// Where in a body the option is, or would be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Spans {
-    /// The value of `stream_options`.
-    pub(super) options: Option<Range<usize>>,
-    /// The brace that ends the object.
-    pub(super) end: usize,
+/// What is added to a body whose usage is to be asked for; none if it asks itself, or cannot be given it.
+pub(super) fn edit(
+    configured: &Streaming,
+    operation: &Operation,
+    reading: &Reading,
+    body: &[u8],
+) -> Option<Edit> {
+    let asks = configured.usage == StreamUsage::Inject
+        && reading.stream
+        && !reading.include_usage
+        && matches!(operation.path, "/v1/chat/completions" | "/v1/completions");
+    if !asks {
+        return None;
+    }
+    let end = body.iter().rposition(|byte| *byte == b'}')?;
+    inject(body, reading.stream_options.clone(), end)
 }
 
-/// The body of a stream with the option in it; none if it has it already, or cannot be given it.
-pub(super) fn inject(body: &[u8], spans: &Spans) -> Option<Bytes> {
-    let Some(options) = &spans.options else {
-        return Some(splice(body, spans.end..spans.end, &format!(",{OPTIONS}")));
+/// Puts the option where it belongs: `end` is the brace that ends the object.
+fn inject(body: &[u8], options: Option<Range<usize>>, end: usize) -> Option<Edit> {
+    let Some(options) = options else {
+        return Some(replace(end..end, &format!(",{OPTIONS}")));
     };
     let value = body.get(options.clone())?;
     if value == b"null" {
-        return Some(splice(body, options.clone(), VALUE));
+        return Some(replace(options, VALUE));
     }
     let fields = fields(value)?;
     let [named, continuous] = ["\"include_usage\"", "\"continuous_usage_stats\""]
@@ -40,42 +51,20 @@ pub(super) fn inject(body: &[u8], spans: &Spans) -> Option<Bytes> {
     let at = |range: Range<usize>| options.start + range.start..options.start + range.end;
     match named {
         Some(field) => match value.get(field.value.clone())? {
-            b"false" | b"null" => Some(splice(body, at(field.value.clone()), "true")),
+            b"false" | b"null" => Some(replace(at(field.value.clone()), "true")),
             _ => None,
         },
         None => {
             let comma = if fields.is_empty() { "" } else { "," };
             let option = format!("\"include_usage\":true{comma}");
-            Some(splice(body, at(1..1), &option))
+            Some(replace(at(1..1), &option))
         }
     }
 }
 
-/// Where it goes, if this body asks for a stream.
-pub(super) fn find(body: &[u8]) -> Option<Spans> {
-    let fields = fields(body)?;
-    let value = |name: &str| {
-        let mut named = fields.iter().filter(|field| field.key == name.as_bytes());
-        let first = named.next();
-        // Of two, engines take one or the other.
-        named.next().is_none().then_some(first)
-    };
-    let stream = value("\"stream\"")??.value.clone();
-    (body.get(stream)? == b"true").then_some(())?;
-    Some(Spans {
-        options: value("\"stream_options\"")?.map(|field| field.value.clone()),
-        end: body.iter().rposition(|byte| *byte == b'}')?,
-    })
-}
-
-fn splice(body: &[u8], at: Range<usize>, text: &str) -> Bytes {
-    let (before, after) = (body.get(..at.start), body.get(at.end..));
-    let parts = [
-        before.unwrap_or_default(),
-        text.as_bytes(),
-        after.unwrap_or_default(),
-    ];
-    Bytes::from(parts.concat())
+fn replace(at: Range<usize>, text: &str) -> Edit {
+    let text = Bytes::copy_from_slice(text.as_bytes());
+    Edit { at, text }
 }
 
 struct Field<'a> {
@@ -143,15 +132,30 @@ fn end_of_value(text: &[u8], start: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::gateway::{
+        json_body,
+        paths::{self, Target},
+    };
 
+    /// With what is read of a body as the gateway reads it.
     fn injected(body: &str) -> Option<String> {
-        let spans = find(body.as_bytes())?;
-        let body = inject(body.as_bytes(), &spans)?;
-        Some(String::from_utf8(body.to_vec()).unwrap())
+        let reading = json_body::read(body.as_bytes()).ok()?;
+        let chat = paths::find(&Method::POST, "/v1/chat/completions", None).target;
+        let Ok(Target::Inference(chat)) = chat else {
+            panic!("there are chats");
+        };
+        let configured = Streaming {
+            usage: StreamUsage::Inject,
+            keep_alive: None,
+        };
+        let edit = edit(&configured, chat, &reading, body.as_bytes())?;
+        let text = std::str::from_utf8(&edit.text).unwrap();
+        Some([&body[..edit.at.start], text, &body[edit.at.end..]].concat())
     }
 
     #[test]
@@ -216,7 +220,7 @@ mod tests {
                 Some(json!({"include_usage": false})),
             ]),
         ) {
-            let mut value = json!({"model": text, "messages": [{"content": text}, [number], {}], "stream": true,
+            let mut value = json!({"model": "m", "messages": [{"content": text}, [number], {}], "stream": true,
                 "z": text});
             if let Some(options) = options {
                 value["stream_options"] = options;
@@ -235,8 +239,9 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(body in prop::collection::vec(any::<u8>(), 0..100)) {
-            if let Some(spans) = find(&body) {
-                let _ = inject(&body, &spans);
+            let end = body.len();
+            for options in [None, Some(0..end), Some(end / 2..end), Some(end..end + 1)] {
+                let _ = inject(&body, options, end);
             }
         }
     }

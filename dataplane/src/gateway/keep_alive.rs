@@ -25,8 +25,8 @@ use super::{
     body::{LAST_WORDS, Polled, ResponseBody, StreamFailed},
     error::GatewayError,
     headers,
-    proxy::{Answer, Proxy},
     passing::Told,
+    proxy::{Answer, Proxy},
     record::{RequestRecord, StreamEnd},
     stream_style::StreamStyle,
 };

@@ -13,24 +13,28 @@ mod crowd;
 mod drive;
 mod error;
 mod facts;
+mod form_body;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod hangup;
 mod head;
 mod headers;
 mod include_usage;
+mod json_body;
 mod json_scan;
 mod json_string;
 mod keep_alive;
-mod model_field;
+mod kept;
+mod media;
 mod models;
 mod pace;
 mod passing;
 mod paths;
 mod proxy;
 mod read;
-
+mod reading;
 mod record;
+mod responses;
 mod sse;
 mod stand_in;
 mod stream_style;
@@ -43,10 +47,11 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use http::{HeaderValue, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
 use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
 use tracing::field;
 
-pub use self::clients::ClientLimits;
 pub(crate) use self::answer_metrics::{AnswerMetrics, AnswerSeries};
+pub use self::clients::ClientLimits;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
@@ -54,10 +59,15 @@ use self::{
     crowd::Crowd,
     error::GatewayError,
     head::Hosts,
-    paths::Target,
+    paths::{Dialect, Found, Target},
     proxy::{Proxy, Served},
     record::RequestRecord,
+    responses::Responses,
     watchdog::Watchdog,
+};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::{
+    form_body::read as read_form, json_body::read as read_json, reading::Reading,
 };
 use crate::{
     apply::client_connections,
@@ -103,6 +113,7 @@ impl Gateway {
                 limits,
                 ending,
                 watchdog: Watchdog::default(),
+                responses: Responses::default(),
             }),
             grace,
             most_connections: client_connections(open_files).min(MOST_CONNECTIONS),
@@ -125,7 +136,6 @@ impl Gateway {
     }
 }
 
-
 /// Serves one request under a span that continues the client's trace.
 async fn serve(
     proxy: &Arc<Proxy>,
@@ -137,11 +147,11 @@ async fn serve(
     let (mut parts, body) = request.into_parts();
     head::drop_foreign(&mut parts.headers);
     let request_id = headers::request_id(&parts.headers);
-    let target = match head::check(&parts, &proxy.hosts) {
-        Ok(()) => Target::find(&parts.method, parts.uri.path()),
-        Err(error) => Err(error.into()),
-    };
-    let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
+    let mut found = paths::find(&parts.method, parts.uri.path(), parts.uri.query());
+    if let Err(error) = head::check(&parts, &proxy.hosts) {
+        found.target = Err(error.into());
+    }
+    let (path, dialect) = (found.label, found.dialect);
     let span = tracing::info_span!(
         "request",
         otel.name = format!("{} {path}", parts.method),
@@ -153,7 +163,7 @@ async fn serve(
     trace_context::adopt(&span, &parts.headers);
     let mut record = RequestRecord::new(proxy.metrics.clone(), path, request_id.clone());
     let answer = {
-        let mut answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
+        let mut answer = pin!(answer(proxy, found, &parts, body, alarms, &mut record));
         let in_time = poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Pending if proxy.ending.has_reached(Stage::Cut) => Poll::Ready(None),
             polled => polled.map(Some),
@@ -172,7 +182,7 @@ async fn serve(
             }
             response
         }
-        None => refuse(&GatewayError::Draining, &mut record),
+        None => refuse(&GatewayError::Draining, dialect, &mut record),
     };
     if parts.version <= Version::HTTP_11 && proxy.ending.has_reached(Stage::Leaving) {
         let close = HeaderValue::from_static("close");
@@ -197,18 +207,27 @@ enum Rest {
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
     proxy: &Arc<Proxy>,
-    target: Result<Target, GatewayError>,
+    found: Found,
     parts: &Parts,
     mut body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
 ) -> Result<Served, (Response<ResponseBody>, Rest)> {
     let mut rest = Rest::Read;
-    let result = match target {
-        Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => Err(error),
-        },
+    let result = match found.target {
+        Ok(Target::Inference(operation)) => {
+            match proxy.serve(operation, parts, body, alarms, record).await {
+                Ok(served) => return Ok(served),
+                Err(error) => Err(error),
+            }
+        }
+        Ok(Target::Response(kept)) => {
+            let answer = proxy.serve_response(kept, parts, body, alarms, record);
+            match answer.await {
+                Ok(answer) => return Ok(Served::Answer(Box::new(answer))),
+                Err(error) => Err(error),
+            }
+        }
         Ok(local) => {
             if !read::discard(parts, &mut body).await {
                 rest = Rest::Unread;
@@ -234,21 +253,25 @@ async fn answer(
             if error.leaves_unread() {
                 rest = Rest::Unread;
             }
-            refuse(&error, record)
+            refuse(&error, found.dialect, record)
         }
     };
     Err((response, rest))
 }
 
-fn refuse(error: &GatewayError, record: &mut RequestRecord) -> Response<ResponseBody> {
+fn refuse(
+    error: &GatewayError,
+    dialect: Dialect,
+    record: &mut RequestRecord,
+) -> Response<ResponseBody> {
     tracing::info!(request_id = record.request_id(), %error, "request refused");
-    let response = error.to_response();
+    let response = error.to_response(dialect);
     record.answered(response.status().as_u16(), error.source());
     response
 }
 
 /// See [`crate::fuzzing`].
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz_sse(text: &[u8], cuts: &[usize]) {
     for dialect in [sse::Dialect::Plain, sse::Dialect::Typed] {
         sse::oracle::check(dialect, text, cuts.iter().copied());

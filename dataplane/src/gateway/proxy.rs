@@ -7,9 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use forebay_proto::{StreamUsage, Streaming};
-use http::{Response, request::Parts};
+use forebay_proto::{EndpointId, ModelId};
+use http::{HeaderMap, Method, Response, header, request::Parts, uri::PathAndQuery};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -19,12 +20,16 @@ use super::{
     body::{ResponseBody, StreamLimits, UpstreamBody},
     clients::ClientLimits,
     error::GatewayError,
+    form_body,
     head::Hosts,
-    headers, include_usage,
+    headers, include_usage, json_body,
     keep_alive::Late,
-    model_field::ModelField,
+    media::Media,
     passing::Content,
+    paths::{ModelPlace, Operation},
+    reading::Reading,
     record::RequestRecord,
+    responses::{Maker, ResponseTap, Responses},
     stream_style::StreamStyle,
     watchdog::Watchdog,
 };
@@ -45,15 +50,36 @@ pub(super) struct Proxy {
     pub(super) limits: ClientLimits,
     pub(super) hosts: Hosts,
     pub(super) watchdog: Watchdog,
+    pub(super) responses: Responses,
 }
 
 /// An answer whose body is still to come, and what it takes to pass that on.
 pub(super) struct Answer {
-    response: Response<Incoming>,
-    lease: Lease,
-    limits: StreamLimits,
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    pub(super) limits: StreamLimits,
+    pub(super) alarm: Alarm,
+    /// Looks for the id of a response in it.
+    pub(super) tap: Option<Box<ResponseTap>>,
+    /// The model that gave it, if it is not the one that was asked for.
+    pub(super) stands_in: Option<Arc<Route>>,
+    pub(super) span: Span,
+}
+
+/// A request that was read, and where it goes.
+struct Asked {
+    operation: &'static Operation,
+    headers: HeaderMap,
+    explain: bool,
+    endpoint: Option<EndpointId>,
+    reading: Reading,
+    body: Bytes,
+    live: Arc<Live>,
+    route: Arc<Route>,
+    began: Instant,
+    /// Time spent reading the client's body.
+    waited: Duration,
     alarm: Alarm,
-    span: Span,
 }
 
 /// What a request led to.
@@ -86,50 +112,63 @@ impl Proxy {
         hangup: CancellationToken,
     ) -> Response<ResponseBody> {
         let limits = answer.limits;
+        if let Some(route) = &answer.stands_in {
+            record.route(route);
+        }
         let (parts, body) = answer.response.into_parts();
         record.passing_on(parts.status.as_u16());
         let (idle, deadline) = (limits.idle, limits.deadline);
         let loan = self
             .watchdog
             .lend(body, answer.lease, idle, deadline, hangup);
-        let ending = self.ending.clone();
-        let body = UpstreamBody::new(loan, record, limits, answer.alarm, (answer.span, ending));
+        let about = (answer.span, self.ending.clone());
+        let body = UpstreamBody::new(loan, record, limits, answer.alarm, answer.tap, about);
         Response::from_parts(parts, ResponseBody::Stream(Box::new(body)))
     }
 
     /// Serves one request for inference.
     pub(super) async fn serve(
         self: &Arc<Self>,
-        path: &'static str,
+        operation: &'static Operation,
         parts: &Parts,
         body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Served, GatewayError> {
         let began = record.began();
+        let media = Media::of(&parts.headers, operation.model)?;
         let mut alarm = alarms.set(began + self.limits.body);
         let body = self.read_body(parts, body, &mut alarm).await?;
-        let reading = began.elapsed();
-        let field = ModelField::find(&body)?;
+        let waited = began.elapsed();
+        let reading = match &media {
+            Media::Json => json_body::read(&body)?,
+            Media::Form(boundary) => form_body::read(&body, boundary)?,
+        };
         let live = self.live.load();
-        let route = find_route(&live, &field.name)?.clone();
+        let route = find_route(&live, operation, &reading)?.clone();
         record.route(&route);
         Span::current().record("model", route.model.id.as_str());
-        let asked = Asked {
-            explain: parts.headers.get(headers::EXPLAIN).is_some_and(|value| value == "1"),
-            headers: headers::for_upstream(&parts.headers, record.request_id_header()),
-            inject: Inject::of(&route, path),
-            comments: route.model.streaming.keep_alive,
+        let mut headers = headers::for_upstream(&parts.headers, record.request_id_header());
+        headers.insert(header::CONTENT_TYPE, media.content_type());
+        let comments = route.model.streaming.keep_alive;
+        let comments = comments.filter(|_| reading.stream && operation.streams.is_some());
+        let sending = self.clone().send_read(Asked {
+            operation,
+            explain: headers::explains(&parts.headers),
+            headers,
+            endpoint: self.endpoint_of_previous(&route, &reading),
             reading,
-            field,
             body,
-        };
-        let comments = asked.comments.filter(|_| include_usage::is_stream(&asked.body));
-        let sending = self.clone().send_all(path, asked, (route, live), began, alarm);
+            live,
+            route,
+            began,
+            waited,
+            alarm,
+        });
         let answer = match comments {
             None => sending.await?,
             Some(every) => {
-                let style = StreamStyle::of(path);
+                let style = operation.streams.unwrap_or(StreamStyle::Chat);
                 match Late::or_in_time(Box::pin(sending), every, style).await {
                     Ok(answer) => answer?,
                     Err(late) => return Ok(Served::Late(late)),
@@ -138,14 +177,109 @@ impl Proxy {
         };
         Ok(Served::Answer(Box::new(answer)))
     }
-}
+
+    /// Sends what was read. It holds all that it needs, so that it can go on behind comments.
+    async fn send_read(self: Arc<Self>, asked: Asked) -> Result<Answer, GatewayError> {
+        let Asked {
+            operation,
+            route,
+            live,
+            reading,
+            body,
+            began,
+            ..
+        } = asked;
+        let usage = include_usage::edit(&route.model.streaming, operation, &reading, &body);
+        let body_for = |id: &ModelId| reading.body_for(id.as_str(), &body, usage.as_ref());
+        let mut outgoing = Outgoing {
+            operation,
+            method: Method::POST,
+            path: PathAndQuery::from_static(operation.path),
+            headers: asked.headers,
+            body: body_for(&route.model.id),
+            endpoint: asked.endpoint,
+            route: &route,
+            deadline: began + route.model.timeouts.total,
+            explain: asked.explain,
+            strip: usage.is_some(),
+            waited: asked.waited,
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
+            sent: 0,
+            stands_in: false,
+            alarm: asked.alarm,
+        };
+        let sent = self.send_or_stand_in(&mut outgoing, &live, began, body_for);
+        let (response, lease, limits, span) = sent.await?;
+        let tap = self.tap(operation, outgoing.route, &response, &lease);
+        let stands_in = outgoing.stands_in.then(|| outgoing.route.clone());
+        Ok(Answer {
+            response,
+            lease,
+            limits,
+            alarm: outgoing.alarm,
+            tap,
+            stands_in,
+            span,
+        })
+    }
+
+    /// A response that goes on from another one can be made only where that one is kept.
+    fn endpoint_of_previous(&self, route: &Route, reading: &Reading) -> Option<EndpointId> {
+        let maker = self.responses.maker(reading.previous_response.as_ref()?)?;
+        let mut endpoints = route.model.endpoints.iter();
+        let there = endpoints.any(|endpoint| endpoint.id == maker.endpoint);
+        (maker.model == route.model.id && there).then_some(maker.endpoint)
+    }
+
+    /// Notes the response that an answer tells of, where there will be one.
+    fn tap(
+        &self,
+        operation: &Operation,
+        route: &Route,
+        response: &Response<Incoming>,
+        lease: &Lease,
+    ) -> Option<Box<ResponseTap>> {
+        if !operation.makes_responses() || !response.status().is_success() {
+            return None;
+        }
+        let maker = Maker {
+            model: route.model.id.clone(),
+            endpoint: lease.endpoint().clone(),
+        };
+        let content_type = response.headers().get(header::CONTENT_TYPE);
+        let events = content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"));
+        Some(self.responses.tap(maker, events))
     }
 }
 
-fn find_route<'a>(live: &'a Live, name: &str) -> Result<&'a Arc<Route>, GatewayError> {
+/// Names in a message.
+const MOST_NAMED: usize = 10;
+
+fn find_route<'a>(
+    live: &'a Live,
+    operation: &Operation,
+    reading: &Reading,
+) -> Result<&'a Arc<Route>, GatewayError> {
     if live.position.is_none() {
         return Err(GatewayError::NotConfigured);
     }
-    live.route(name)
-        .ok_or_else(|| GatewayError::unknown_model(name))
+    match &reading.model {
+        Some(field) => live
+            .route(&field.name)
+            .ok_or_else(|| GatewayError::unknown_model(&field.name)),
+        None if operation.model == ModelPlace::JsonOrOnly => {
+            let mut routes = live.models.values();
+            match (routes.next(), routes.next()) {
+                (Some(only), None) => Ok(only),
+                (None, _) => Err(GatewayError::ModelMissing),
+                _ => {
+                    let names = live.models.keys().take(MOST_NAMED);
+                    let names: Vec<&str> = names.map(ModelId::as_str).collect();
+                    Err(GatewayError::ModelWanted(names.join(", ")))
+                }
+            }
+        }
+        None => Err(GatewayError::ModelMissing),
+    }
 }

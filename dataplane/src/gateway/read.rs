@@ -17,7 +17,7 @@ use super::{
 };
 
 /// A body that nobody wants is read if it is no longer and comes no later than this: then its connection goes on.
-const DISCARDED_BYTES: usize = 64 * 1024;
+pub(super) const DISCARDED_BYTES: usize = 64 * 1024;
 const DISCARDED_WITHIN: Duration = Duration::from_millis(250);
 
 impl Proxy {

@@ -3,18 +3,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use forebay_proto::ModelId;
 use http::Response;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tracing::Span;
 
-use super::{
-    attempt::Outgoing, body::StreamLimits, error::GatewayError, proxy::Proxy, record::RequestRecord,
-};
+use super::{attempt::Outgoing, body::StreamLimits, error::GatewayError, proxy::Proxy};
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, Lease},
+    pool::{AcquireError, Lease, RequestBody},
 };
 
 impl Proxy {
@@ -23,12 +21,15 @@ impl Proxy {
         &self,
         outgoing: &mut Outgoing<'a>,
         live: &'a Live,
-        record: &mut RequestRecord,
-        body_for: impl Fn(&ModelId) -> Bytes,
+        began: Instant,
+        body_for: impl Fn(&ModelId) -> RequestBody,
     ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
         let own = outgoing.route;
-        let began = record.began();
-        let fallbacks = &own.model.failure.fallbacks;
+        let fallbacks = match outgoing.endpoint {
+            None => own.model.failure.fallbacks.as_slice(),
+            // What only one endpoint has is nowhere else.
+            Some(_) => &[],
+        };
         // Without any, nothing is looked at.
         let refused = match !fallbacks.is_empty() && own.pool.is_down() {
             true => None,
@@ -43,7 +44,6 @@ impl Proxy {
             }
             tracing::debug!(model = %own.model.id, stand_in = %stand_in.model.id, "another model stands in");
             self.metrics.failures.fallback(&own.model.id);
-            record.route(stand_in);
             outgoing.route = stand_in;
             outgoing.stands_in = true;
             outgoing.body = body_for(&stand_in.model.id);
@@ -54,7 +54,6 @@ impl Proxy {
             }
         }
         // What is wrong with its own model is what the client is told.
-        record.route(own);
         outgoing.route = own;
         outgoing.stands_in = false;
         outgoing.body = body_for(&own.model.id);

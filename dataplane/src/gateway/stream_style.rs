@@ -17,14 +17,6 @@ pub(super) enum StreamStyle {
 }
 
 impl StreamStyle {
-    pub(super) fn of(path: &str) -> Self {
-        match path {
-            "/v1/responses" => Self::Responses,
-            "/v1/messages" => Self::Messages,
-            _ => Self::Chat,
-        }
-    }
-
     pub(super) fn dialect(self) -> Dialect {
         match self {
             Self::Chat => Dialect::Plain,
@@ -69,8 +61,11 @@ mod tests {
 
     #[test]
     fn an_error_is_one_event_whatever_its_text() {
-        for path in ["/v1/chat/completions", "/v1/responses", "/v1/messages"] {
-            let style = StreamStyle::of(path);
+        for style in [
+            StreamStyle::Chat,
+            StreamStyle::Responses,
+            StreamStyle::Messages,
+        ] {
             let nasty = "x\n\ndata: [DONE]\n\n\r\"}";
             let upstreams = json!({"message": nasty, "code": 500});
             for event in [

@@ -12,11 +12,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use forebay_proto::{Endpoint, EndpointId, failure::HealthSpec};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{HeaderValue, Request, header};
-use http_body_util::Full;
+use http::{HeaderValue, Request, header, uri::PathAndQuery};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout},
@@ -28,6 +26,7 @@ use super::{
     conn::{self, Conn},
     core::{OriginId, Pulse},
     probe::may_dial,
+    request_body::RequestBody,
     target::{Place, Target},
 };
 
@@ -181,13 +180,14 @@ async fn answer(mut conn: Conn, path: &str) -> bool {
     let request = Request::get("/")
         .header(header::USER_AGENT, "forebay-health")
         .header(header::CONNECTION, HeaderValue::from_static("close"))
-        .body(Full::<Bytes>::default());
+        .body(RequestBody::default());
     let (Ok(mut request), true) = (request, conn.ready().await) else {
         return false;
     };
-    if !conn.address_to(path, &mut request) {
+    let Ok(path) = PathAndQuery::try_from(path) else {
         return false;
-    }
+    };
+    conn.address(path, &mut request);
     match conn.send(request).await {
         Some(Ok(response)) => response.status().is_success(),
         Some(Err(_)) | None => false,

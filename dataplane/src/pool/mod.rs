@@ -14,6 +14,7 @@ mod io;
 mod lease;
 mod lock;
 mod probe;
+mod request_body;
 mod snapshot;
 mod target;
 mod tls;
@@ -33,6 +34,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::request_body::Edit;
 use self::{
     conn::Conn,
     core::{OriginId, Place, Refused, Wish},
@@ -46,6 +48,7 @@ pub use self::{
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
+    request_body::RequestBody,
     snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
 };
 use crate::{

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::failure::{read_failure, write_failure};
-use super::model::{names_and_endpoints, probe_to_wire, read_probe};
 use super::model::{
     names_and_endpoints, probe_to_wire, read_probe, read_streaming, streaming_to_wire,
 };
@@ -81,17 +80,19 @@ impl TryFrom<wire::Model> for ResolvedModel {
         let spec = spec.zip(failure);
         let spec = spec.and_then(|(spec, failure)| violations.here(spec.failing(failure)));
         let all = spec.zip(pool).zip(timeouts.zip(probe.zip(streaming)));
-        violations.finish(all.map(|((spec, pool), (timeouts, (probe, streaming)))| Self {
-            failure: spec.failure().clone(),
-            id: spec.id().clone(),
-            aliases: spec.aliases().to_vec(),
-            endpoints: spec.endpoints().to_vec(),
-            pool,
-            timeouts,
-            probe,
-            streaming,
-            revision,
-        }))
+        violations.finish(
+            all.map(|((spec, pool), (timeouts, (probe, streaming)))| Self {
+                failure: spec.failure().clone(),
+                id: spec.id().clone(),
+                aliases: spec.aliases().to_vec(),
+                endpoints: spec.endpoints().to_vec(),
+                pool,
+                timeouts,
+                probe,
+                streaming,
+                revision,
+            }),
+        )
     }
 }
 

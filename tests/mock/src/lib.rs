@@ -5,13 +5,18 @@
 
 mod config;
 mod connection;
+mod form;
+mod kind;
 mod openai;
+mod responses;
 mod script;
 mod serve;
+mod shapes;
 mod socket;
 mod stats;
 mod stream;
 mod tls;
+mod typed;
 
 pub use config::{Faults, MockConfig, MockTls, Speaks};
 pub use script::{Script, Speech};

@@ -1,33 +1,73 @@
 //! The shapes of OpenAI's answers, as vLLM fills them in.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::script::{Numbered, Script, Speech};
+use crate::{
+    form::Form,
+    kind::Kind,
+    script::{Numbered, Script, Speech},
+    shapes::shape,
+    typed,
+};
 
 /// What of a request matters to the mock.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Asked {
+    #[serde(default)]
     pub(crate) model: String,
     #[serde(default)]
     pub(crate) stream: bool,
-    pub(crate) max_tokens: Option<u32>,
-    pub(crate) max_completion_tokens: Option<u32>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
+    #[serde(default)]
+    pub(crate) background: bool,
+    /// Its response is not to be kept.
+    store: Option<bool>,
+    pub(crate) previous_response_id: Option<String>,
     #[serde(default)]
     stream_options: StreamOptions,
     encoding_format: Option<String>,
-    input: Option<Value>,
+    pub(crate) input: Option<Value>,
     messages: Option<Value>,
     prompt: Option<Value>,
+    /// Whatever else.
+    #[serde(flatten)]
+    pub(crate) other: BTreeMap<String, Value>,
+    /// Of a form.
+    #[serde(skip)]
+    file_bytes: usize,
 }
 
 impl Asked {
-    /// What it is about: the last message of a chat, or the prompt.
-    fn prompt(&self) -> &str {
+    /// What a form asks for.
+    pub(crate) fn form(form: &Form) -> Result<Self, String> {
+        let text = |name: &str| form.get(name).map(str::to_owned);
+        let language = text("language").unwrap_or_default();
+        Ok(Self {
+            model: text("model").unwrap_or_default(),
+            stream: text("stream").is_some_and(|stream| stream.eq_ignore_ascii_case("true")),
+            other: BTreeMap::from([("language".to_owned(), json!(language))]),
+            file_bytes: form.file_bytes.ok_or("no file")?,
+            ..Self::default()
+        })
+    }
+
+    /// What it is about: the last message of a chat, the prompt, or the input.
+    pub(crate) fn prompt(&self) -> &str {
         let messages = self.messages.as_ref().and_then(Value::as_array);
         let last = messages.and_then(|messages| messages.last()?.get("content"));
-        let text = last.or(self.prompt.as_ref()).and_then(Value::as_str);
-        text.unwrap_or_default()
+        let text = last.or(self.prompt.as_ref()).or(self.input.as_ref());
+        text.and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Its response is kept.
+    pub(crate) fn stores(&self) -> bool {
+        self.store.unwrap_or(true)
     }
 }
 
@@ -37,112 +77,156 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// Which path an answer is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Chat,
-    Completion,
-    Embedding,
-}
-
-impl Kind {
-    pub(crate) fn of(path: &str) -> Option<Self> {
-        match path {
-            "/v1/chat/completions" => Some(Self::Chat),
-            "/v1/completions" => Some(Self::Completion),
-            "/v1/embeddings" => Some(Self::Embedding),
-            _ => None,
-        }
-    }
-}
-
 /// One answer in the making.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) kind: Kind,
     pub(crate) id: String,
     pub(crate) tokens: u32,
-    asked: Asked,
+    pub(crate) asked: Asked,
     speech: Box<dyn Speech>,
+    said: String,
 }
 
 impl Answer {
     pub(crate) fn new(
         kind: Kind,
         asked: Asked,
-        request_id: &str,
+        id: String,
         tokens: u32,
         script: Option<&dyn Script>,
     ) -> Self {
-        let prefix = if kind == Kind::Chat {
-            "chatcmpl"
-        } else {
-            "cmpl"
-        };
         let wanted = asked.max_tokens.or(asked.max_completion_tokens);
-        let tokens = wanted.unwrap_or(tokens);
+        let tokens = wanted.or(asked.max_output_tokens).unwrap_or(tokens);
         let speech = script.and_then(|script| script.answer(asked.prompt(), tokens));
         Self {
             kind,
-            id: format!("{prefix}-{request_id}"),
+            id,
             tokens,
             asked,
             speech: speech.unwrap_or_else(|| Box::new(Numbered::default())),
+            said: String::new(),
         }
     }
 
     pub(crate) fn wants_stream(&self) -> bool {
-        self.asked.stream && self.kind != Kind::Embedding
+        self.asked.stream && self.kind.generates()
+    }
+
+    fn token(&mut self) -> String {
+        let text = self.speech.token();
+        if self.kind == Kind::Responses {
+            self.said.push_str(&text);
+        }
+        text
     }
 
     /// The answer as a whole.
     pub(crate) fn whole(&mut self) -> Value {
+        if let Some(shape) = shape(self.kind, &self.id, &self.asked) {
+            return shape;
+        }
         let text: String = (0..self.tokens).map(|_| self.speech.token()).collect();
-        let choice = match self.kind {
-            Kind::Chat => json!({"index": 0, "finish_reason": "stop", "logprobs": null,
-                "message": {"role": "assistant", "content": text}}),
-            Kind::Completion => json!({"index": 0, "finish_reason": "stop", "logprobs": null,
-                "text": text}),
+        let model = self.asked.model.as_str();
+        let (object, choice) = match self.kind {
             Kind::Embedding => return self.embeddings(),
+            Kind::Responses => {
+                return typed::response(&self.id, model, "completed", &text, self.tokens);
+            }
+            Kind::Messages => return typed::message(&self.id, model, &text, self.tokens),
+            // As many seconds as the file has bytes: who sent it can see that it arrived whole.
+            Kind::Transcription | Kind::Translation => {
+                return json!({"text": text,
+                    "usage": {"type": "duration", "seconds": self.asked.file_bytes}});
+            }
+            Kind::Completion => (
+                "text_completion",
+                json!({"index": 0, "finish_reason": "stop", "logprobs": null, "text": text}),
+            ),
+            _ => (
+                "chat.completion",
+                json!({"index": 0, "finish_reason": "stop", "logprobs": null,
+                    "message": {"role": "assistant", "content": text}}),
+            ),
         };
-        let object = if self.kind == Kind::Chat {
-            "chat.completion"
-        } else {
-            "text_completion"
-        };
-        json!({"id": self.id, "object": object, "created": 1, "model": self.asked.model,
+        json!({"id": self.id, "object": object, "created": 1, "model": model,
             "choices": [choice], "usage": self.usage()})
     }
 
-    /// The event before the first token, if there is one.
-    pub(crate) fn opening(&self) -> Option<Value> {
-        let delta = json!({"role": "assistant", "content": ""});
-        (self.kind == Kind::Chat).then(|| self.chunk(&delta, None))
-    }
-
-    /// The event of a token.
-    pub(crate) fn event(&mut self, n: u32) -> Value {
-        let text = self.speech.token();
-        let last = (n + 1 == self.tokens).then_some("stop");
+    /// What comes before the first token, if anything does.
+    pub(crate) fn opening(&self) -> Option<Bytes> {
+        let model = self.asked.model.as_str();
         match self.kind {
-            Kind::Chat => self.chunk(&json!({"content": text}), last),
-            _ => json!({"id": self.id, "object": "text_completion", "created": 1,
-                "model": self.asked.model,
-                "choices": [{"index": 0, "text": text, "finish_reason": last}]}),
+            Kind::Chat => {
+                let delta = json!({"role": "assistant", "content": ""});
+                Some(data(&self.chunk(&delta, None)))
+            }
+            Kind::Responses => Some(typed::response_opening(&self.id, model)),
+            Kind::Messages => Some(typed::message_opening(&self.id, model)),
+            _ => None,
         }
     }
 
-    /// The event after the last token, if it was asked for.
-    pub(crate) fn closing(&self) -> Option<Value> {
-        self.asked.stream_options.include_usage.then(|| {
-            let object = if self.kind == Kind::Chat {
-                "chat.completion.chunk"
-            } else {
-                "text_completion"
-            };
-            json!({"id": self.id, "object": object, "created": 1, "model": self.asked.model,
-                "choices": [], "usage": self.usage()})
+    /// The event of a token.
+    pub(crate) fn event(&mut self, n: u32) -> Bytes {
+        let text = self.token();
+        let last = (n + 1 == self.tokens).then_some("stop");
+        data(&match self.kind {
+            Kind::Responses => return typed::response_delta(&self.id, n, &text),
+            Kind::Messages => return typed::message_delta(&text),
+            Kind::Transcription | Kind::Translation => {
+                json!({"id": self.id, "object": "transcription.chunk",
+                "created": 1, "model": self.asked.model,
+                "choices": [{"delta": {"content": text}, "finish_reason": last}]})
+            }
+            Kind::Completion => json!({"id": self.id, "object": "text_completion", "created": 1,
+                "model": self.asked.model,
+                "choices": [{"index": 0, "text": text, "finish_reason": last}]}),
+            _ => self.chunk(&json!({"content": text}), last),
         })
+    }
+
+    /// What comes after the last token, if it was asked for or belongs there.
+    pub(crate) fn closing(&self) -> Option<Bytes> {
+        let object = match self.kind {
+            Kind::Responses => {
+                return Some(typed::response_closing(&self.id, self.tokens, &self.said));
+            }
+            Kind::Messages => return Some(typed::message_closing(self.tokens)),
+            Kind::Chat => "chat.completion.chunk",
+            _ => "text_completion",
+        };
+        self.asked.stream_options.include_usage.then(|| {
+            data(
+                &json!({"id": self.id, "object": object, "created": 1, "model": self.asked.model,
+                "choices": [], "usage": self.usage()}),
+            )
+        })
+    }
+
+    /// What says that the stream is complete.
+    pub(crate) fn end(&self) -> Bytes {
+        match self.kind {
+            Kind::Responses => typed::response_end(&self.response(), self.tokens),
+            Kind::Messages => typed::message_end(),
+            _ => Bytes::from_static(b"data: [DONE]\n\n"),
+        }
+    }
+
+    /// Of a stream of a response: what is kept of it.
+    pub(crate) fn response(&self) -> Value {
+        let (id, model) = (&self.id, &self.asked.model);
+        typed::response(id, model, "completed", &self.said, self.tokens)
+    }
+
+    /// An engine that dies in the middle of a stream.
+    pub(crate) fn death(&self) -> Bytes {
+        const DIED: &str = "EngineCore died";
+        match self.kind {
+            Kind::Messages => Bytes::from(typed::named(&json!({"type": "error",
+                "error": {"type": "internal_error", "message": DIED}}))),
+            _ => data(&error(500, "InternalServerError", DIED)),
+        }
     }
 
     fn chunk(&self, delta: &Value, finish_reason: Option<&str>) -> Value {
@@ -176,6 +260,11 @@ impl Answer {
         json!({"id": self.id, "object": "list", "created": 1, "model": self.asked.model,
             "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}})
     }
+}
+
+/// An event without a name.
+pub(crate) fn data(event: &Value) -> Bytes {
+    Bytes::from(format!("data: {event}\n\n"))
 }
 
 /// vLLM's shape of an error.

@@ -20,13 +20,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{Faults, MockConfig},
     connection::{self, Fate},
-    openai::{self, Answer, Asked, Kind},
+    form::Form,
+    kind::Kind,
+    openai::{self, Answer, Asked},
+    responses::Responses,
     socket::Listener,
     stats::{Counts, MockStats},
     stream::{InFlight, MockBody, Tokens},
     tls,
 };
 
+const RESPONSES: &str = "/v1/responses/";
 const MOST_BODY: usize = 64 << 20;
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -37,6 +41,22 @@ pub(crate) struct Shared {
     pub(crate) faults: Mutex<Faults>,
     /// HTTP/2 connections are told to go.
     pub(crate) going: Notify,
+    responses: Mutex<Responses>,
+}
+
+impl Shared {
+    /// Keeps a response, if it is one that is to be kept.
+    pub(crate) fn keep(&self, answer: &Answer, whole: Value, background: Option<Duration>) {
+        if answer.kind == Kind::Responses && answer.asked.stores() {
+            self.responses.lock().keep(&answer.id, whole, background);
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Shared").field(&self.config).finish()
+    }
 }
 
 /// A running mock. Dropping it stops it at once.
@@ -68,6 +88,7 @@ impl MockServer {
             counts: Arc::default(),
             faults: Mutex::default(),
             going: Notify::new(),
+            responses: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -177,6 +198,10 @@ pub(crate) async fn answer(
             let response = infer(&shared, &fate, request).await;
             response.map(|body| body.holding(busy))
         }
+        (_, path) if path.starts_with(RESPONSES) => {
+            let busy = fate.busy();
+            kept(&shared, &request).map(|body| body.holding(busy))
+        }
         _ => failed(404, "NotFoundError", "Not Found"),
     };
     let headers = response.headers_mut();
@@ -219,8 +244,34 @@ async fn set_faults(shared: &Shared, request: Request<Incoming>) -> Response<Moc
     }
 }
 
+/// What is to be done with a response that is kept.
+fn kept(shared: &Shared, request: &Request<Incoming>) -> Response<MockBody> {
+    let traceparent = text(request, "traceparent");
+    shared.counts.begin(None, traceparent.as_deref());
+    let in_flight = InFlight::new(shared.counts.clone());
+    let rest = request.uri().path().strip_prefix(RESPONSES);
+    let rest = rest.unwrap_or_default();
+    let unknown = |id: &str| {
+        let message = format!("Response with id '{id}' not found.");
+        openai::error(404, "NotFoundError", &message)
+    };
+    let (status, answer) = match (request.method(), rest.strip_suffix("/cancel")) {
+        (&Method::POST, Some(id)) => match shared.responses.lock().cancel(id) {
+            Some(Ok(response)) => (200, response),
+            Some(Err(message)) => (400, openai::error(400, "BadRequestError", message)),
+            None => (404, unknown(id)),
+        },
+        (&Method::GET, None) => match shared.responses.lock().get(rest) {
+            Some(response) => (200, response),
+            None => (404, unknown(rest)),
+        },
+        _ => (405, json!({"detail": "Method Not Allowed"})),
+    };
+    whole(status, &answer, in_flight)
+}
+
 async fn infer(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     fate: &Arc<Fate>,
     request: Request<Incoming>,
 ) -> Response<MockBody> {
@@ -229,12 +280,11 @@ async fn infer(
         .counts
         .begin(shared.config.max_in_flight, traceparent.as_deref());
     let in_flight = InFlight::new(shared.counts.clone());
+    let refused = |status: u16, kind: &str, message: &str, in_flight| {
+        whole(status, &openai::error(status, kind, message), in_flight)
+    };
     if !fits {
-        return whole(
-            503,
-            &openai::error(503, "ServiceUnavailableError", "over limit"),
-            in_flight,
-        );
+        return refused(503, "ServiceUnavailableError", "over limit", in_flight);
     }
     let wanted = shared
         .config
@@ -247,49 +297,46 @@ async fn infer(
     let agent = text(&request, "user-agent");
     let request_id = text(&request, "x-request-id").unwrap_or_else(|| "0".to_owned());
     let kind = Kind::of(request.uri().path()).unwrap_or(Kind::Chat);
-    let body = match read(request.into_body()).await {
-        Ok(body) => body,
-        Err(error) => {
-            return whole(
-                400,
-                &openai::error(400, "BadRequestError", &error),
-                in_flight,
-            );
-        }
-    };
-    let asked: Asked = match serde_json::from_slice(&body) {
+    let asked = match asked(shared, kind, request).await {
         Ok(asked) => asked,
-        Err(error) => {
-            let message = error.to_string();
-            return whole(
-                400,
-                &openai::error(400, "BadRequestError", &message),
-                in_flight,
-            );
-        }
+        Err(error) => return refused(400, "BadRequestError", &error, in_flight),
     };
     let models = &shared.config.models;
     if !models.is_empty() && !models.contains(&asked.model) {
         let message = format!("The model `{}` does not exist.", asked.model);
-        return whole(
-            404,
-            &openai::error(404, "NotFoundError", &message),
-            in_flight,
-        );
+        return refused(404, "NotFoundError", &message, in_flight);
+    }
+    let previous = asked.previous_response_id.as_deref();
+    if let Some(id) = previous.filter(|id| shared.responses.lock().get(id).is_none()) {
+        let message = format!("Response with id '{id}' not found.");
+        return refused(404, "NotFoundError", &message, in_flight);
     }
     shared.counts.model(&asked.model);
-    let answer = Answer::new(
-        kind,
-        asked,
-        &request_id,
-        shared.config.tokens,
-        shared.config.script.as_deref(),
-    );
+    let id = match kind {
+        Kind::Responses => Responses::new_id(),
+        kind => format!("{}-{request_id}", kind.prefix()),
+    };
+    let script = shared.config.script.as_deref();
+    let answer = Answer::new(kind, asked, id, shared.config.tokens, script);
     generate(shared, fate, (answer, agent), in_flight).await
 }
 
+/// What a request asks for. Without a model it is the one that is served, as vLLM has it.
+async fn asked(shared: &Shared, kind: Kind, request: Request<Incoming>) -> Result<Asked, String> {
+    let content_type = text(&request, "content-type").unwrap_or_default();
+    let body = read(request.into_body()).await?;
+    let mut asked = match kind.is_form() {
+        true => Asked::form(&Form::read(&content_type, &body)?)?,
+        false => serde_json::from_slice(&body).map_err(|error| error.to_string())?,
+    };
+    if asked.model.is_empty() {
+        asked.model = shared.config.models.first().cloned().unwrap_or_default();
+    }
+    Ok(asked)
+}
+
 async fn generate(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     fate: &Arc<Fate>,
     (mut answer, agent): (Answer, Option<String>),
     in_flight: InFlight,
@@ -321,22 +368,31 @@ async fn generate(
         }
         return response;
     }
-    if !answer.wants_stream() {
-        // A whole answer takes as long as its tokens would.
-        sleep(shared.config.interval.saturating_mul(answer.tokens)).await;
-        return whole(200, &answer.whole(), in_flight);
+    if answer.wants_stream() {
+        let tokens = Tokens::new(shared.clone(), answer, faults, fate.clone(), in_flight);
+        let events = "text/event-stream; charset=utf-8";
+        return response(200, MockBody::tokens(tokens), events);
     }
-    let tokens = Tokens::new(
-        answer,
-        faults,
-        fate.clone(),
-        in_flight,
-        shared.config.interval,
-    );
-    let mut response = Response::new(MockBody::tokens(tokens));
-    let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, events);
-    response
+    let takes = shared.config.interval.saturating_mul(answer.tokens);
+    if answer.kind == Kind::Responses && answer.asked.background {
+        let done = answer.whole();
+        shared.keep(&answer, done.clone(), Some(takes));
+        let queued = json!({"id": answer.id, "created_at": 1, "object": "response", "output": [],
+            "model": answer.asked.model, "status": "queued", "background": true});
+        return whole(200, &queued, in_flight);
+    }
+    // A whole answer takes as long as its tokens would.
+    if answer.kind.generates() || answer.kind == Kind::Embedding {
+        sleep(takes).await;
+    }
+    if answer.kind == Kind::Speech {
+        // The head of a WAV file, and silence.
+        let sound = Bytes::from([b"RIFF\0\0\0\0WAVE".as_slice(), &[0; 4096]].concat());
+        return response(200, MockBody::bytes(sound, Some(in_flight)), "audio/wav");
+    }
+    let answered = answer.whole();
+    shared.keep(&answer, answered.clone(), None);
+    whole(200, &answered, in_flight)
 }
 
 async fn read(body: Incoming) -> Result<Bytes, String> {
@@ -367,10 +423,16 @@ fn whole(status: u16, value: &Value, in_flight: InFlight) -> Response<MockBody> 
 }
 
 fn json_response(status: u16, body: MockBody) -> Response<MockBody> {
+    response(status, body, "application/json")
+}
+
+fn response(status: u16, body: MockBody, content_type: &'static str) -> Response<MockBody> {
     let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
     response
 }

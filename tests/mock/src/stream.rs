@@ -18,6 +18,7 @@ use crate::{
     config::Faults,
     connection::{Busy, Fate},
     openai::Answer,
+    serve::Shared,
     stats::Counts,
 };
 
@@ -59,7 +60,11 @@ enum Content {
 
 impl MockBody {
     pub(crate) fn whole(value: &Value, in_flight: Option<InFlight>) -> Self {
-        let content = Content::Whole(Some(Bytes::from(value.to_string())), in_flight);
+        Self::bytes(Bytes::from(value.to_string()), in_flight)
+    }
+
+    pub(crate) fn bytes(bytes: Bytes, in_flight: Option<InFlight>) -> Self {
+        let content = Content::Whole(Some(bytes), in_flight);
         Self {
             content,
             _busy: None,
@@ -84,6 +89,7 @@ impl MockBody {
 /// A stream of tokens.
 #[derive(Debug)]
 pub(crate) struct Tokens {
+    shared: Arc<Shared>,
     answer: Answer,
     faults: Faults,
     fate: Arc<Fate>,
@@ -104,15 +110,17 @@ enum Step {
 
 impl Tokens {
     pub(crate) fn new(
+        shared: Arc<Shared>,
         answer: Answer,
         faults: Faults,
         fate: Arc<Fate>,
         in_flight: InFlight,
-        interval: Duration,
     ) -> Self {
+        let interval = shared.config.interval;
         in_flight.counts.stream();
         let timer = Box::pin(sleep(Duration::ZERO));
         Self {
+            shared,
             answer,
             faults,
             fate,
@@ -129,7 +137,7 @@ impl Tokens {
                 Step::Opening => {
                     self.step = Step::Token(0);
                     if let Some(event) = self.answer.opening() {
-                        return Poll::Ready(Some(Ok(data(&event))));
+                        return Poll::Ready(Some(Ok(event)));
                     }
                 }
                 Step::Token(n) if n >= self.answer.tokens => self.step = Step::Closing,
@@ -137,14 +145,15 @@ impl Tokens {
                 Step::Closing => {
                     self.step = Step::Done;
                     if let Some(event) = self.answer.closing() {
-                        return Poll::Ready(Some(Ok(data(&event))));
+                        return Poll::Ready(Some(Ok(event)));
                     }
                 }
                 Step::Done => {
                     self.step = Step::Over;
                     self.in_flight.completed = true;
+                    self.shared.keep(&self.answer, self.answer.response(), None);
                     if !self.faults.no_done {
-                        return Poll::Ready(Some(Ok(Bytes::from_static(b"data: [DONE]\n\n"))));
+                        return Poll::Ready(Some(Ok(self.answer.end())));
                     }
                 }
                 Step::Over => return Poll::Ready(None),
@@ -164,8 +173,7 @@ impl Tokens {
         }
         if self.faults.error_event_after == Some(n) {
             self.step = Step::Done;
-            let error = crate::openai::error(500, "InternalServerError", "EngineCore died");
-            return Poll::Ready(Some(Ok(data(&error))));
+            return Poll::Ready(Some(Ok(self.answer.death())));
         }
         self.in_flight.counts.token();
         // A timer of zero would still take a millisecond.
@@ -173,12 +181,8 @@ impl Tokens {
             self.timer.as_mut().reset(Instant::now() + self.interval);
         }
         self.step = Step::Token(n + 1);
-        Poll::Ready(Some(Ok(data(&self.answer.event(n)))))
+        Poll::Ready(Some(Ok(self.answer.event(n))))
     }
-}
-
-fn data(event: &Value) -> Bytes {
-    Bytes::from(format!("data: {event}\n\n"))
 }
 
 impl Body for MockBody {
