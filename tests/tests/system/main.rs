@@ -10,6 +10,7 @@
 mod bad_input;
 mod budget;
 mod cancel;
+mod disconnects;
 mod endpoint_truth;
 mod hard_clients;
 mod hard_upstreams;
@@ -23,5 +24,6 @@ mod sessions;
 mod skeptic;
 mod stale;
 mod stream;
+mod streams;
 mod transports;
 mod upstream_faults;
