@@ -13,6 +13,7 @@
 mod bodies;
 mod client;
 mod cluster;
+mod disconnects;
 mod dns;
 mod fake_control;
 mod idle_sweep;
@@ -31,6 +32,7 @@ mod wait;
 pub use bodies::{BOUNDARY, Bodies};
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
+pub use disconnects::{Departures, Disconnects, Moment, Variant, Way, quantile, variants};
 pub use dns::DnsServer;
 pub use fake_control::{FakeControl, FakeStream, push_of};
 pub use idle_sweep::{IdleSweep, Swept};

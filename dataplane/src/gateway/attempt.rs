@@ -234,7 +234,7 @@ impl Proxy {
 /// How far a request came whose connection failed, and whose fault that is.
 fn unsent_or_lost(
     outgoing: &Outgoing<'_>,
-    mut lease: Lease,
+    lease: Lease,
     failed: SendFailed,
     took: Duration,
 ) -> Failed {

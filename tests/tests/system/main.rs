@@ -10,6 +10,7 @@
 mod bad_input;
 mod budget;
 mod cancel;
+mod disconnects;
 mod ejection;
 mod endpoint_truth;
 mod fallback;
@@ -27,6 +28,7 @@ mod sessions;
 mod skeptic;
 mod stale;
 mod stream;
+mod streams;
 mod surface;
 mod transports;
 mod upstream_faults;
