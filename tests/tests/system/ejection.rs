@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Cluster, WorkerHandle, eventually, eventually_within, model_at};
+use forebay_tests::{Chat, Cluster, Outage, WorkerHandle, eventually, eventually_within, model_at};
 use futures_util::future::join_all;
 
-pub(crate) fn always(status: u16) -> Faults {
+pub(super) fn always(status: u16) -> Faults {
     Faults {
         status: Some(status),
         status_for: u32::MAX,
@@ -15,7 +15,7 @@ pub(crate) fn always(status: u16) -> Faults {
     }
 }
 
-pub(crate) async fn mocks(n: usize) -> Vec<MockServer> {
+pub(super) async fn mocks(n: usize) -> Vec<MockServer> {
     let mut mocks = Vec::new();
     for _ in 0..n {
         let config = MockConfig {
@@ -29,7 +29,7 @@ pub(crate) async fn mocks(n: usize) -> Vec<MockServer> {
 }
 
 /// A model at all of them, called `e1`, `e2`, …
-pub(crate) fn at(id: &str, mocks: &[MockServer]) -> wire::Model {
+pub(super) fn at(id: &str, mocks: &[MockServer]) -> wire::Model {
     let endpoint = |mock: &MockServer| wire::Endpoint {
         url: mock.url(),
         ..wire::Endpoint::default()
@@ -76,7 +76,7 @@ fn checked(every: i64) -> Option<wire::HealthCheck> {
     })
 }
 
-pub(crate) async fn statuses(worker: &WorkerHandle, model: &str, n: usize) -> Vec<u16> {
+pub(super) async fn statuses(worker: &WorkerHandle, model: &str, n: usize) -> Vec<u16> {
     let mut statuses = Vec::new();
     for _ in 0..n {
         let status = worker.client().status(model).await.unwrap();
@@ -94,7 +94,7 @@ async fn state(worker: &WorkerHandle, endpoint: &str) -> String {
 
 async fn becomes(worker: &WorkerHandle, endpoint: &str, wanted: &str) {
     let what = format!("{endpoint} becomes {wanted}");
-    eventually_within(&what, Duration::from_secs(20), async || {
+    eventually_within(Duration::from_secs(20), &what, async || {
         (state(worker, endpoint).await == wanted).then_some(())
     })
     .await;
@@ -151,6 +151,7 @@ async fn storms_of_busy_answers_long_prefills_and_one_bad_client_eject_nobody() 
         first_byte: millis(60),
         ..wire::Timeouts::default()
     });
+    model.ejection = None;
     // Nothing is hidden by sending it again.
     model.retry = Some(wire::Retry {
         max_attempts: Some(1),
@@ -297,7 +298,7 @@ async fn when_all_fail_none_is_asked_more_often_and_all_are_back_at_once() {
             .iter()
             .for_each(|mock| mock.set_faults(Faults::default()));
         let began = Instant::now();
-        eventually_within("it is back", Duration::from_secs(10), async || {
+        eventually_within(Duration::from_secs(10), "it is back", async || {
             let seen = statuses(&worker, "m", 10).await;
             seen.iter().all(|status| *status == 200).then_some(())
         })
@@ -305,4 +306,21 @@ async fn when_all_fail_none_is_asked_more_often_and_all_are_back_at_once() {
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
+}
+
+/// The short form of `outage`, which does it for a minute and in more ways.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_all_is_no_storm_and_its_end_no_stampede() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let mocks = mocks(3).await;
+    cluster.create_and_wait(at("m", &mocks)).await;
+    let outage = Outage {
+        model: "m".into(),
+        rate: 40,
+        lasts: Duration::from_secs(4),
+        fault: always(500),
+    };
+    let seen = outage.run(&worker, &mocks).await;
+    assert!(seen.requests >= 100, "{seen:?}");
+    assert!(seen.is_good(outage.rate), "{seen:?}");
 }

@@ -16,6 +16,7 @@
 
 use std::time::Duration;
 
+use super::OriginId;
 use crate::pool::counters::Fault;
 
 /// Half of the time over which answers are compared.
@@ -59,9 +60,34 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    fn since(self, before: Self) -> Self {
+        Self {
+            good: self.good.saturating_sub(before.good),
+            broken: self.broken.saturating_sub(before.broken),
+        }
+    }
+
+    /// Less than a quarter of them broken: what of a few looks like half is chance.
+    fn is_sound(self) -> bool {
+        self.broken * 4 < self.all()
+    }
+
+    fn share(self) -> f64 {
+        self.broken as f64 / self.all().max(1) as f64
+    }
+
     fn all(self) -> u64 {
         self.good + self.broken
     }
+}
+
+/// Another endpoint, to compare with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    pub(super) id: OriginId,
+    /// Since it is known.
+    pub(super) ever: Tally,
+    pub(super) lately: Tally,
 }
 
 /// What came back lately.
@@ -98,6 +124,14 @@ impl Window {
     }
 }
 
+/// So many in a row are hardly chance where this share of all is broken anyway: one in ten thousand.
+fn hardly_chance(share: f64) -> f64 {
+    match share > 0.0 {
+        true => 1e-4_f64.ln() / share.min(0.999).ln(),
+        false => 0.0,
+    }
+}
+
 /// Why and how long it is out.
 #[derive(Debug)]
 struct Out {
@@ -117,6 +151,9 @@ pub(super) struct Health {
     run: u32,
     /// Good answers when the last broken one came.
     answers: u64,
+    /// How its peers stood when this run began.
+    run_began: Vec<(OriginId, Tally)>,
+    broken: u64,
     out: Option<Out>,
     /// How often in short order it was ejected.
     level: u32,
@@ -173,6 +210,14 @@ impl Health {
     /// True if all that came lately was broken.
     pub(super) fn fails(&self, answers: u64, rules: &Rules) -> bool {
         self.run >= rules.after.max(1) && self.answers == answers
+    }
+
+    /// What came back since it is known.
+    pub(super) fn ever(&self, answers: u64) -> Tally {
+        Tally {
+            good: answers,
+            broken: self.broken,
+        }
     }
 
     /// What came back lately.
@@ -238,16 +283,18 @@ impl Health {
         now: Duration,
         why: Fault,
         answers: u64,
-        peers: &[Tally],
+        peers: &[Peer],
         rules: &Rules,
         dice: f64,
     ) -> bool {
         self.window.roll(now, answers);
         self.window.broken += 1;
-        self.run = match answers == self.answers {
-            true => self.run.saturating_add(1),
-            false => 1,
-        };
+        self.broken += 1;
+        if answers != self.answers || self.run == 0 {
+            self.run = 0;
+            self.run_began = peers.iter().map(|peer| (peer.id, peer.ever)).collect();
+        }
+        self.run = self.run.saturating_add(1);
         self.answers = answers;
         let ejected = rules.after > 0
             && match &self.out {
@@ -262,17 +309,28 @@ impl Health {
     }
 
     /// True if it breaks enough, and another has been answering all the while.
-    fn is_outlier(&self, answers: u64, peers: &[Tally], rules: &Rules) -> bool {
-        let own = self.tally(answers);
-        let in_a_row = self.run >= rules.after;
-        let by_share = own.all() >= ENOUGH && own.broken >= own.good;
-        // Less than a quarter as often, as a share: what of a few looks like half as often is chance.
-        let sounder = |peer: &Tally| {
-            let theirs = u128::from(peer.broken) * u128::from(own.all()) * 4;
-            let ours = u128::from(own.broken) * u128::from(peer.all());
-            peer.good >= u64::from(rules.after) && theirs < ours
+    fn is_outlier(&self, answers: u64, peers: &[Peer], rules: &Rules) -> bool {
+        let enough = u64::from(rules.after);
+        let answered_meanwhile = |peer: &&Peer| {
+            let mut began = self.run_began.iter().filter(|(id, _)| *id == peer.id);
+            let meanwhile = began.next().map(|(_, before)| peer.ever.since(*before));
+            meanwhile.is_some_and(|tally| tally.good >= enough && tally.is_sound())
         };
-        (in_a_row || by_share) && peers.iter().any(sounder)
+        if self.run >= rules.after {
+            let meanwhile = peers.iter().filter(answered_meanwhile);
+            let least = meanwhile.map(|peer| peer.lately.share()).reduce(f64::min);
+            if least.is_some_and(|share| f64::from(self.run) >= hardly_chance(share)) {
+                return true;
+            }
+        }
+        let own = self.tally(answers);
+        // Also by number: who was asked more had more good ones before, and no fewer broken ones since.
+        let sounder = |peer: &Peer| {
+            peer.lately.good >= enough
+                && peer.lately.is_sound()
+                && peer.lately.broken * 4 < own.broken
+        };
+        own.all() >= ENOUGH && own.broken >= own.good && peers.iter().any(sounder)
     }
 
     fn eject(&mut self, now: Duration, why: Fault, rules: &Rules, dice: f64) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Connection, Core, Effects, Held, OriginId, Wish,
-    ejection::{State, Tally},
+    ejection::{Peer, State},
     origin::Origin,
 };
 use crate::pool::counters::{Fault, Turn, Verdict};
@@ -167,10 +167,18 @@ impl<C: Connection, W> Core<C, W> {
         self.pump(now)
     }
 
-    /// What came back from each of the others lately.
-    fn peers(&self, id: OriginId) -> Vec<Tally> {
+    /// The others, to compare with.
+    fn peers(&self, id: OriginId) -> Vec<Peer> {
         let others = self.origins.iter().filter(|o| o.is_current() && o.id != id);
-        others.map(|o| o.health.tally(o.pulse.answers())).collect()
+        let peer = |origin: &Origin<C>| {
+            let answers = origin.pulse.answers();
+            Peer {
+                id: origin.id,
+                ever: origin.health.ever(answers),
+                lately: origin.health.tally(answers),
+            }
+        };
+        others.map(peer).collect()
     }
 
     /// True if a request that failed at these may be sent to another: one that is there, and does not fail as well.
