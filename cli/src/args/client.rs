@@ -195,6 +195,21 @@ pub(crate) enum StreamUsage {
     Inject,
 }
 
+/// What a model can be told beside its names.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    pub(crate) reached: EndpointArgs,
+    #[command(flatten)]
+    pub(crate) probe: ProbeArgs,
+    #[command(flatten)]
+    pub(crate) failure: FailureArgs,
+    #[command(flatten)]
+    pub(crate) streaming: StreamingArgs,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
@@ -209,15 +224,7 @@ pub(crate) enum Models {
         #[arg(long = "alias", value_name = "NAME")]
         aliases: Vec<String>,
         #[command(flatten)]
-        reached: EndpointArgs,
-        #[command(flatten)]
-        probe: ProbeArgs,
-        #[command(flatten)]
-        failure: FailureArgs,
-        #[command(flatten)]
-        streaming: StreamingArgs,
-        #[command(flatten)]
-        pool: PoolArgs,
+        flags: ModelArgs,
         #[command(flatten)]
         write: WriteArgs,
         #[command(flatten)]
@@ -254,15 +261,7 @@ pub(crate) enum Models {
         #[arg(long, default_value = "")]
         etag: String,
         #[command(flatten)]
-        reached: EndpointArgs,
-        #[command(flatten)]
-        probe: ProbeArgs,
-        #[command(flatten)]
-        failure: FailureArgs,
-        #[command(flatten)]
-        streaming: StreamingArgs,
-        #[command(flatten)]
-        pool: PoolArgs,
+        flags: ModelArgs,
         #[command(flatten)]
         write: WriteArgs,
         #[command(flatten)]

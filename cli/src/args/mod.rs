@@ -16,8 +16,8 @@ use self::examples::{EXAMPLES, STANDALONE_EXAMPLES, WORKER_EXAMPLES};
 pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
-        ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
-        PoolArgs, ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
+        ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, ModelArgs, Models,
+        Output, Pool, PoolArgs, ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     failure::{FailureArgs, RetryCause},
     roles::{
@@ -82,6 +82,7 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once per process")]
 pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]

@@ -10,8 +10,8 @@ use super::apply;
 use crate::{
     Usage,
     args::{
-        ClientArgs, EndpointArgs, EndpointProtocol, FailureArgs, Models, Output, PoolArgs,
-        ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
+        ClientArgs, EndpointArgs, EndpointProtocol, ModelArgs, Models, Output, ProbeArgs,
+        ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     client::{self, call, request_id},
     document, table, ui,
@@ -26,25 +26,12 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             id,
             endpoints,
             aliases,
-            reached,
-            probe,
-            failure,
-            streaming,
-            pool,
+            flags,
             write,
             client,
         } => {
-            let mut model = wire::Model {
-                id,
-                aliases,
-                endpoints: as_endpoints(endpoints, &reached)?,
-                pool: pool.pool(),
-                timeouts: pool.timeouts(),
-                probe: probe.probe(),
-                streaming: streaming.streaming(),
-                ..wire::Model::default()
-            };
-            failure.write(&mut model);
+            let endpoints = as_endpoints(endpoints, &flags.reached)?;
+            let model = flags.model(id, aliases, endpoints);
             let created = create(&mut registry(&client).await?, model, &write).await?;
             show(&created, client.output)
         }
@@ -60,17 +47,12 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             aliases,
             clear,
             etag,
-            reached,
-            probe,
-            failure,
-            streaming,
-            pool,
+            flags,
             write,
             client,
         } => {
-            let endpoints = as_endpoints(endpoints, &reached)?;
-            let flags = (&pool, &probe, &failure, &streaming);
-            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, flags);
+            let endpoints = as_endpoints(endpoints, &flags.reached)?;
+            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &flags);
             if mask.paths.is_empty() {
                 bail!(Usage(
                     "nothing to change; see `forebay models update --help`".into()
@@ -229,12 +211,12 @@ fn update_of(
     aliases: Vec<String>,
     clear: Vec<String>,
     etag: String,
-    (pool, probe, failure, streaming): (&PoolArgs, &ProbeArgs, &FailureArgs, &StreamingArgs),
+    flags: &ModelArgs,
 ) -> (FieldMask, wire::Model) {
-    let mut paths = pool.paths("pool.");
-    paths.extend(probe.paths());
-    paths.extend(failure.paths());
-    paths.extend(streaming.paths());
+    let mut paths = flags.pool.paths("pool.");
+    paths.extend(flags.probe.paths());
+    paths.extend(flags.failure.paths());
+    paths.extend(flags.streaming.paths());
     paths.extend(clear);
     if !endpoints.is_empty() {
         paths.push("endpoints".to_owned());
@@ -242,19 +224,33 @@ fn update_of(
     if !aliases.is_empty() {
         paths.push("aliases".to_owned());
     }
-    let mut model = wire::Model {
-        id,
-        aliases,
-        endpoints,
-        pool: pool.pool(),
-        timeouts: pool.timeouts(),
-        probe: probe.probe(),
-        streaming: streaming.streaming(),
+    let model = wire::Model {
         etag,
-        ..wire::Model::default()
+        ..flags.model(id, aliases, endpoints)
     };
-    failure.write(&mut model);
     (FieldMask { paths }, model)
+}
+
+impl ModelArgs {
+    fn model(
+        &self,
+        id: String,
+        aliases: Vec<String>,
+        endpoints: Vec<wire::Endpoint>,
+    ) -> wire::Model {
+        let mut model = wire::Model {
+            id,
+            aliases,
+            endpoints,
+            pool: self.pool.pool(),
+            timeouts: self.pool.timeouts(),
+            probe: self.probe.probe(),
+            streaming: self.streaming.streaming(),
+            ..wire::Model::default()
+        };
+        self.failure.write(&mut model);
+        model
+    }
 }
 
 async fn delete(

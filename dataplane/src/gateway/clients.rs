@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -23,9 +23,9 @@ use crate::metrics::{ClientClosed, Metrics};
 
 /// Set in the count of requests once the connection is given up.
 const GIVEN_UP: u32 = 1 << 31;
-/// Most bytes that an HTTP/2 client sends between its requests: settings, pings and windows, and the heads of requests
-/// that are refused before we hear of them.
-const MOST_BETWEEN: u64 = 64 * 1024;
+/// Most bytes that an HTTP/2 client sends between its requests: settings, pings and windows, and what was on its way for
+/// requests that were refused, which may be as much as the connection's window.
+const MOST_BETWEEN: u64 = 2 * 1024 * 1024;
 /// When all are in use, this share of them gives way at once, so that they are not gone through for each new one.
 const SHARE_THAT_YIELDS: usize = 256;
 
@@ -106,7 +106,7 @@ pub(super) struct Presence {
     /// One more than when a write was first held up; 0 if none is.
     held_up: AtomicU64,
     /// Bytes may still come that nobody reads.
-    unread: AtomicU8,
+    unread: AtomicBool,
 }
 
 /// A request that is not over.
@@ -123,7 +123,7 @@ impl Presence {
             between: AtomicU64::new(0),
             head: AtomicU64::new(0),
             held_up: AtomicU64::new(0),
-            unread: AtomicU8::new(0),
+            unread: AtomicBool::new(false),
         }
     }
 
@@ -165,12 +165,12 @@ impl Presence {
 
     /// An answer leaves before all of its request was read.
     pub(super) fn leaves_unread(&self) {
-        self.unread.store(1, Relaxed);
+        self.unread.store(true, Relaxed);
     }
 
     /// Whether there may be bytes that nobody read.
     pub(super) fn has_unread(&self) -> bool {
-        self.unread.load(Relaxed) != 0
+        self.unread.load(Relaxed)
     }
 
     fn is_at_rest(&self) -> bool {

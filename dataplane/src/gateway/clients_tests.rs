@@ -59,7 +59,7 @@ fn pings_are_no_head_but_a_flood_of_them_is_one() {
     pings.came(17);
     at(&clock, 60);
     assert_eq!(pings.verdict(&limits()), None);
-    pings.came(64 * 1024);
+    pings.came(2 << 20);
     assert_eq!(pings.verdict(&limits()), Some(ClientClosed::Flood));
     drop(pings.begin());
     assert_eq!(pings.verdict(&limits()), None, "a request came after all");
