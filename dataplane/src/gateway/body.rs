@@ -392,6 +392,12 @@ impl UpstreamBody {
 
 impl Drop for UpstreamBody {
     fn drop(&mut self) {
+        // Dropped with its connection, because nobody read it: it was not asked again.
+        if matches!(self.state, State::Streaming) && self.loan.was_cut() {
+            self.end = StreamEnd::NotRead;
+            self.record
+                .failed(&StreamFailed::NotRead(self.loan.stall()));
+        }
         let end = self.reading.stream().map(|_| self.end);
         self.record.told(self.reading.told(), end);
     }

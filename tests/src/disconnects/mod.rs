@@ -165,7 +165,9 @@ impl Disconnects {
         let mut random = Rng::with_seed(self.seed ^ lane as u64);
         let mut holder = Leaver::new(worker.gateway(), upstream, &format!("line-{lane}"));
         let mut rounds = Vec::new();
-        let held = holder.ask(Moment::MidStream, Way::Fin, "holder").await;
+        let held = holder
+            .ask(Moment::MidStream, Way::Fin, &format!("holder-{lane}"))
+            .await;
         if let Err(failure) = held {
             rounds.push(((Moment::Queued, Way::Fin), Err(failure)));
             return rounds;
@@ -228,9 +230,12 @@ impl Disconnects {
         let page = worker.metrics().await;
         let slots = page.sum("forebay_pool_in_flight", &[]) + page.sum("forebay_pool_waiting", &[]);
         seen.leaked_slots = slots as u64;
-        let connections = page.sum("forebay_pool_connections", &[]) as u64;
-        seen.leaked_connections = connections.max(upstream.open());
-        seen.leaked_tasks = quiet_tasks().await.saturating_sub(tasks_before);
+        // What is kept warm is nobody's leak: it rests on both sides, with a task on each.
+        let all = page.sum("forebay_pool_connections", &[]) as u64;
+        let resting = page.sum("forebay_pool_connections", &["idle"]) as u64;
+        seen.leaked_connections = all.abs_diff(resting) + upstream.open().abs_diff(resting);
+        let tasks = quiet_tasks().await - 2 * resting as usize;
+        seen.leaked_tasks = tasks.saturating_sub(tasks_before);
     }
 }
 
