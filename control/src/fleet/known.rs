@@ -19,6 +19,8 @@ pub(super) struct Known {
     pub(super) refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
     pub(super) draining: u32,
+    /// Version of the clients' keys that it holds.
+    pub(super) keys_version: u64,
     /// How requests went in its process.
     pub(super) health: Health,
     /// The same for the models that were changed last.
@@ -102,6 +104,7 @@ impl Known {
             apply_millis: applied.map_or(0, |a| a.millis),
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
+            keys_version: self.keys_version,
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }

@@ -3,6 +3,7 @@
 //! never delays another. While the stream is full the worker is listened to all the same.
 
 mod feed;
+mod keys;
 mod machine;
 mod offer;
 mod outbox;
@@ -12,7 +13,8 @@ mod words;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use forebay_proto::{Health, Position, WorkerId, health::CHANGED, limits, wire};
+use forebay_proto::{Health, KeysPosition, Position, WorkerId, health::CHANGED, limits, wire};
+use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -27,6 +29,7 @@ pub(crate) use self::{
     offer::Offer,
 };
 use self::{
+    keys::KeyPushes,
     machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
     words::{introduce, position, welcome},
@@ -34,12 +37,15 @@ use self::{
 use crate::{
     fleet::{self, Fleet, Joined, Refused},
     metrics::{Metrics, PushKind},
+    registry::keys::PublishedKeys,
     trace_context,
 };
 
 /// Versions of the protocol that are spoken; the newer has deltas and chunks.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=DELTAS;
+const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=KEYS;
 const DELTAS: u32 = 2;
+/// And clients' keys.
+const KEYS: u32 = 3;
 
 /// The way back to the worker. Boxed, because a channel keeps room for dozens of messages.
 pub(crate) type Outbound = mpsc::Sender<Box<Result<wire::ToWorker, Status>>>;
@@ -54,6 +60,9 @@ pub(crate) struct Session {
     current: Arc<Target>,
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    /// Clients' keys, and where the worker stands with them.
+    keys: watch::Receiver<Arc<PublishedKeys>>,
+    key_pushes: KeyPushes,
     /// What the worker speaks.
     protocol: u32,
     outbox: Outbox,
@@ -65,6 +74,8 @@ pub(crate) struct Session {
     /// A child of it: a newer stream of the same worker came.
     end: CancellationToken,
     joined: Option<(WorkerId, Joined)>,
+    /// That it knows no keys was said.
+    warned: bool,
     /// The push that is unanswered, for its trace.
     push_span: Option<Span>,
     /// What the worker said last of a push, until the machine has judged whether it counts.
@@ -95,7 +106,7 @@ enum End {
 impl Session {
     /// A stream that has just opened.
     pub(crate) fn new(
-        mut offers: watch::Receiver<Offer>,
+        (mut offers, keys): (watch::Receiver<Offer>, watch::Receiver<Arc<PublishedKeys>>),
         (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
         say: Outbound,
         peer: String,
@@ -106,7 +117,7 @@ impl Session {
         let offer = offers.borrow_and_update().clone();
         let (differs, current) = (offer.differs(), offer.stable().clone());
         let machine = Machine::new(current.published.position.clone(), old);
-        let (protocol, outbox) = (DELTAS, Outbox::default());
+        let (protocol, outbox) = (KEYS, Outbox::default());
         let opened = Instant::now();
         let (joined, push_span, answer) = (None, None, None);
         Self {
@@ -116,6 +127,8 @@ impl Session {
             current,
             fleet,
             metrics,
+            keys,
+            key_pushes: KeyPushes::default(),
             protocol,
             outbox,
             say,
@@ -124,6 +137,7 @@ impl Session {
             stopping,
             end,
             joined,
+            warned: false,
             push_span,
             answer,
         }
@@ -164,6 +178,8 @@ impl Session {
         loop {
             let stalled = self.outbox.stalled_at();
             let due = self.opened + self.machine.next_deadline();
+            let late = self.key_pushes.due().map(|late| self.opened + late);
+            let due = late.map_or(due, |late| late.min(due));
             let deadline = stalled.map_or(due, |stalled| stalled.min(due));
             let event = tokio::select! {
                 room = say.reserve(), if !self.outbox.is_empty() => {
@@ -181,9 +197,19 @@ impl Session {
                     Ok(()) => Ok(self.choose(self.machine.applied().cloned())),
                     Err(_) => return stopping(),
                 },
-                () = sleep_until(deadline) => match stalled.is_some_and(|s| s <= Instant::now()) {
+                changed = self.keys.changed() => match changed {
+                    Ok(()) => {
+                        self.push_keys();
+                        continue;
+                    }
+                    Err(_) => return stopping(),
+                },
+                () = sleep_until(deadline) => match late.is_some_and(|late| late <= Instant::now()) {
+                    true => Err(Why::NoAnswer.status()),
+                    false => match stalled.is_some_and(|s| s <= Instant::now()) {
                     true => Err(Status::deadline_exceeded("the worker has not read for too long")),
                     false => Ok(Some(Event::Time)),
+                    },
                 },
                 () = self.end.cancelled() => return self.ended(),
             };
@@ -271,6 +297,10 @@ impl Session {
                     applied: applied.transpose()?,
                 }))
             }
+            Some(Heard::KeysHeld(held)) => {
+                self.hear_keys(held.held)?;
+                Ok(None)
+            }
             // A word of a later version.
             None => Ok(None),
         }
@@ -303,6 +333,10 @@ impl Session {
                 PROTOCOLS.end()
             )));
         }
+        let keys = hello.keys.clone().map(KeysPosition::try_from).transpose();
+        let keys = keys.map_err(|violations| {
+            Status::invalid_argument(violations.under("hello.keys").to_string())
+        })?;
         let introduction = introduce(hello, &self.peer)
             .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
         let worker = introduction.worker.clone();
@@ -323,6 +357,9 @@ impl Session {
         let applied_revision = applied.as_ref().map_or(0, |applied| applied.revision.get());
         tracing::info!(%worker, peer = self.peer, applied_revision, "worker connected");
         let refused = joined.refused.clone();
+        let version = keys.as_ref().map_or(0, |held| held.version);
+        self.fleet.holds_keys(&worker, joined.session, version);
+        self.key_pushes.hello(keys);
         self.joined = Some((worker, joined));
         Ok(Event::Hello {
             applied,
@@ -369,6 +406,8 @@ impl Session {
                 let often = self.fleet.report_every().unwrap_or(TICK);
                 let welcome = welcome(self.protocol, &self.current.published.position, often);
                 self.outbox.say(Say::Welcome(welcome));
+                // Before any configuration: it may need them.
+                self.push_keys();
             }
             Effect::Tick => {
                 let target = Some((&self.current.published.position).into());
@@ -394,6 +433,7 @@ impl Session {
 
     /// The push is in the trace of the write that it carries, and the worker's part in its.
     fn push(&mut self, push_id: u64, base: Option<Position>) {
+        self.push_keys();
         let target = self.current.clone();
         let published = &target.published;
         let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
@@ -442,6 +482,48 @@ impl Session {
             true => (body.clone(), 0, Bytes::new()),
             false => (Bytes::new(), body.len() as u64, body.clone()),
         }
+    }
+
+    /// Clients' keys, if the worker has not the newest and knows what that is.
+    fn push_keys(&mut self) {
+        if self.joined.is_none() {
+            return;
+        }
+        let keys = self.keys.borrow_and_update().clone();
+        if self.protocol < KEYS {
+            if !keys.is_nothing() && !std::mem::replace(&mut self.warned, true) {
+                let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
+                tracing::warn!(
+                    worker,
+                    "the worker is of a version that knows no keys: it serves everybody; replace it"
+                );
+            }
+            return;
+        }
+        let parts = self.key_pushes.next(self.opened.elapsed(), &keys);
+        let bytes: usize = parts.iter().map(Message::encoded_len).sum();
+        if !parts.is_empty() {
+            self.metrics.pushed(PushKind::Keys, bytes);
+        }
+        for part in parts {
+            self.outbox.say(Say::Keys(part));
+        }
+    }
+
+    fn hear_keys(&mut self, held: Option<wire::KeysPosition>) -> Result<(), Status> {
+        let held = held.map(KeysPosition::try_from).transpose();
+        let held = held.map_err(|violations| {
+            Status::invalid_argument(violations.under("keys_held.held").to_string())
+        })?;
+        if let Some((worker, joined)) = &self.joined {
+            let version = held.as_ref().map_or(0, |held| held.version);
+            self.fleet.holds_keys(worker, joined.session, version);
+            if !self.key_pushes.answered(held) {
+                tracing::warn!(%worker, version, "worker did not take the keys that were pushed");
+            }
+            self.push_keys();
+        }
+        Ok(())
     }
 
     fn answered(&mut self, answer: &'static str) {

@@ -29,6 +29,7 @@ use super::{
     Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
     export,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+    keys::KeyChange,
     sled::{MARKER, read_marker, sleep, write_marker},
 };
 
@@ -117,6 +118,10 @@ impl Store for LockedStore {
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         self.store.commit(changes)
+    }
+
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
+        self.store.commit_keys(changes)
     }
 }
 
@@ -380,6 +385,23 @@ pub(super) fn build(dir: &Path, stored: &Stored) -> Result<(), OpenError> {
             what: error.to_string(),
         })?;
         crash::at("recovery-half");
+    }
+    let keys = &stored.keys;
+    // The same versions, under the new epoch. What is revoked stays so.
+    let changes = keys.records.iter().map(|record| KeyChange {
+        version: keys.version,
+        floor: keys.floor,
+        put: Arc::new(record.clone()),
+        forget: Vec::new(),
+    });
+    let changes: Vec<_> = changes.collect();
+    for group in changes.chunks(GROUP) {
+        store
+            .commit_keys(group)
+            .map_err(|error| OpenError::Damaged {
+                dir: dir.to_owned(),
+                what: error.to_string(),
+            })?;
     }
     Ok(())
 }

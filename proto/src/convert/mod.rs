@@ -5,6 +5,7 @@
 mod config;
 mod endpoint;
 mod health;
+mod key;
 mod model;
 mod position;
 mod settings;
