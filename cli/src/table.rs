@@ -90,7 +90,15 @@ pub(crate) fn model(model: &wire::Model) -> String {
         let weight = endpoint.weight.unwrap_or(1);
         rows.push((
             "endpoint",
-            format!("{}  {}  weight {weight}", endpoint.id, endpoint.url),
+            format!(
+                "{}  {}  weight {weight}{}",
+                endpoint.id,
+                endpoint.url,
+                match &endpoint.credential {
+                    Some(credential) => format!("  credential {}", credential.fingerprint),
+                    None => String::new(),
+                }
+            ),
         ));
     }
     if let Some(probe) = &model.probe {
@@ -400,7 +408,7 @@ pub(crate) fn changes(changes: &[wire::ResourceChange]) -> String {
     lines.join("\n")
 }
 
-fn facts(rows: &[(&str, String)]) -> String {
+pub(crate) fn facts(rows: &[(&str, String)]) -> String {
     let lines: Vec<_> = rows
         .iter()
         .map(|(name, value)| format!("{name:<14}{value}"))
@@ -419,11 +427,11 @@ fn state(state: wire::WorkerState) -> &'static str {
     }
 }
 
-fn number(number: Option<u32>) -> String {
+pub(crate) fn number(number: Option<u32>) -> String {
     number.map_or("-".to_owned(), |number| number.to_string())
 }
 
-fn dash(text: String) -> String {
+pub(crate) fn dash(text: String) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {

@@ -20,6 +20,7 @@ use crate::{
     budget::Budget,
     config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
     gateway::Gateway,
+    keys::{Auth, KeyCell},
     live::LiveCell,
     metrics::Metrics,
     pool::{Common, Probing, SWEEP},
@@ -49,8 +50,10 @@ pub struct WorkerSettings {
     pub listen: SocketAddr,
     /// Where the admin port listens.
     pub admin_listen: SocketAddr,
-    /// Whether these may be anything but loopback.
+    /// Whether these may be anything but loopback; the gateway may in any case if it asks for keys.
     pub exposure: Exposure,
+    /// Who may use the gateway.
+    pub auth: Auth,
     /// Whom to ask for the addresses of endpoints; the system's servers if empty.
     pub dns_servers: Vec<SocketAddr>,
     /// How often an endpoint that does not serve its model is asked again.
@@ -134,7 +137,13 @@ impl BoundWorker {
         if settings.control.is_empty() {
             return Err(WorkerError::NoControl);
         }
-        let gateway = bind("--listen", settings.listen, settings.exposure).await?;
+        // The gateway may be reached from elsewhere, if whoever comes has a key.
+        let open = settings.exposure == Exposure::Insecure || settings.auth != Auth::Open;
+        let exposure = match open {
+            true => Exposure::Insecure,
+            false => settings.exposure,
+        };
+        let gateway = bind("--listen", settings.listen, exposure).await?;
         let admin = bind("--admin-listen", settings.admin_listen, settings.exposure).await?;
         let lkg = open_lkg(settings.data_dir.clone()).await?;
         let parts = Parts::new(settings, gateway.1, lkg).await?;
@@ -221,6 +230,9 @@ impl Parts {
             gateway_address: gateway_addr.to_string(),
         };
         let budget = Arc::new(Budget::default());
+        let exposed =
+            settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
+        let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
         let common = Common {
             tasks: tasks.clone(),
@@ -228,13 +240,14 @@ impl Parts {
             budget: budget.clone(),
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
+            keys: keys.clone(),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let mut client = ConfigClient::new(
             settings.control,
             identity,
             applier,
-            live.clone(),
+            (live.clone(), keys.clone()),
             status.clone(),
             metrics.clone(),
             lkg.map(|lkg| Keeping {
@@ -244,9 +257,17 @@ impl Parts {
         );
         client.start_from_disk();
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
-        let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
+        if exposed && keys.load().is_empty() {
+            tracing::warn!(
+                addr = %gateway_addr,
+                "the gateway can be reached from other machines: until there is a key, nobody is let in"
+            );
+        }
+        let serving = (live.clone(), keys.clone());
+        let serving = Gateway::new(serving, metrics.clone(), max_body, grace, open_files);
         let admin = Admin {
             live: live.clone(),
+            keys,
             status,
             registry,
         };

@@ -11,6 +11,7 @@ mod budget;
 pub mod config_client;
 pub mod gateway;
 mod health;
+pub mod keys;
 pub mod live;
 pub mod metrics;
 pub mod pool;

@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn an_id_allows_all_names_of_its_model_and_an_alias_itself() {
-        let model = |text| ModelId::new(text).unwrap();
+        let model = |text: &str| ModelId::new(text).unwrap();
         let of = |names: &[&str]| KeySpec {
             models: names.iter().map(|name| model(name)).collect(),
             ..KeySpec::default()

@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod examples;
+mod keys;
 mod rings;
 mod roles;
 
@@ -18,9 +19,10 @@ pub(crate) use self::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
         PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
     },
+    keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{
-        Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,
-        WorkerListen,
+        AuthMode, Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs,
+        Worker, WorkerListen,
     },
 };
 
@@ -93,6 +95,9 @@ pub(crate) enum Command {
     /// Register, change and remove models.
     #[command(subcommand)]
     Models(Models),
+    /// Make, change and revoke the keys of clients.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Show and change what every model inherits.
     #[command(subcommand)]
     Pool(Pool),

@@ -6,7 +6,7 @@ use prost_types::FieldMask;
 use tonic::transport::Channel;
 use wire::model_registry_client::ModelRegistryClient;
 
-use super::apply;
+use super::{apply, credentials};
 use crate::{
     Usage,
     args::{
@@ -62,14 +62,27 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             write,
             client,
         } => {
-            let endpoints = as_endpoints(endpoints, &reached)?;
+            let mut registry = registry(&client).await?;
+            let mut etag = etag;
+            let endpoints = match endpoints.is_empty() && reached.has_credentials() {
+                // As they are, with other credentials; if nobody changes them meanwhile.
+                true => {
+                    let id = id.clone();
+                    let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
+                    if etag.is_empty() {
+                        etag = model.etag;
+                    }
+                    credentials::put(model.endpoints, &reached)?
+                }
+                false => as_endpoints(endpoints, &reached)?,
+            };
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, (&pool, &probe));
             if mask.paths.is_empty() {
                 bail!(Usage(
                     "nothing to change; see `forebay models update --help`".into()
                 ));
             }
-            let updated = update(&registry(&client).await?, model, mask, &write).await?;
+            let updated = update(&registry, model, mask, &write).await?;
             show(&updated, client.output)
         }
         Models::Delete {
@@ -136,7 +149,8 @@ pub(crate) fn endpoint(url: String) -> wire::Endpoint {
 }
 
 /// Endpoints at these urls, all reached in the same way, named by the server.
-fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+    let reached = given;
     let ca_pem = match &reached.tls_ca {
         Some(file) => std::fs::read_to_string(file)
             .with_context(|| format!("--tls-ca {} cannot be read", file.display()))?,
@@ -161,7 +175,7 @@ fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec
         tls: Some(tls.clone()).filter(|tls| *tls != wire::EndpointTls::default()),
         ..endpoint(url)
     };
-    Ok(urls.into_iter().map(reached).collect())
+    credentials::put(urls.into_iter().map(reached).collect(), given)
 }
 
 impl ProbeArgs {

@@ -33,6 +33,10 @@ const READERS: usize = 4;
 const GROUP: usize = 64;
 
 /// What the writer is asked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are the large one"
+)]
 enum Asked {
     Write(Job),
     Key(KeyJob),

@@ -139,6 +139,33 @@ impl Proxy {
             })
     }
 
+    fn request(&self, outgoing: &Outgoing<'_>, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(outgoing.body.clone()));
+        *request.method_mut() = http::Method::POST;
+        let mut headers = outgoing.headers.clone();
+        trace_context::inject(span, &mut headers);
+        if self.live.has_credentials() {
+            self.put_credential(outgoing, lease, &mut headers);
+        }
+        *request.headers_mut() = headers;
+        lease.address(outgoing.path, &mut request);
+        request
+    }
+
+    /// The credential of the very endpoint, at the very url, that the connection leads to. A connection that is newer, or
+    /// older, than what the request began with is found in what is in force now.
+    fn put_credential(&self, outgoing: &Outgoing<'_>, lease: &Lease, headers: &mut HeaderMap) {
+        let own = outgoing.route.credential(lease);
+        let credential = own.or_else(|| {
+            let live = self.live.load();
+            let route = live.models.get(&outgoing.route.model.id);
+            route.and_then(|route| route.credential(lease))
+        });
+        if let Some(credential) = credential {
+            headers::put_credential(headers, credential.as_ref());
+        }
+    }
+
     async fn send_once(
         &self,
         outgoing: &mut Outgoing<'_>,
@@ -147,7 +174,7 @@ impl Proxy {
         span: &Span,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
         let model = &outgoing.route.model;
-        let request = outgoing.request(&lease, span);
+        let request = self.request(outgoing, &lease, span);
         let within = model.timeouts.first_byte;
         let deadline = outgoing.deadline.min(began + within);
         let answer = {
@@ -240,16 +267,6 @@ impl Outgoing<'_> {
     fn request_id(&self) -> &str {
         let id = self.headers.get(headers::REQUEST_ID);
         id.and_then(|id| id.to_str().ok()).unwrap_or_default()
-    }
-
-    fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = http::Method::POST;
-        let mut headers = self.headers.clone();
-        trace_context::inject(span, &mut headers);
-        *request.headers_mut() = headers;
-        lease.address(self.path, &mut request);
-        request
     }
 }
 

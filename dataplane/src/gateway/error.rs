@@ -1,14 +1,16 @@
 //! What the gateway itself answers when a request cannot be served: status, stable code, source and
 //! retry advice come from the kind of error, in one place.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
+use tokio::time::Instant;
 
-use super::body::ResponseBody;
+use super::{auth::Stranger, body::ResponseBody};
 use crate::{
+    keys::{LiveKey, Quota, Refused},
     metrics::Source,
     pool::{AcquireError, SendError},
 };
@@ -37,6 +39,17 @@ pub(super) enum GatewayError {
     UnknownModel(String),
     #[error("this worker has no configuration yet; it waits for the control plane")]
     NotConfigured,
+    #[error("{}", .0.words())]
+    Stranger(Stranger),
+    #[error("`authorization` and `x-api-key` have different keys; send one of them")]
+    TwoKeys,
+    #[error("this key may not use the model `{0}`; GET /v1/models lists those that it may")]
+    ModelNotAllowed(String),
+    #[error("this key has reached its limit of {refused} on this worker; try again in {} s", seconds(refused.again()))]
+    Limited {
+        refused: Refused,
+        quota: Option<Quota>,
+    },
     #[error(transparent)]
     Acquire(#[from] AcquireError),
     #[error("endpoint `{endpoint}` of model `{model}` gave no answer that can be used: {error}")]
@@ -84,6 +97,10 @@ impl GatewayError {
             E::NotJson(_) => (400, "invalid_request_error", "invalid_json", Client),
             E::ModelMissing => (400, "invalid_request_error", "model_missing", Client),
             E::UnknownModel(_) => (404, "invalid_request_error", "model_not_found", Client),
+            E::Stranger(_) => (401, "invalid_request_error", "invalid_api_key", Client),
+            E::TwoKeys => (400, "invalid_request_error", "two_api_keys", Client),
+            E::ModelNotAllowed(_) => (403, "invalid_request_error", "model_not_allowed", Client),
+            E::Limited { .. } => (429, "rate_limit_error", "rate_limit_exceeded", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
@@ -119,6 +136,7 @@ impl GatewayError {
             Self::Acquire(AcquireError::QueueFull(busy) | AcquireError::Timeout { busy, .. }) => {
                 Some(busy.retry_after)
             }
+            Self::Limited { refused, .. } => Some(refused.again()),
             Self::NotConfigured
             | Self::Acquire(AcquireError::Connect { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
@@ -132,35 +150,71 @@ impl GatewayError {
     fn is_final(&self) -> bool {
         !matches!(
             self,
-            Self::Acquire(_) | Self::NotConfigured | Self::UpstreamReset { sent: false, .. }
+            Self::Acquire(_)
+                | Self::Limited { .. }
+                | Self::NotConfigured
+                | Self::UpstreamReset { sent: false, .. }
         )
     }
 
     /// For a name that a client made up: short, and without what could forge a line of a log.
     pub(super) fn unknown_model(name: &str) -> Self {
-        let plain = |c: char| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        };
-        Self::UnknownModel(name.chars().take(128).map(plain).collect())
+        Self::UnknownModel(plain(name))
+    }
+
+    /// The same for a model that the caller may not use, whether there is one or not.
+    pub(super) fn model_not_allowed(name: &str) -> Self {
+        Self::ModelNotAllowed(plain(name))
+    }
+
+    /// A key that came up against a limit.
+    pub(super) fn limited(refused: Refused, key: Option<&Arc<LiveKey>>, now: Instant) -> Self {
+        let quota = key.and_then(|key| Quota::of(key, now));
+        Self::Limited { refused, quota }
+    }
+
+    /// How the caller stands who was refused by its limits.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        match self {
+            Self::Limited { quota, .. } => *quota,
+            _ => None,
+        }
+    }
+
+    /// The metric's label, of one who was refused for its key.
+    pub(super) fn auth_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Stranger(stranger) => Some(stranger.label()),
+            Self::TwoKeys => Some("two_keys"),
+            Self::ModelNotAllowed(_) => Some("model"),
+            Self::Limited { refused, .. } => Some(refused.label()),
+            _ => None,
+        }
     }
 
     fn param(&self) -> Option<&'static str> {
-        matches!(self, Self::ModelMissing | Self::UnknownModel(_)).then_some("model")
+        let of_model = matches!(
+            self,
+            Self::ModelMissing | Self::UnknownModel(_) | Self::ModelNotAllowed(_)
+        );
+        of_model.then_some("model")
     }
 
-    /// The answer, in OpenAI's shape.
-    pub(super) fn to_response(&self) -> Response<ResponseBody> {
+    /// The answer, in the shape that the clients of a path know: OpenAI's, or Anthropic's.
+    pub(super) fn to_response(&self, path: &str) -> Response<ResponseBody> {
         let shape = self.shape();
-        let error = json!({ "error": {
-            "message": self.to_string(),
-            "type": shape.kind,
-            "param": self.param(),
-            "code": shape.code,
-        }});
+        let error = match path.starts_with("/v1/messages") {
+            true => json!({ "type": "error", "error": {
+                "type": anthropic(shape.status),
+                "message": self.to_string(),
+            }}),
+            false => json!({ "error": {
+                "message": self.to_string(),
+                "type": shape.kind,
+                "param": self.param(),
+                "code": shape.code,
+            }}),
+        };
         let mut response = Response::new(ResponseBody::full(Bytes::from(error.to_string())));
         *response.status_mut() = shape.status;
         let headers = response.headers_mut();
@@ -169,17 +223,71 @@ impl GatewayError {
             HeaderValue::from_static("application/json"),
         );
         if let Some(after) = self.retry_after() {
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(after.as_secs().max(1)),
-            );
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
         }
         if self.is_final() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if matches!(self, Self::Stranger(_)) {
+            let bearer = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, bearer);
         }
         if let Self::MethodNotAllowed { allowed, .. } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         response
+    }
+}
+
+/// Whole seconds, at least one: what comes again sooner comes for nothing.
+fn seconds(after: Duration) -> u64 {
+    after.as_secs() + u64::from(after.subsec_nanos() > 0 || after.is_zero())
+}
+
+/// Short, and without what could forge a line of a log.
+fn plain(name: &str) -> String {
+    let plain = |c: char| match c.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => c,
+    };
+    name.chars().take(128).map(plain).collect()
+}
+
+/// Anthropic's word for a status.
+fn anthropic(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        503 => "overloaded_error",
+        _ => "api_error",
+    }
+}
+
+impl Stranger {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Missing => {
+                "you must provide an API key, as `authorization: Bearer fbk_…` or `x-api-key`"
+            }
+            Self::NoKeys => {
+                "this gateway asks for an API key, and there is none yet; its operator makes one with \
+                 `forebay keys create`"
+            }
+            Self::Unknown => "the API key is not known; it may have been revoked",
+            Self::Expired => "the API key has expired",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::NoKeys => "no_keys",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+        }
     }
 }

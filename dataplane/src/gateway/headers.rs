@@ -7,6 +7,7 @@ use http::{
 };
 use uuid::Builder;
 
+use super::caller::Caller;
 use crate::trace_context;
 
 /// The header that names a request in logs and answers.
@@ -27,6 +28,17 @@ static PASSED_UP: [HeaderName; 10] = [
     REQUEST_ID,
 ];
 
+/// Where clients' keys stand.
+static KEYS: [HeaderName; 2] = [header::AUTHORIZATION, HeaderName::from_static("x-api-key")];
+
+/// The endpoint's own credential takes the place of the client's.
+pub(super) fn put_credential(headers: &mut HeaderMap, credential: Option<&HeaderValue>) {
+    KEYS.iter().for_each(|name| drop(headers.remove(name)));
+    if let Some(credential) = credential {
+        headers.insert(header::AUTHORIZATION, credential.clone());
+    }
+}
+
 /// Of one connection only (RFC 9110 §7.6.1), or ours to say.
 static NOT_PASSED_DOWN: [HeaderName; 9] = [
     header::CONNECTION,
@@ -41,12 +53,19 @@ static NOT_PASSED_DOWN: [HeaderName; 9] = [
 ];
 
 /// The headers of the upstream request; `host` and framing are added by who sends it.
-pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
+pub(super) fn for_upstream(
+    client: &HeaderMap,
+    request_id: &HeaderValue,
+    caller: &Caller,
+) -> HeaderMap {
+    // A key of ours is nobody else's business; without keys it is the upstream's, as without a gateway.
+    let ours = caller.key().is_some();
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len());
     headers.insert(REQUEST_ID, request_id.clone());
     // Most of them are not there: the client's few are gone through, not the list.
     for (name, value) in client {
         let passes = PASSED_UP.contains(name) || trace_context::HEADERS.contains(name);
+        let passes = passes && !(ours && KEYS.contains(name));
         // Of several with one name the first counts.
         if passes && let Entry::Vacant(free) = headers.entry(name) {
             free.insert(value.clone());
@@ -119,7 +138,7 @@ mod tests {
             ("cookie", "a=b"),
             ("x-request-id", "client's"),
         ]);
-        let up = for_upstream(&client, &HeaderValue::from_static("id"));
+        let up = for_upstream(&client, &HeaderValue::from_static("id"), &Caller::anybody());
         assert_eq!(
             up,
             headers(&[("authorization", "Bearer x"), ("x-request-id", "id")])

@@ -4,7 +4,9 @@
 mod alarm;
 mod answer;
 mod attempt;
+mod auth;
 mod body;
+mod caller;
 mod connection;
 mod error;
 mod headers;
@@ -43,6 +45,7 @@ use self::{
 };
 use crate::{
     apply::client_connections,
+    keys::KeyCell,
     live::LiveCell,
     metrics::{Metrics, Source},
     trace_context,
@@ -66,7 +69,7 @@ impl Gateway {
     /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
     pub fn new(
-        live: Arc<LiveCell>,
+        (live, keys): (Arc<LiveCell>, Arc<KeyCell>),
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
         grace: Duration,
@@ -75,6 +78,7 @@ impl Gateway {
         Self {
             proxy: Arc::new(Proxy {
                 live,
+                keys,
                 metrics,
                 max_body_bytes,
                 watchdog: Watchdog::default(),
@@ -161,11 +165,15 @@ async fn serve(
         let answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
         trace_context::within(&span, answer).await
     };
+    let quota = record.quota();
     let mut response = match answer {
         Ok(answer) => proxy.pass_on(answer, record),
         Err(response) => response,
     };
     span.record("status", response.status().as_u16());
+    if let Some(quota) = quota {
+        quota.write(response.headers_mut());
+    }
     response
         .headers_mut()
         .insert(headers::REQUEST_ID, request_id);
@@ -181,13 +189,23 @@ async fn answer(
     alarms: &Alarms,
     record: &mut RequestRecord,
 ) -> Result<Answer, Response<ResponseBody>> {
-    let result = match target {
-        Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => Err(error),
-        },
-        Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
-        Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
+    let admitted = target.and_then(|target| {
+        let caller = auth::caller(&proxy.keys, &parts.headers)?;
+        if matches!(target, Target::Inference(_)) {
+            record.hold(caller.enter(record.began())?);
+        }
+        Ok((target, caller))
+    });
+    let result = match admitted {
+        Ok((Target::Inference(path), caller)) => {
+            let served = proxy.serve(path, parts, &caller, body, alarms, record);
+            match served.await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => Err(error),
+            }
+        }
+        Ok((Target::Models, caller)) => Ok(models::list(&proxy.live.load(), &caller)),
+        Ok((Target::Model(name), caller)) => models::get(&proxy.live.load(), &name, &caller),
         Err(error) => {
             read::discard(parts, body).await;
             Err(error)
@@ -197,7 +215,11 @@ async fn answer(
         Ok(response) => (response, Source::Gateway),
         Err(error) => {
             tracing::info!(request_id = record.request_id(), %error, "request refused");
-            (error.to_response(), error.source())
+            if let Some(reason) = error.auth_reason() {
+                proxy.metrics.auth_rejected(reason);
+            }
+            record.note_quota(error.quota());
+            (error.to_response(parts.uri.path()), error.source())
         }
     };
     record.answered(response.status().as_u16(), source);

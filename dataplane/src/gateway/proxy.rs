@@ -14,6 +14,7 @@ use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
+    caller::Caller,
     error::GatewayError,
     headers,
     model_field::ModelField,
@@ -22,6 +23,7 @@ use super::{
     watchdog::Watchdog,
 };
 use crate::{
+    keys::KeyCell,
     live::{Live, LiveCell, Route},
     metrics::Metrics,
     pool::Lease,
@@ -31,6 +33,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) live: Arc<LiveCell>,
+    pub(super) keys: Arc<KeyCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
     pub(super) watchdog: Watchdog,
@@ -66,6 +69,7 @@ impl Proxy {
         &self,
         path: &'static str,
         parts: &Parts,
+        caller: &Caller,
         body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
@@ -75,12 +79,13 @@ impl Proxy {
         let reading = record.began().elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
-        let route = find_route(&live, &field.name)?;
+        let route = find_route(&live, &field.name, caller)?;
         record.route(route);
+        record.reserve(estimate(body.len(), None), caller)?;
         Span::current().record("model", route.model.id.as_str());
         let mut outgoing = Outgoing {
             path,
-            headers: headers::for_upstream(&parts.headers, record.request_id_header()),
+            headers: headers::for_upstream(&parts.headers, record.request_id_header(), caller),
             body: field.body_for(route.model.id.as_str(), &body),
             route,
             deadline: record.began() + route.model.timeouts.total,
@@ -106,10 +111,21 @@ impl Proxy {
     }
 }
 
-fn find_route<'a>(live: &'a Live, name: &str) -> Result<&'a Arc<Route>, GatewayError> {
+fn find_route<'a>(
+    live: &'a Live,
+    name: &str,
+    caller: &Caller,
+) -> Result<&'a Arc<Route>, GatewayError> {
     if live.position.is_none() {
         return Err(GatewayError::NotConfigured);
     }
-    live.route(name)
-        .ok_or_else(|| GatewayError::unknown_model(name))
+    let route = live.route(name);
+    caller.check(name, route.map(|route| &route.model.id))?;
+    route.ok_or_else(|| GatewayError::unknown_model(name))
+}
+
+/// Tokens that a request is likely to use: of English text there are some four bytes to one, and of the answer no more
+/// than was allowed.
+fn estimate(body_bytes: usize, max_tokens: Option<u64>) -> u64 {
+    (body_bytes as u64 / 4).saturating_add(max_tokens.unwrap_or(0))
 }

@@ -7,9 +7,10 @@ use forebay_proto::ModelId;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::body::StreamFailed;
+use super::{body::StreamFailed, caller::Caller, error::GatewayError};
 use crate::{
     health::is_error,
+    keys::{Hold, Quota},
     live::Route,
     metrics::{Metrics, Source},
 };
@@ -31,6 +32,10 @@ pub(super) struct RequestRecord {
     /// Its answer has begun.
     begun: bool,
     outcome: Option<(u16, Source)>,
+    /// What it takes of its caller's limits, to its end.
+    hold: Option<Hold>,
+    /// How a caller stands who was refused by these.
+    refused: Option<Quota>,
 }
 
 impl RequestRecord {
@@ -46,12 +51,43 @@ impl RequestRecord {
             passing_on: 0,
             begun: false,
             outcome: None,
+            hold: None,
+            refused: None,
         }
     }
 
     /// When the request's head arrived.
     pub(super) fn began(&self) -> Instant {
         self.began
+    }
+
+    /// It counts against its caller's limits from here on.
+    pub(super) fn hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// Takes the tokens that it is likely to use.
+    pub(super) fn reserve(&mut self, tokens: u64, caller: &Caller) -> Result<(), GatewayError> {
+        let Some(hold) = &mut self.hold else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        let reserved = hold.reserve(tokens, now);
+        reserved.map_err(|refused| GatewayError::limited(refused, caller.key(), now))
+    }
+
+    /// How its caller stands, if there is something to say of it.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        let quota = self
+            .hold
+            .as_ref()
+            .and_then(|hold| hold.quota(Instant::now()));
+        quota.or(self.refused)
+    }
+
+    /// The same of one who was refused.
+    pub(super) fn note_quota(&mut self, quota: Option<Quota>) {
+        self.refused = quota;
     }
 
     /// Where it goes.
@@ -112,6 +148,10 @@ impl Drop for RequestRecord {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
         self.begin();
+        // Nothing of it was answered by an upstream: it used no tokens, as far as can be known here.
+        if let Some(hold) = self.hold.as_mut().filter(|_| self.passing_on == 0) {
+            hold.settle(0, Instant::now());
+        }
         match &self.route {
             Some(route) => {
                 if is_error(status, source) {
@@ -128,6 +168,7 @@ impl Drop for RequestRecord {
             status,
             source = source.label(),
             request_id = self.request_id(),
+            key = self.hold.as_ref().map(|hold| display(hold.id())),
             seconds,
             "request"
         );

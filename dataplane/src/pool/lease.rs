@@ -4,7 +4,7 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
-use forebay_proto::EndpointId;
+use forebay_proto::{Endpoint, EndpointId};
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -158,6 +158,15 @@ impl Lease {
     #[must_use]
     pub fn endpoint(&self) -> &EndpointId {
         &self.endpoint
+    }
+
+    /// True if the connection was made to this endpoint, at this url.
+    #[must_use]
+    pub fn leads_to(&self, endpoint: &Endpoint) -> bool {
+        let held = self.loan.held();
+        held.is_some_and(|held| {
+            held.conn.endpoint == endpoint.id && held.conn.at.url == endpoint.url
+        })
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.

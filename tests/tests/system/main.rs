@@ -14,6 +14,7 @@ mod endpoint_truth;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;
+mod keys;
 mod lifecycle;
 mod registry;
 mod revisions;
