@@ -11,6 +11,7 @@ mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
+mod keys;
 mod nack;
 mod offline;
 mod paused;

@@ -254,6 +254,16 @@ fn checked(dir: &Path, fresh: &PoolSettings) -> Result<SledStore, OpenError> {
     store.verify().map_err(damaged)?;
     let own = exports.iter().map(|(_, header, _)| header);
     let own = own.filter(|header| header.epoch == stored.epoch.as_str());
+    let keys = exports.iter();
+    let keys = keys.filter(|(_, header, _)| header.epoch == stored.epoch.as_str());
+    let keys = keys.map(|(_, _, exported)| exported.keys.version).max();
+    if let Some(exported) = keys.filter(|exported| *exported > stored.keys.version) {
+        // What was revoked since must not come back unnoticed.
+        return Err(damaged(format!(
+            "its clients' keys end at version {}, its own export holds {exported}",
+            stored.keys.version
+        )));
+    }
     match own.map(|header| header.revision).max() {
         Some(exported) if exported > stored.revision.get() => Err(damaged(format!(
             "it ends at revision {}, its own export holds {exported}",

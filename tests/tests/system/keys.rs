@@ -256,6 +256,15 @@ async fn a_revoked_key_is_refused_everywhere_whatever_a_rollout_does() {
         assert_eq!(status(&worker.client(), &keys[1].1).await, 200);
     }
 
+    away_and_alone(cluster, workers, &keys).await;
+}
+
+/// Workers that are away learn of what was revoked meanwhile, and know it still when they start alone.
+async fn away_and_alone(
+    mut cluster: Cluster,
+    mut workers: Vec<WorkerHandle>,
+    keys: &[(String, String)],
+) {
     // While a worker was away a key was revoked: it learns of it before it serves what it did not.
     let away = workers.pop().unwrap();
     away.stop().await;
@@ -569,19 +578,7 @@ async fn a_credential_is_kept_cleared_and_never_read_back() {
         "{refused}"
     );
     assert!(!refused.message().contains(CANARY));
-    // Nor can a sealed one be smuggled in.
-    let mut forged = model_at("forged", &b.url());
-    forged.endpoints[0].credential = Some(wire::Credential {
-        sealed: vec![1; 64].into(),
-        fingerprint: "0123456789abcdef".into(),
-        ..wire::Credential::default()
-    });
-    let request = wire::CreateModelRequest {
-        model: Some(forged),
-        ..wire::CreateModelRequest::default()
-    };
-    let refused = cluster.registry().create_model(request).await.unwrap_err();
-    assert!(refused.message().contains("bearer_token"), "{refused}");
+    no_forgery(&cluster, &b).await;
 
     let mut cleared = model.clone();
     cleared.endpoints[0].credential = Some(wire::Credential {
@@ -593,23 +590,49 @@ async fn a_credential_is_kept_cleared_and_never_read_back() {
     assert_eq!(status(&client, "x").await, 200);
     assert_eq!(carried(&a).last().unwrap(), "Bearer x");
 
-    // What went through history tells fingerprints, and no file has it in clear.
-    let mut revisions = wire::revisions_client::RevisionsClient::new(cluster.channel());
     let request = wire::DiffRevisionsRequest {
         from: Some(1),
         to: Some(created.revision),
         ..Default::default()
     };
+    nothing_tells(&cluster, &worker, request, CANARY, &credential.fingerprint).await;
+}
+
+/// A sealed one cannot be smuggled in.
+async fn no_forgery(cluster: &Cluster, upstream: &RawUpstream) {
+    let mut forged = model_at("forged", &upstream.url());
+    forged.endpoints[0].credential = Some(wire::Credential {
+        sealed: vec![1; 64].into(),
+        fingerprint: "0123456789abcdef".into(),
+        ..wire::Credential::default()
+    });
+    let request = wire::CreateModelRequest {
+        model: Some(forged),
+        ..wire::CreateModelRequest::default()
+    };
+    let refused = cluster.registry().create_model(request).await.unwrap_err();
+    assert!(refused.message().contains("bearer_token"), "{refused}");
+}
+
+/// What goes through history tells fingerprints, and no file has it in clear.
+async fn nothing_tells(
+    cluster: &Cluster,
+    worker: &WorkerHandle,
+    request: wire::DiffRevisionsRequest,
+    canary: &str,
+    fingerprint: &str,
+) {
+    let mut revisions = wire::revisions_client::RevisionsClient::new(cluster.channel());
     let diff = revisions.diff_revisions(request).await.unwrap();
     let diff = format!("{diff:?}");
     assert!(
-        diff.contains(&credential.fingerprint) && !diff.contains(CANARY),
+        diff.contains(fingerprint) && !diff.contains(canary),
         "{diff}"
     );
     assert!(!diff.contains("sealed"), "{diff}");
     let config = worker.document("/config").await.to_string();
     let pools = worker.document("/pools").await.to_string();
-    assert!(!config.contains(CANARY) && !pools.contains(CANARY));
+    assert!(!config.contains(canary) && !pools.contains(canary));
     let mut folders = vec![cluster.dir().to_owned()];
     let mut files = 0;
     while let Some(folder) = folders.pop() {
@@ -619,7 +642,7 @@ async fn a_credential_is_kept_cleared_and_never_read_back() {
                 true => folders.push(path),
                 false => {
                     let bytes = std::fs::read(&path).unwrap();
-                    let found = bytes.windows(CANARY.len()).any(|w| w == CANARY.as_bytes());
+                    let found = bytes.windows(canary.len()).any(|w| w == canary.as_bytes());
                     assert!(!found, "{}", path.display());
                     files += 1;
                 }
