@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use forebay_proto::{Budget, Endpoint, ModelId, Position, ResolvedModel};
+use forebay_proto::{Budget, EndpointId, ModelId, Position, ResolvedModel};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
@@ -59,18 +59,32 @@ pub struct Route {
 /// What requests to one endpoint carry.
 #[derive(Debug)]
 pub struct Credential {
-    /// The endpoint, with the url that it is for.
-    pub endpoint: Endpoint,
+    /// The endpoint, at the url that the model has for it.
+    pub endpoint: EndpointId,
     /// The header. Nothing if it could not be opened: then requests carry none, also none of the client's.
     pub value: Option<HeaderValue>,
 }
 
+/// Whose key a request carries.
+#[derive(Debug, Clone)]
+pub(crate) enum Carries {
+    /// What the client sent, if keys of ours are not in use.
+    TheClients,
+    /// The endpoint's; nothing if it cannot be had.
+    Own(Option<HeaderValue>),
+}
+
 impl Route {
-    /// What a request over this connection is to carry. Nothing where that leads to no endpoint that has something.
-    pub(crate) fn credential(&self, lease: &Lease) -> Option<Option<HeaderValue>> {
+    /// What a request over this connection carries. Nothing if it leads to an endpoint, or a url, that the model has not.
+    pub(crate) fn carries(&self, lease: &Lease) -> Option<Carries> {
+        let mut endpoints = self.model.endpoints.iter();
+        let endpoint = endpoints.find(|endpoint| lease.leads_to(endpoint))?;
+        if endpoint.credential.is_none() {
+            return Some(Carries::TheClients);
+        }
         let mut credentials = self.credentials.iter();
-        let credential = credentials.find(|credential| lease.leads_to(&credential.endpoint));
-        credential.map(|credential| credential.value.clone())
+        let credential = credentials.find(|credential| credential.endpoint == endpoint.id);
+        Some(Carries::Own(credential.and_then(|c| c.value.clone())))
     }
 }
 

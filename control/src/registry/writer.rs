@@ -5,6 +5,8 @@
 //!
 //! It runs on a thread of its own because the store blocks.
 
+mod keys;
+
 use std::{sync::Arc, thread, time::SystemTime};
 
 use forebay_proto::{Position, limits, wire};
@@ -20,7 +22,7 @@ use crate::{
     secrets::Vault,
     store::{
         Change, Store, StoreError,
-        history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+        history::{Entry, EntryKind, History, LogRecord, Past},
     },
     trace_context,
 };
@@ -291,43 +293,6 @@ impl<S: Store> Writer<S> {
         }
     }
 
-    /// Plans a change of keys, makes it durable, then visible.
-    fn serve_key(&mut self, write: KeyWrite) -> Result<wire::Key, WriteError> {
-        if let Err(error) = self.reload_if_needed() {
-            self.trouble.send_replace(Some(error.to_string()));
-            return Err(error.into());
-        }
-        let now = SystemTime::now();
-        let planned = self.book.plan(&write, now)?;
-        let shown = |book: &KeyBook| book.show(&planned.record, now);
-        let Some(change) = planned.change.filter(|_| !write.validate_only) else {
-            return Ok(shown(&self.book));
-        };
-        let mut next = KeyBook::clone(&self.book);
-        next.apply(&change);
-        let next = Arc::new(next);
-        let published = PublishedKeys::new(next.clone(), &self.vault, self.sealed);
-        let published = published.map_err(WriteError::LimitReached)?;
-        let timer = self.metrics.commit_seconds.start_timer();
-        let committed = self.store.commit_keys(std::slice::from_ref(&change));
-        timer.observe_duration();
-        if let Err(error) = committed {
-            self.must_reload = matches!(error, StoreError::Unknown(_));
-            self.trouble.send_replace(Some(error.to_string()));
-            tracing::error!(%error, "commit of keys failed");
-            return Err(error.into());
-        }
-        self.trouble
-            .send_if_modified(|trouble| trouble.take().is_some());
-        self.book = next;
-        self.keys.send_replace(Arc::new(published));
-        let (key, version) = (planned.record.id, change.version);
-        let (author, reason) = (&write.origin.author, &write.origin.reason);
-        let method = write.command.method();
-        tracing::info!(method, %key, version, author, reason, "write committed");
-        Ok(shown(&self.book))
-    }
-
     fn serve(&mut self, group: Vec<Job>) {
         if let Err(error) = self.reload_if_needed() {
             self.trouble.send_replace(Some(error.to_string()));
@@ -408,24 +373,6 @@ impl<S: Store> Writer<S> {
             tracing::info!(method, targets, more, %revision, author, reason, "write committed");
         }
         Ok(())
-    }
-
-    /// From the first credential on workers have the seal keys: told before the configuration that has it.
-    fn note_credentials(&mut self, changes: &[Change]) {
-        let entries = changes.iter().filter_map(|change| change.entry.as_ref());
-        let mut edits = entries.flat_map(|entry| &entry.edits);
-        if !self.sealed && edits.any(Edit::has_credential) {
-            self.sealed = true;
-            self.publish_keys();
-        }
-    }
-
-    fn publish_keys(&self) {
-        match PublishedKeys::new(self.book.clone(), &self.vault, self.sealed) {
-            Ok(published) => drop(self.keys.send_replace(Arc::new(published))),
-            // They fitted when they were written.
-            Err(error) => tracing::error!(error, "clients' keys cannot be published"),
-        }
     }
 
     /// After a commit of unknown fate: what the store holds now is what was committed.

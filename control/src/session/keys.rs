@@ -1,12 +1,17 @@
 //! Clients' keys on one stream: what the worker holds, what is on its way, what is to go next. It is state, not a queue,
-//! as configurations are; but neither rings nor refusals nor pauses hold it up. Pure: the shell sends what it is given.
+//! as configurations are; but neither rings nor refusals nor pauses hold it up. `KeyPushes` is pure; what the session does with
+//! it is below.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::{KeysPosition, limits, wire};
+use prost::Message as _;
+use tonic::Status;
+use wire::to_worker::Message as Say;
 
-use crate::registry::keys::PublishedKeys;
+use super::{KEYS, Session};
+use crate::{metrics::PushKind, registry::keys::PublishedKeys};
 
 /// From a push to its answer: the worker writes to its disk in between.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -73,6 +78,50 @@ impl KeyPushes {
             at: now,
         });
         in_parts(keys, from, parts)
+    }
+}
+
+impl Session {
+    /// Clients' keys, if the worker has not the newest and knows what that is.
+    pub(super) fn push_keys(&mut self) {
+        if self.joined.is_none() {
+            return;
+        }
+        let keys = self.keys.borrow_and_update().clone();
+        if self.protocol < KEYS {
+            if !keys.is_nothing() && !std::mem::replace(&mut self.warned, true) {
+                let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
+                tracing::warn!(
+                    worker,
+                    "the worker is of a version that knows no keys: it serves everybody; replace it"
+                );
+            }
+            return;
+        }
+        let parts = self.key_pushes.next(self.opened.elapsed(), &keys);
+        let bytes: usize = parts.iter().map(wire::KeysPush::encoded_len).sum();
+        if !parts.is_empty() {
+            self.metrics.pushed(PushKind::Keys, bytes);
+        }
+        for part in parts {
+            self.outbox.say(Say::Keys(part));
+        }
+    }
+
+    pub(super) fn hear_keys(&mut self, held: Option<wire::KeysPosition>) -> Result<(), Status> {
+        let held = held.map(KeysPosition::try_from).transpose();
+        let held = held.map_err(|violations| {
+            Status::invalid_argument(violations.under("keys_held.held").to_string())
+        })?;
+        if let Some((worker, joined)) = &self.joined {
+            let version = held.as_ref().map_or(0, |held| held.version);
+            self.fleet.holds_keys(worker, joined.session, version);
+            if !self.key_pushes.answered(held) {
+                tracing::warn!(%worker, version, "worker did not take the keys that were pushed");
+            }
+            self.push_keys();
+        }
+        Ok(())
     }
 }
 

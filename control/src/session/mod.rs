@@ -14,7 +14,6 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::{Health, KeysPosition, Position, WorkerId, health::CHANGED, limits, wire};
-use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -482,48 +481,6 @@ impl Session {
             true => (body.clone(), 0, Bytes::new()),
             false => (Bytes::new(), body.len() as u64, body.clone()),
         }
-    }
-
-    /// Clients' keys, if the worker has not the newest and knows what that is.
-    fn push_keys(&mut self) {
-        if self.joined.is_none() {
-            return;
-        }
-        let keys = self.keys.borrow_and_update().clone();
-        if self.protocol < KEYS {
-            if !keys.is_nothing() && !std::mem::replace(&mut self.warned, true) {
-                let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
-                tracing::warn!(
-                    worker,
-                    "the worker is of a version that knows no keys: it serves everybody; replace it"
-                );
-            }
-            return;
-        }
-        let parts = self.key_pushes.next(self.opened.elapsed(), &keys);
-        let bytes: usize = parts.iter().map(Message::encoded_len).sum();
-        if !parts.is_empty() {
-            self.metrics.pushed(PushKind::Keys, bytes);
-        }
-        for part in parts {
-            self.outbox.say(Say::Keys(part));
-        }
-    }
-
-    fn hear_keys(&mut self, held: Option<wire::KeysPosition>) -> Result<(), Status> {
-        let held = held.map(KeysPosition::try_from).transpose();
-        let held = held.map_err(|violations| {
-            Status::invalid_argument(violations.under("keys_held.held").to_string())
-        })?;
-        if let Some((worker, joined)) = &self.joined {
-            let version = held.as_ref().map_or(0, |held| held.version);
-            self.fleet.holds_keys(worker, joined.session, version);
-            if !self.key_pushes.answered(held) {
-                tracing::warn!(%worker, version, "worker did not take the keys that were pushed");
-            }
-            self.push_keys();
-        }
-        Ok(())
     }
 
     fn answered(&mut self, answer: &'static str) {

@@ -156,7 +156,7 @@ impl Applier {
         let with = endpoints.filter(|endpoint| endpoint.credential.is_some());
         let opened = with.map(|endpoint| Credential {
             value: self.common.keys.credential(&model.id, endpoint),
-            endpoint: endpoint.clone(),
+            endpoint: endpoint.id.clone(),
         });
         opened.collect()
     }

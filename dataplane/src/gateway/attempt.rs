@@ -19,7 +19,7 @@ use super::{
     proxy::Proxy,
 };
 use crate::{
-    live::{Live, Route},
+    live::{Carries, Live, Route},
     pool::{AcquireError, CloseReason, Kind, Lease, Progress},
     trace_context::{self, within},
 };
@@ -155,13 +155,22 @@ impl Proxy {
     /// The credential of the very endpoint, at the very url, that the connection leads to. A connection that is newer, or
     /// older, than what the request began with is found in what is in force now.
     fn put_credential(&self, outgoing: &Outgoing<'_>, lease: &Lease, headers: &mut HeaderMap) {
-        let own = outgoing.route.credential(lease);
-        let credential = own.or_else(|| {
+        let model = &outgoing.route.model.id;
+        let carries = outgoing.route.carries(lease).or_else(|| {
             let live = self.live.load();
-            let route = live.models.get(&outgoing.route.model.id);
-            route.and_then(|route| route.credential(lease))
+            live.models
+                .get(model)
+                .and_then(|route| route.carries(lease))
         });
-        if let Some(credential) = credential {
+        // One that neither knows is on its way out: it leads to what it was made for.
+        let carries = carries.unwrap_or_else(|| match lease.made_for() {
+            Some(endpoint) if endpoint.credential.is_some() => {
+                Carries::Own(self.keys.credential(model, endpoint))
+            }
+            Some(_) => Carries::TheClients,
+            None => Carries::Own(None),
+        });
+        if let Carries::Own(credential) = carries {
             headers::put_credential(headers, credential.as_ref());
         }
     }

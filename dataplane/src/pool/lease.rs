@@ -169,6 +169,11 @@ impl Lease {
         })
     }
 
+    /// The endpoint, as it was when the connection was made.
+    pub(crate) fn made_for(&self) -> Option<&Endpoint> {
+        self.loan.held().map(|held| &*held.conn.at)
+    }
+
     /// Writes on the request where it goes, in the way of the connection's protocol.
     pub fn address(&self, path: &'static str, request: &mut Request<Full<Bytes>>) {
         if let Some(held) = self.loan.held() {
