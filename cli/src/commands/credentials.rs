@@ -64,7 +64,8 @@ fn set(
         false => bail!(Usage(format!(
             "{flag}: there is no endpoint `{}`; those without a name are `e1`, `e2`, … in the order given",
             id.unwrap_or_default()
-        ))),
+        )
+        .into())),
     }
 }
 

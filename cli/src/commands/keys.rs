@@ -188,7 +188,7 @@ fn public(text: &str) -> anyhow::Result<String> {
     let id = id.split('_').next().unwrap_or_default();
     match forebay_proto::KeyId::new(id) {
         Ok(id) => Ok(id.to_string()),
-        Err(error) => bail!(Usage(format!("the id of a key {error}"))),
+        Err(error) => bail!(Usage(format!("the id of a key {error}").into())),
     }
 }
 

@@ -37,12 +37,34 @@ fn files_with(dir: &Path, canaries: &[&str]) -> Vec<String> {
             }
             let bytes = fs::read(&path).unwrap();
             let has = |canary: &&str| bytes.windows(canary.len()).any(|w| w == canary.as_bytes());
-            if canaries.iter().any(|canary| has(canary)) {
+            if canaries.iter().any(has) {
                 found.push(path.display().to_string());
             }
         }
     }
     found
+}
+
+/// What commands print of a key that is given whole where its id is wanted: the secret goes no further.
+async fn commands(control: &Control, key: &str) -> String {
+    let (id, mut told) = (&key[4..16], String::new());
+    let (code, out, err) = typed(control, &["keys", "get", key]).await;
+    assert_eq!(code, Some(0), "{err}");
+    told.push_str(&out);
+    for args in [
+        &["keys", "list"][..],
+        &["keys", "revoke", id, "--reason", "canary"],
+        &["keys", "list", "--revoked", "-o", "yaml"],
+        &["models", "get", "m"],
+        &["models", "export"],
+        &["fleet", "diff", "1", "2"],
+        &["fleet", "revisions"],
+    ] {
+        let (code, out, err) = typed(control, args).await;
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        told.push_str(&out);
+    }
+    told
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,23 +125,7 @@ async fn no_secret_is_logged_shown_or_kept_in_clear() {
     }
     let metrics = format!("{}/metrics", control.url());
     told.push_str(&reqwest::get(metrics).await.unwrap().text().await.unwrap());
-    // All of a key where its id is wanted: the secret goes no further.
-    let (code, out, err) = typed(&control, &["keys", "get", key]).await;
-    assert_eq!(code, Some(0), "{err}");
-    told.push_str(&out);
-    for args in [
-        &["keys", "list"][..],
-        &["keys", "revoke", id, "--reason", "canary"],
-        &["keys", "list", "--revoked", "-o", "yaml"],
-        &["models", "get", "m"],
-        &["models", "export"],
-        &["fleet", "diff", "1", "2"],
-        &["fleet", "revisions"],
-    ] {
-        let (code, out, err) = typed(&control, args).await;
-        assert_eq!(code, Some(0), "{args:?}: {err}");
-        told.push_str(&out);
-    }
+    told.push_str(&commands(&control, key).await);
     assert!(upstream.heads().iter().all(|head| head.contains(TOKEN)));
 
     let (_, out, err) = worker.process.terminate().await;
@@ -205,19 +211,23 @@ async fn a_keys_life_on_the_command_line() {
     let (_, _, err) = typed(&control, &["keys", "update", id, "--weight", "2"]).await;
     assert!(err.contains("KEY_REVOKED"), "{err}");
 
-    // Without its pepper it does not go on: nothing that it has could be checked.
+    without_its_pepper(control, dir.path()).await;
+}
+
+/// Nothing that it has could be checked: it does not go on.
+async fn without_its_pepper(control: Control, dir: &Path) {
     let (_, out, _) = typed(&control, &["keys", "create", "other"]).await;
     assert!(out.contains("fbk_"));
     control.process.terminate().await;
-    let pepper = dir.path().join("control/pepper");
-    let aside = dir.path().join("aside");
+    let pepper = dir.join("control/pepper");
+    let aside = dir.join("aside");
     fs::rename(&pepper, &aside).unwrap();
-    let data = dir.path().to_str().unwrap();
+    let data = dir.to_str().unwrap();
     let start = ["control", "--data-dir", data, "--control-listen", ANY];
     let (code, _, err) = run(&start).await;
     assert!(code == Some(1) && err.contains("--pepper-file"), "{err}");
     fs::rename(&aside, &pepper).unwrap();
-    let control = Control::start(ANY, dir.path(), &[]).await;
+    let control = Control::start(ANY, dir, &[]).await;
     let (_, out, _) = typed(&control, &["keys", "list"]).await;
     assert!(out.contains("other"), "{out}");
 }

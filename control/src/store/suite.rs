@@ -331,7 +331,7 @@ fn a_newer_format_is_refused_untouched() {
             error,
             OpenError::NewerFormat {
                 found: 99,
-                known: 2,
+                known: 3,
                 ..
             }
         ),
