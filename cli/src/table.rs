@@ -86,21 +86,8 @@ pub(crate) fn model(model: &wire::Model) -> String {
         ("model", model.id.clone()),
         ("aliases", dash(model.aliases.join(", "))),
     ];
-    for endpoint in &model.endpoints {
-        let weight = endpoint.weight.unwrap_or(1);
-        rows.push((
-            "endpoint",
-            format!(
-                "{}  {}  weight {weight}{}",
-                endpoint.id,
-                endpoint.url,
-                match &endpoint.credential {
-                    Some(credential) => format!("  credential {}", credential.fingerprint),
-                    None => String::new(),
-                }
-            ),
-        ));
-    }
+    let endpoints = model.endpoints.iter();
+    rows.extend(endpoints.map(|endpoint| ("endpoint", endpoint_of(endpoint))));
     if let Some(probe) = &model.probe {
         rows.push(("probe", probe_of(probe)));
     }
@@ -151,6 +138,16 @@ pub(crate) fn model(model: &wire::Model) -> String {
         [] => facts(&rows),
         results => format!("{}\n\n{}", facts(&rows), probe_results(results)),
     }
+}
+
+fn endpoint_of(endpoint: &wire::Endpoint) -> String {
+    let (id, url, weight) = (&endpoint.id, &endpoint.url, endpoint.weight.unwrap_or(1));
+    let credential = endpoint.credential.as_ref();
+    let credential = credential.map(|sealed| format!("  credential {}", sealed.fingerprint));
+    format!(
+        "{id}  {url}  weight {weight}{}",
+        credential.unwrap_or_default()
+    )
 }
 
 fn probe_of(probe: &wire::EndpointProbe) -> String {

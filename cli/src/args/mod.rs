@@ -82,7 +82,6 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "parsed once per process")]
 pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]

@@ -55,7 +55,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             endpoints,
             aliases,
             clear,
-            etag,
+            mut etag,
             reached,
             probe,
             pool,
@@ -63,19 +63,8 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             client,
         } => {
             let mut registry = registry(&client).await?;
-            let mut etag = etag;
-            let endpoints = match endpoints.is_empty() && reached.has_credentials() {
-                // As they are, with other credentials; if nobody changes them meanwhile.
-                true => {
-                    let id = id.clone();
-                    let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
-                    if etag.is_empty() {
-                        etag = model.etag;
-                    }
-                    credentials::put(model.endpoints, &reached)?
-                }
-                false => as_endpoints(endpoints, &reached)?,
-            };
+            let named = (endpoints, &reached);
+            let endpoints = endpoints_of(&mut registry, &id, named, &mut etag).await?;
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, (&pool, &probe));
             if mask.paths.is_empty() {
                 bail!(Usage(
@@ -176,6 +165,25 @@ fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<w
         ..endpoint(url)
     };
     credentials::put(urls.into_iter().map(reached).collect(), given)
+}
+
+/// The endpoints of an update. Where only their credentials are named they stay as they are, if nobody changes them
+/// meanwhile: then the etag is theirs.
+async fn endpoints_of(
+    registry: &mut Registry,
+    id: &str,
+    (urls, reached): (Vec<String>, &EndpointArgs),
+    etag: &mut String,
+) -> anyhow::Result<Vec<wire::Endpoint>> {
+    if !urls.is_empty() || !reached.has_credentials() {
+        return as_endpoints(urls, reached);
+    }
+    let id = id.to_owned();
+    let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
+    if etag.is_empty() {
+        *etag = model.etag;
+    }
+    credentials::put(model.endpoints, reached)
 }
 
 impl ProbeArgs {
