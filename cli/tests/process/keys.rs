@@ -193,7 +193,7 @@ async fn a_keys_life_on_the_command_line() {
     assert!(updated.get("tokensPerMinute").is_none() && updated.get("models").is_none());
     let (code, _, err) = typed(&control, &["keys", "update", id]).await;
     assert!(
-        code == Some(2) && err.contains("nothing to change"),
+        code == Some(64) && err.contains("nothing to change"),
         "{code:?} {err}"
     );
     let (code, _, err) = typed(&control, &["keys", "update", id, "--weight", "101"]).await;
