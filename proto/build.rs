@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=forebay");
     let files = [
         "fleet",
+        "keys",
         "model",
         "pool_settings",
         "registry",
@@ -29,6 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // `Bytes`, so that one encoded configuration is shared by all streams.
         .bytes(".forebay.v1")
+        // What has secrets is not printed; see `secret`.
+        .skip_debug([
+            ".forebay.v1.Credential",
+            ".forebay.v1.CreateKeyResponse",
+            ".forebay.v1.SealKey",
+            ".forebay.v1.VerifyKey",
+        ])
         .codec_path("crate::codec::SmallBuffers")
         .compile_fds(descriptors)?;
     Ok(())

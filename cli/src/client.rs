@@ -54,15 +54,23 @@ pub(crate) async fn call<T>(
         .map_err(|status| explain(&status))
 }
 
-/// A message under the name of who writes, with the reason.
 fn signed<M>(message: M, args: &WriteArgs) -> Request<M> {
+    signed_by(message, args.author.as_ref(), args.reason.as_ref())
+}
+
+/// A message under the name of who writes, with the reason.
+pub(crate) fn signed_by<M>(
+    message: M,
+    author: Option<&String>,
+    reason: Option<&String>,
+) -> Request<M> {
     let user = || env::var("USER").or_else(|_| env::var("LOGNAME")).ok();
-    let author = args.author.clone().or_else(user);
+    let author = author.cloned().or_else(user);
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();
     for (key, text) in [
         ("x-forebay-author-bin", author.as_ref()),
-        ("x-forebay-reason-bin", args.reason.as_ref()),
+        ("x-forebay-reason-bin", reason),
     ] {
         if let Some(text) = text {
             let value = BinaryMetadataValue::from_bytes(text.as_bytes());

@@ -7,7 +7,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::Value;
 use serde_path_to_error::{Deserializer, Path, Segment, Track};
 
-use crate::args::Output;
+use crate::{args::Output, commands::credentials};
 
 /// Fields of a model that only the server says, in JSON's spelling.
 const OUTPUT_ONLY: [&str; 7] = [
@@ -89,7 +89,8 @@ pub(crate) fn exported(model: &wire::Model) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-fn read_model(value: Value) -> anyhow::Result<wire::Model> {
+fn read_model(mut value: Value) -> anyhow::Result<wire::Model> {
+    credentials::resolve(&mut value)?;
     let mut track = Track::new();
     let tracked = Deserializer::new(&value, &mut track);
     let dynamic = DynamicMessage::deserialize(descriptor("Model")?, tracked);

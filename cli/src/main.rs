@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod commands;
 mod document;
+mod keys_table;
 mod open_files;
 mod signals;
 mod table;

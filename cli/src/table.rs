@@ -86,13 +86,8 @@ pub(crate) fn model(model: &wire::Model) -> String {
         ("model", model.id.clone()),
         ("aliases", dash(model.aliases.join(", "))),
     ];
-    for endpoint in &model.endpoints {
-        let weight = endpoint.weight.unwrap_or(1);
-        rows.push((
-            "endpoint",
-            format!("{}  {}  weight {weight}", endpoint.id, endpoint.url),
-        ));
-    }
+    let endpoints = model.endpoints.iter();
+    rows.extend(endpoints.map(|endpoint| ("endpoint", endpoint_of(endpoint))));
     if let Some(probe) = &model.probe {
         rows.push(("probe", probe_of(probe)));
     }
@@ -193,6 +188,16 @@ fn retry_on(cause: wire::RetryOn) -> &'static str {
         wire::RetryOn::ServerError => "server-error",
         wire::RetryOn::Reset => "reset",
     }
+}
+
+fn endpoint_of(endpoint: &wire::Endpoint) -> String {
+    let (id, url, weight) = (&endpoint.id, &endpoint.url, endpoint.weight.unwrap_or(1));
+    let credential = endpoint.credential.as_ref();
+    let credential = credential.map(|sealed| format!("  credential {}", sealed.fingerprint));
+    format!(
+        "{id}  {url}  weight {weight}{}",
+        credential.unwrap_or_default()
+    )
 }
 
 fn probe_of(probe: &wire::EndpointProbe) -> String {
@@ -462,7 +467,7 @@ pub(crate) fn changes(changes: &[wire::ResourceChange]) -> String {
     lines.join("\n")
 }
 
-fn facts(rows: &[(&str, String)]) -> String {
+pub(crate) fn facts(rows: &[(&str, String)]) -> String {
     let lines: Vec<_> = rows
         .iter()
         .map(|(name, value)| format!("{name:<14}{value}"))
@@ -481,11 +486,11 @@ fn state(state: wire::WorkerState) -> &'static str {
     }
 }
 
-fn number(number: Option<u32>) -> String {
+pub(crate) fn number(number: Option<u32>) -> String {
     number.map_or("-".to_owned(), |number| number.to_string())
 }
 
-fn dash(text: String) -> String {
+pub(crate) fn dash(text: String) -> String {
     if text.is_empty() {
         "-".to_owned()
     } else {

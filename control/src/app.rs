@@ -1,7 +1,13 @@
 //! The composition root of the control plane: opens the store, binds the port, tells where it
 //! listens, then serves until told to stop.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use forebay_proto::{
     PoolSettings, limits,
@@ -27,7 +33,7 @@ use tonic_health::{
     server::HealthReporter,
 };
 use wire::{
-    fleet_server::FleetServer, model_registry_server::ModelRegistryServer,
+    fleet_server::FleetServer, keys_server::KeysServer, model_registry_server::ModelRegistryServer,
     pool_settings_server::PoolSettingsServer, revisions_server::RevisionsServer,
     worker_sync_server::WorkerSyncServer,
 };
@@ -40,12 +46,13 @@ use crate::{
     probe::Prober,
     registry::{self, WriterThread},
     rollout::{self, RegistryPast, RolloutSettings},
+    secrets::{Needs, SecretFiles, SecretsError, Vault},
     service::{
-        Context, FleetService, ModelsService, RevisionsService, SettingsService, SyncService,
-        Watchers,
+        Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
+        SyncService, Watchers,
     },
     session,
-    store::{OpenError, Recovery, StoreLocation, recover},
+    store::{OpenError, Recovery, Store as _, StoreLocation, recover},
 };
 
 /// HTTP/2 pings find a peer that is gone without a word.
@@ -87,6 +94,26 @@ pub struct ControlSettings {
     pub rings: Option<RolloutSettings>,
     /// Addresses that probes of endpoints may dial although they would not.
     pub probe_allow: Vec<Cidr>,
+    /// Where its own secrets are.
+    pub secrets: SecretPaths,
+}
+
+/// Where the control plane's own secrets are: in its data directory, unless said otherwise.
+#[derive(Debug, Clone, Default)]
+pub struct SecretPaths {
+    /// Under which clients' keys are hashed.
+    pub pepper: Option<PathBuf>,
+    /// With which credentials of endpoints are sealed.
+    pub seal_key: Option<PathBuf>,
+}
+
+impl SecretPaths {
+    fn below(self, dir: &Path) -> SecretFiles {
+        SecretFiles {
+            pepper: self.pepper.unwrap_or_else(|| dir.join("pepper")),
+            seal_key: self.seal_key.unwrap_or_else(|| dir.join("seal.key")),
+        }
+    }
 }
 
 /// Why a control plane cannot start, or ended.
@@ -109,6 +136,9 @@ pub enum ControlError {
     /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Its own secrets cannot be had.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// The store's content cannot be used.
     #[error(
         "the store cannot be read: {0}; put a copy of the data directory in place, or start with another --data-dir"
@@ -156,18 +186,23 @@ impl BoundControl {
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
         let StoreLocation::Sled(dir) = settings.store;
         let all_at_once = settings.rings.is_none();
+        let secrets = settings.secrets;
         let opening = tokio::task::spawn_blocking({
             let metrics = metrics.clone();
             move || {
                 let fresh = &settings.fresh_settings;
-                let (store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
+                let (mut store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
                 let lock = store.lock.clone();
                 // What was stable before all went at once is not any more.
                 if all_at_once && let Err(error) = rollout::forget_stable(&dir) {
                     tracing::warn!(%error, "the stable revision of earlier rollouts is still kept");
                 }
-                let started = registry::start(store, metrics).map_err(ControlError::Load)?;
-                Ok::<_, ControlError>((started, recovered, dir, lock))
+                let stored = store.load();
+                let stored = stored.map_err(|error| ControlError::Load(error.to_string()))?;
+                let vault = Vault::open(&secrets.below(&dir), &Needs::of(&stored))?;
+                drop(stored);
+                let started = registry::start(store, metrics, vault);
+                Ok::<_, ControlError>((started.map_err(ControlError::Load)?, recovered, dir, lock))
             }
         });
         let opened = opening
@@ -181,6 +216,7 @@ impl BoundControl {
             dir,
             lock,
             published: handle.watch(),
+            keys: handle.watch_keys(),
             status: status.clone(),
             metrics: metrics.clone(),
         };
@@ -336,6 +372,7 @@ async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: Healt
     type Models = ModelRegistryServer<ModelsService>;
     type Settings = PoolSettingsServer<SettingsService>;
     type Revisions = RevisionsServer<RevisionsService>;
+    type Keys = KeysServer<KeysService>;
     health.set_serving::<FleetServer<FleetService>>().await;
     loop {
         let failed = trouble.borrow_and_update().is_some();
@@ -343,10 +380,12 @@ async fn watch_store(mut trouble: watch::Receiver<Option<String>>, health: Healt
             health.set_not_serving::<Models>().await;
             health.set_not_serving::<Settings>().await;
             health.set_not_serving::<Revisions>().await;
+            health.set_not_serving::<Keys>().await;
         } else {
             health.set_serving::<Models>().await;
             health.set_serving::<Settings>().await;
             health.set_serving::<Revisions>().await;
+            health.set_serving::<Keys>().await;
         }
         if trouble.changed().await.is_err() {
             return;
@@ -377,6 +416,7 @@ fn routes(
         watchers: Watchers::new(sync.stopping.clone()),
     });
     let revisions = RevisionsServer::new(RevisionsService(context.clone()));
+    let keys = KeysServer::new(KeysService(context.clone()));
     let sync = WorkerSyncServer::new(sync)
         .max_decoding_message_size(limits::WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
@@ -388,6 +428,7 @@ fn routes(
         .add_service(models.max_decoding_message_size(limits::MESSAGE_BYTES))
         .add_service(settings.max_decoding_message_size(limits::MESSAGE_BYTES))
         .add_service(revisions)
+        .add_service(keys)
         .add_service(fleet.max_encoding_message_size(4 * limits::MESSAGE_BYTES))
         .add_service(sync))
 }

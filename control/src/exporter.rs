@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     metrics::Metrics,
-    registry::Published,
+    registry::{Published, keys::PublishedKeys},
     store::{
-        export,
+        Stored, export,
         recover::{DirLock, Recovered},
     },
 };
@@ -77,6 +77,7 @@ pub(crate) struct Exporter {
     /// Nobody else works in the directory until the last export is made.
     pub(crate) lock: DirLock,
     pub(crate) published: watch::Receiver<Arc<Published>>,
+    pub(crate) keys: watch::Receiver<Arc<PublishedKeys>>,
     pub(crate) status: Arc<StoreStatus>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -89,13 +90,13 @@ impl Exporter {
             let began = Instant::now();
             exported = self.export(exported).await;
             let pause = (began.elapsed() * REST).clamp(PAUSE, LONGEST_PAUSE);
-            let behind = exported.as_ref() != Some(&position_of(&self.published.borrow()));
+            let behind = exported.as_ref() != Some(&self.position());
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = async {
                     sleep(pause).await;
                     // The writer may be gone; then there is nothing more to come, but the end.
-                    if !behind && self.published.changed().await.is_err() {
+                    if !behind && self.changed().await.is_none() {
                         std::future::pending::<()>().await;
                     }
                 } => {}
@@ -105,17 +106,36 @@ impl Exporter {
         drop(self.lock);
     }
 
+    fn position(&self) -> At {
+        position_of(&self.published.borrow(), &self.keys.borrow())
+    }
+
+    /// Waits until there is something new; nothing if there will not be.
+    async fn changed(&mut self) -> Option<()> {
+        let changed = tokio::select! {
+            changed = self.published.changed() => changed,
+            changed = self.keys.changed() => changed,
+        };
+        changed.ok()
+    }
+
     /// Makes an export unless there is one of this position; gives the position of the newest.
-    async fn export(&mut self, before: Option<(Epoch, Revision)>) -> Option<(Epoch, Revision)> {
+    async fn export(&mut self, before: Option<At>) -> Option<At> {
         let published = self.published.borrow_and_update().clone();
-        let position = position_of(&published);
+        let keys = self.keys.borrow_and_update().clone();
+        let position = position_of(&published, &keys);
         if before.as_ref() == Some(&position) {
             return before;
         }
         let dir = self.dir.clone();
         let now = SystemTime::now();
-        let saving =
-            tokio::task::spawn_blocking(move || export::save(&dir, &published.state.stored(), now));
+        let saving = tokio::task::spawn_blocking(move || {
+            let stored = Stored {
+                keys: keys.book.stored(),
+                ..published.state.stored()
+            };
+            export::save(&dir, &stored, now)
+        });
         let saved = match saving.await {
             Ok(saved) => saved.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -142,7 +162,14 @@ impl Exporter {
     }
 }
 
-fn position_of(published: &Published) -> (Epoch, Revision) {
+/// Lineage, revision, and version of the keys.
+type At = (Epoch, Revision, u64);
+
+fn position_of(published: &Published, keys: &PublishedKeys) -> At {
     let position = &published.position;
-    (position.epoch.clone(), position.revision)
+    (
+        position.epoch.clone(),
+        position.revision,
+        keys.book.version(),
+    )
 }

@@ -10,6 +10,7 @@ use prometheus::Registry;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::secrets::Vault;
 use crate::{
     registry::{self, Command, RegistryHandle, Write},
     store::{history::Origin, memory::MemoryStore},
@@ -36,12 +37,14 @@ impl Bench {
         fs::create_dir(&data).unwrap();
         let lock = Arc::new(File::create(dir.path().join("lock")).unwrap());
         let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-        let (registry, _) = registry::start(MemoryStore::fresh(), metrics.clone()).unwrap();
+        let (registry, _) =
+            registry::start(MemoryStore::fresh(), metrics.clone(), Vault::throwaway()).unwrap();
         let status = Arc::new(StoreStatus::new(None));
         let exporter = Exporter {
             dir: data,
             lock: lock.clone(),
             published: registry.watch(),
+            keys: registry.watch_keys(),
             status: status.clone(),
             metrics: metrics.clone(),
         };
@@ -167,7 +170,9 @@ async fn a_good_end_exports_the_last_write_after_the_writer_is_gone() {
     let watched = bench.registry.watch();
     // The last handle goes, and the writer with it.
     let metrics = bench.metrics.clone();
-    bench.registry = registry::start(MemoryStore::fresh(), metrics).unwrap().0;
+    bench.registry = registry::start(MemoryStore::fresh(), metrics, Vault::throwaway())
+        .unwrap()
+        .0;
     bench.stop.cancel();
     while let Some(ended) = bench.exporting.join_next().await {
         ended.unwrap();

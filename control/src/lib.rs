@@ -12,6 +12,7 @@ mod metrics;
 mod probe;
 mod registry;
 mod rollout;
+mod secrets;
 mod service;
 mod session;
 #[cfg(feature = "simulation")]
@@ -19,8 +20,9 @@ pub mod simulation;
 mod store;
 mod trace_context;
 
-pub use app::{BoundControl, ControlError, ControlSettings, Exposure};
+pub use app::{BoundControl, ControlError, ControlSettings, Exposure, SecretPaths};
 pub use rollout::{BadRings, Rings, RolloutSettings};
+pub use secrets::SecretsError;
 pub use store::{
     BadLocation, CheckReport, ExportError, ExportHeader, OfflineError, OpenError, Recovery,
     StoreLocation, check, export_directory, import,

@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
 pub(crate) enum PushKind {
     Whole,
     Delta,
+    /// Clients' keys: no configuration.
+    Keys,
 }
 
 impl PushKind {
@@ -44,6 +46,7 @@ impl PushKind {
         match self {
             Self::Whole => "whole",
             Self::Delta => "delta",
+            Self::Keys => "keys",
         }
     }
 }

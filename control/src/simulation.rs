@@ -18,10 +18,12 @@ use crate::{
     metrics::Metrics,
     probe::Prober,
     registry,
+    secrets::Vault,
     service::Context,
     store::{
         Change, Store, StoreError, Stored,
         history::{History, Past},
+        keys::KeyChange,
         memory::{MemoryStore, Next},
     },
 };
@@ -92,6 +94,10 @@ impl Store for Disk {
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         self.0.lock().commit(changes)
     }
+
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
+        self.0.lock().commit_keys(changes)
+    }
 }
 
 /// Serves what comes in, until told to stop or dropped.
@@ -107,7 +113,7 @@ where
     let metrics = Registry::new();
     let own = Arc::new(Metrics::new(&metrics).map_err(internal)?);
     let (registry, writing) =
-        registry::start_here(disk, own.clone()).map_err(ControlError::Load)?;
+        registry::start_here(disk, own.clone(), Vault::throwaway()).map_err(ControlError::Load)?;
     let context = Context {
         registry,
         fleet: Arc::new(Fleet::default()),

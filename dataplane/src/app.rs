@@ -24,6 +24,7 @@ use crate::{
     ending::Ending,
     gateway::{ClientLimits, Gateway},
     handover::{self, HandoverError, Offer, Taken, take_over},
+    keys::{Auth, KeyCell},
     live::LiveCell,
     metrics::Metrics,
     pool::{Common, Probing},
@@ -61,8 +62,10 @@ pub struct WorkerSettings {
     pub listen: SocketAddr,
     /// Where the admin port listens.
     pub admin_listen: SocketAddr,
-    /// Whether these may be anything but loopback.
+    /// Whether these may be anything but loopback; the gateway may in any case if it asks for keys.
     pub exposure: Exposure,
+    /// Who may use the gateway.
+    pub auth: Auth,
     /// Whom to ask for the addresses of endpoints; the system's servers if empty.
     pub dns_servers: Vec<SocketAddr>,
     /// How often an endpoint that does not serve its model is asked again.
@@ -181,6 +184,12 @@ impl BoundWorker {
         let data_dir = settings.data_dir.as_deref();
         let place = data_dir.filter(|_| settings.hand_over != HandOver::Never);
         let place = place.map(handover::place);
+        // The gateway may be reached from elsewhere, if whoever comes has a key.
+        let open = settings.exposure == Exposure::Insecure || settings.auth != Auth::Open;
+        let exposure = match open {
+            true => Exposure::Insecure,
+            false => settings.exposure,
+        };
         let (gateway, admin, stream) = match take(&settings, place.as_deref()).await? {
             Some(Taken {
                 gateway,
@@ -192,7 +201,7 @@ impl BoundWorker {
                 (gateway, admin, Some(stream))
             }
             None => {
-                let gateway = bind("--listen", settings.listen, settings.exposure).await?;
+                let gateway = bind("--listen", settings.listen, exposure).await?;
                 let admin = bind("--admin-listen", settings.admin_listen, settings.exposure);
                 (gateway, admin.await?, None)
             }
@@ -247,6 +256,9 @@ impl Parts {
             gateway_address: gateway_addr.to_string(),
         };
         let budget = Arc::new(Budget::default());
+        let exposed =
+            settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
+        let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
         let common = Common {
             tasks: tasks.clone(),
@@ -254,16 +266,17 @@ impl Parts {
             budget: budget.clone(),
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
+            keys: keys.clone(),
         };
         let remake = {
             let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
-            let (control, soak) = (settings.control, settings.soak);
+            let (control, soak, keys) = (settings.control, settings.soak, keys.clone());
             move || {
                 ConfigClient::new(
                     control.clone(),
                     identity.clone(),
                     Applier::new(live.clone(), common.clone(), open_files),
-                    live.clone(),
+                    (live.clone(), keys.clone()),
                     status.clone(),
                     metrics.clone(),
                     lkg.clone().map(|lkg| Keeping { lkg, soak }),
@@ -274,8 +287,14 @@ impl Parts {
         client.start_from_disk();
         let ending = Arc::new(Ending::default());
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
+        if exposed && keys.load().is_empty() {
+            tracing::warn!(
+                addr = %gateway_addr,
+                "the gateway can be reached from other machines: until there is a key, nobody is let in"
+            );
+        }
         let serving = Gateway::new(
-            live.clone(),
+            (live.clone(), keys.clone()),
             metrics.clone(),
             max_body,
             settings.clients,
@@ -285,6 +304,7 @@ impl Parts {
         );
         let admin = Admin {
             live: live.clone(),
+            keys,
             status,
             registry,
         };

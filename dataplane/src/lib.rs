@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod gateway;
 mod handover;
 mod health;
+pub mod keys;
 pub mod live;
 pub mod metrics;
 pub mod pool;

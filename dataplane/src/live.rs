@@ -5,16 +5,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use forebay_proto::{Budget, ModelId, Position, ResolvedModel};
+use forebay_proto::{Budget, EndpointId, ModelId, Position, ResolvedModel};
+use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::{apply::Refusal, metrics::ModelMetrics, pool::Pool};
+use crate::{
+    apply::Refusal,
+    metrics::ModelMetrics,
+    pool::{Lease, Pool},
+};
 
 /// The routes and pools of one revision.
 #[derive(Debug, Default)]
@@ -44,6 +52,40 @@ pub struct Route {
     pub pool: Arc<Pool>,
     /// Its series.
     pub metrics: Arc<ModelMetrics>,
+    /// What requests to its endpoints carry, opened.
+    pub credentials: Vec<Credential>,
+}
+
+/// What requests to one endpoint carry.
+#[derive(Debug)]
+pub struct Credential {
+    /// The endpoint, at the url that the model has for it.
+    pub endpoint: EndpointId,
+    /// The header. Nothing if it could not be opened: then requests carry none, also none of the client's.
+    pub value: Option<HeaderValue>,
+}
+
+/// Whose key a request carries.
+#[derive(Debug, Clone)]
+pub(crate) enum Carries {
+    /// What the client sent, if keys of ours are not in use.
+    TheClients,
+    /// The endpoint's; nothing if it cannot be had.
+    Own(Option<HeaderValue>),
+}
+
+impl Route {
+    /// What a request over this connection carries. Nothing if it leads to an endpoint, or a url, that the model has not.
+    pub(crate) fn carries(&self, lease: &Lease) -> Option<Carries> {
+        let mut endpoints = self.model.endpoints.iter();
+        let endpoint = endpoints.find(|endpoint| lease.leads_to(endpoint))?;
+        if endpoint.credential.is_none() {
+            return Some(Carries::TheClients);
+        }
+        let mut credentials = self.credentials.iter();
+        let credential = credentials.find(|credential| credential.endpoint == endpoint.id);
+        Some(Carries::Own(credential.and_then(|c| c.value.clone())))
+    }
 }
 
 impl Live {
@@ -98,6 +140,8 @@ const HELD_HERE: usize = 2;
 pub struct LiveCell {
     live: ArcSwap<Live>,
     retired: Mutex<Vec<Arc<Pool>>>,
+    /// An endpoint has, or had, a credential.
+    credentials: AtomicBool,
 }
 
 impl LiveCell {
@@ -107,8 +151,21 @@ impl LiveCell {
         self.live.load_full()
     }
 
+    /// Whether there is anything to look for.
+    pub(crate) fn has_credentials(&self) -> bool {
+        self.credentials.load(Ordering::Acquire)
+    }
+
     /// Puts a new revision in force.
     pub(crate) fn publish(&self, live: Live) {
+        // Before it is seen, and for good: a request may still be on what was in force.
+        if live
+            .models
+            .values()
+            .any(|route| !route.credentials.is_empty())
+        {
+            self.credentials.store(true, Ordering::Release);
+        }
         self.live.store(Arc::new(live));
     }
 

@@ -126,6 +126,7 @@ pub struct Metrics {
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
+    auth_rejected: IntCounterVec,
     resyncs: IntCounter,
     clients: ClientMetrics,
     /// What routes hold. The lock is never taken on the request path.
@@ -200,6 +201,7 @@ impl Metrics {
     /// Registers them all.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let model = &["model"];
+        let [rejected, models_rejected, auth_rejected] = rejections(registry)?;
         Ok(Self {
             health: HealthCounters::default(),
             requests: counter(
@@ -245,16 +247,9 @@ impl Metrics {
                 &["model", "cause"],
             )?,
             apply_seconds: apply_seconds(registry)?,
-            rejected: by_reason(
-                registry,
-                "forebay_config_rejected_total",
-                "Pushed configurations refused, by reason.",
-            )?,
-            models_rejected: by_reason(
-                registry,
-                "forebay_config_models_rejected_total",
-                "Reasons for which models of configurations that were put in force were not taken.",
-            )?,
+            rejected,
+            models_rejected,
+            auth_rejected,
             resyncs: single(
                 registry,
                 "forebay_config_resyncs_total",
@@ -327,6 +322,10 @@ impl Metrics {
 
     pub(crate) fn applied(&self, seconds: f64) {
         self.apply_seconds.observe(seconds);
+    }
+
+    pub(crate) fn auth_rejected(&self, reason: &'static str) {
+        self.auth_rejected.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn resynced(&self) {
@@ -406,6 +405,27 @@ fn apply_seconds(registry: &Registry) -> Result<Histogram, Error> {
         "Time to put a pushed configuration in force.",
     );
     Ok(histogram(registry, name, help, &[])?.with_label_values::<&str>(&[]))
+}
+
+/// What was refused, by reason: configurations, models of them, requests.
+fn rejections(registry: &Registry) -> Result<[IntCounterVec; 3], Error> {
+    Ok([
+        by_reason(
+            registry,
+            "forebay_config_rejected_total",
+            "Pushed configurations refused, by reason.",
+        )?,
+        by_reason(
+            registry,
+            "forebay_config_models_rejected_total",
+            "Reasons for which models of configurations that were put in force were not taken.",
+        )?,
+        by_reason(
+            registry,
+            "forebay_auth_rejected_total",
+            "Requests refused for their key, or for its limits, by reason.",
+        )?,
+    ])
 }
 
 fn by_reason(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {

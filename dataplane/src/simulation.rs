@@ -100,6 +100,7 @@ impl Worker {
             budget: Arc::new(Budget::default()),
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
+            keys: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, 1 << 20);
         let identity = Identity {
@@ -113,7 +114,7 @@ impl Worker {
             vec![control],
             identity,
             applier,
-            live.clone(),
+            (live.clone(), Arc::default()),
             status,
             metrics,
             None,

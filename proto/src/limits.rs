@@ -58,6 +58,29 @@ pub const REFUSALS_SHOWN: usize = 1_000;
 /// Most configurations that a worker says it will not try again.
 pub const QUARANTINED: usize = 8;
 
+/// Most keys of clients that are not revoked.
+pub const KEYS: usize = 10_000;
+/// Most revoked keys that are kept.
+pub const REVOKED_KEYS: usize = 10_000;
+/// Largest set of keys as it is pushed, in bytes.
+pub const KEYS_BYTES: usize = 8 << 20;
+/// Longest name of a key, in characters.
+pub const KEY_NAME_CHARS: usize = 128;
+/// Most models that a key names.
+pub const KEY_MODELS: usize = 64;
+/// Longest credential of an endpoint, in characters.
+pub const CREDENTIAL_CHARS: usize = 2_048;
+/// Most peppers, and most seal keys, that are known at a time.
+pub const SECRETS: usize = 8;
+/// Requests of a key in a minute.
+pub const KEY_REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Tokens of a key in a minute.
+pub const KEY_TOKENS: RangeInclusive<u32> = 1..=4_000_000_000;
+/// Requests of a key in flight.
+pub const KEY_CONCURRENT: RangeInclusive<u32> = 1..=100_000;
+/// Share of a key among those of its priority.
+pub const KEY_WEIGHT: RangeInclusive<u32> = 1..=100;
+
 /// Requests in flight of one model on one worker.
 pub const POOL_SIZE: RangeInclusive<u32> = 1..=10_000;
 /// Models of default size that a budget holds.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use wire::{
-    fleet_client::FleetClient, model_registry_client::ModelRegistryClient,
+    fleet_client::FleetClient, keys_client::KeysClient, model_registry_client::ModelRegistryClient,
     pool_settings_client::PoolSettingsClient,
 };
 
@@ -148,6 +148,7 @@ impl Cluster {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
+            auth: forebay_dataplane::keys::Auth::Auto,
             data_dir: Some(self.dir.path().join(name)),
             dns_servers: self.dns.clone(),
             soak: SOAK,
@@ -192,6 +193,18 @@ impl Cluster {
     #[must_use]
     pub fn settings(&self) -> PoolSettingsClient<Channel> {
         PoolSettingsClient::new(self.channel())
+    }
+
+    /// Clients' keys.
+    #[must_use]
+    pub fn keys(&self) -> KeysClient<Channel> {
+        KeysClient::new(self.channel())
+    }
+
+    /// Where everything of the test is kept.
+    #[must_use]
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     /// The fleet.
@@ -341,6 +354,7 @@ async fn control(
         stream_age,
         rings,
         probe_allow: Vec::new(),
+        secrets: forebay_control::SecretPaths::default(),
     };
     let bound = BoundControl::bind(settings)
         .await

@@ -272,7 +272,8 @@ impl Player {
                 }
                 true
             }
-            Some(Heard::Tick(_)) | None => true,
+            // It speaks no protocol that has keys.
+            Some(Heard::Tick(_) | Heard::Keys(_)) | None => true,
         }
     }
 

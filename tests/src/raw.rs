@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -35,6 +36,7 @@ pub struct RawUpstream {
     addr: SocketAddr,
     connections: Arc<AtomicU64>,
     requests: Arc<AtomicU64>,
+    heads: Arc<Mutex<Vec<String>>>,
     _server: JoinSet<()>,
 }
 
@@ -47,7 +49,8 @@ impl RawUpstream {
         let mut server = JoinSet::new();
         let requests = Arc::new(AtomicU64::new(0));
         let (answer, count) = (answer.to_owned(), connections.clone());
-        let asked = requests.clone();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let asked = (requests.clone(), heads.clone());
         server.spawn(async move {
             let mut all = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
@@ -59,6 +62,7 @@ impl RawUpstream {
             addr,
             connections,
             requests,
+            heads,
             _server: server,
         }
     }
@@ -75,6 +79,12 @@ impl RawUpstream {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// The heads of these requests, as they came.
+    #[must_use]
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().clone()
+    }
+
     /// Connections accepted so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
@@ -82,13 +92,19 @@ impl RawUpstream {
     }
 }
 
-async fn serve(mut socket: TcpStream, answer: String, after: After, requests: Arc<AtomicU64>) {
+async fn serve(
+    mut socket: TcpStream,
+    answer: String,
+    after: After,
+    (requests, heads): (Arc<AtomicU64>, Arc<Mutex<Vec<String>>>),
+) {
     let limit = match after {
         After::Keep | After::Close => SOON,
         After::CloseAfter(limit) => limit,
     };
     let mut within = SOON;
-    while let Ok(true) = timeout(within, read_request(&mut socket)).await {
+    while let Ok(Some(head)) = timeout(within, read_request(&mut socket)).await {
+        heads.lock().push(head);
         requests.fetch_add(1, Ordering::Relaxed);
         if socket.write_all(answer.as_bytes()).await.is_err() || after == After::Close {
             return;
@@ -97,12 +113,12 @@ async fn serve(mut socket: TcpStream, answer: String, after: After, requests: Ar
     }
 }
 
-/// Reads a request with a content-length to its end. False when there is none.
-async fn read_request(socket: &mut TcpStream) -> bool {
+/// Reads a request with a content-length to its end, and gives its head. Nothing when there is none.
+async fn read_request(socket: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
         match socket.read_buf(&mut bytes).await {
-            Ok(0) | Err(_) => return false,
+            Ok(0) | Err(_) => return None,
             Ok(_) => {}
         }
         let text = String::from_utf8_lossy(&bytes);
@@ -115,7 +131,7 @@ async fn read_request(socket: &mut TcpStream) -> bool {
                 .then(|| value.trim().parse::<usize>().ok())?
         });
         if body.len() >= length.unwrap_or(0) {
-            return true;
+            return Some(head.to_owned());
         }
     }
 }

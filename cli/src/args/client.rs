@@ -138,6 +138,13 @@ pub(crate) struct EndpointArgs {
     /// Absolute path, on the worker's machine, of that certificate's key.
     #[arg(long, value_name = "FILE", requires = "endpoints")]
     pub(crate) tls_client_key: Option<String>,
+    /// File with the token that requests to an endpoint carry in place of the client's key: of one endpoint by its id
+    /// (`e1`, `e2`, … in the order given), or of all. The token is sealed, and never shown again.
+    #[arg(long = "credential-file", value_name = "[ENDPOINT=]FILE")]
+    pub(crate) credential_files: Vec<String>,
+    /// Take away the token of an endpoint, by its id.
+    #[arg(long = "clear-credential", value_name = "ENDPOINT")]
+    pub(crate) clear_credentials: Vec<String>,
     /// Take any certificate; for trying things on your own machine.
     #[arg(long, requires = "endpoints")]
     pub(crate) tls_skip_verification: bool,

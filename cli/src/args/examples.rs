@@ -80,3 +80,11 @@ Examples:
   forebay bench seed --out report           tables, JSON and pictures into a directory
   forebay bench seed --service-time 2s --seconds 20
   forebay bench seed --waves 3 --seconds 1 --handshake 20ms --output json";
+
+pub(super) const KEYS_EXAMPLES: &str = "\
+Examples:
+  forebay keys create chat-app
+  forebay keys create ci --models llama,qwen --expires 90d --rpm 60
+  forebay keys create batch --priority low --tpm 200000 --max-concurrent 4
+  forebay keys create chat-app -o json | jq -r .secret > chat-app.key
+  forebay keys revoke 3fJk09sLmQ2x --reason 'found in a log'";

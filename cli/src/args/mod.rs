@@ -4,6 +4,7 @@ mod bench;
 mod client;
 mod examples;
 mod failure;
+mod keys;
 mod rings;
 mod roles;
 
@@ -20,9 +21,10 @@ pub(crate) use self::{
         Output, Pool, PoolArgs, ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     failure::{FailureArgs, RetryCause},
+    keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{
-        Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,
-        WorkerListen,
+        AuthMode, Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs,
+        Worker, WorkerListen,
     },
 };
 
@@ -95,6 +97,9 @@ pub(crate) enum Command {
     /// Register, change and remove models.
     #[command(subcommand)]
     Models(Models),
+    /// Make, change and revoke the keys of clients.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Show and change what every model inherits.
     #[command(subcommand)]
     Pool(Pool),

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use forebay_control::StoreLocation;
 use forebay_proto::{WorkerId, probe::Cidr};
 use http::Uri;
@@ -53,8 +53,37 @@ pub(crate) struct ControlListen {
         value_parser = stream_age
     )]
     pub(crate) stream_age: Duration,
+    /// File with the secret under which clients' keys are hashed, in 64 hex digits; more lines are older ones.
+    /// [default: `pepper` beside the store, made at the first start]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_PEPPER_FILE",
+        value_name = "FILE"
+    )]
+    pub(crate) pepper_file: Option<PathBuf>,
+    /// File with the secret with which credentials of endpoints are sealed, in the same form.
+    /// [default: `seal.key` beside the store, made at the first start]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_SEAL_KEY_FILE",
+        value_name = "FILE"
+    )]
+    pub(crate) seal_key_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rings: RingArgs,
+}
+
+/// Who may use a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuthMode {
+    /// Who has a key, from the first key on; before that anybody on this machine, and others with --insecure only
+    Auto,
+    /// Who has a key
+    Required,
+    /// Anybody, keys or not; on an address that others can reach with --insecure only
+    Open,
 }
 
 /// Streams that end all the time would leave workers nothing but reconnecting.
@@ -139,6 +168,9 @@ pub(crate) struct WorkerListen {
     /// before its port is closed.
     #[arg(long, hide_env_values = true, env = "FOREBAY_DRAIN_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub(crate) drain_delay: Duration,
+    /// Who may use the gateway.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_AUTH", value_name = "MODE", value_enum, default_value_t = AuthMode::Auto)]
+    pub(crate) auth: AuthMode,
     /// How long requests in flight get when the worker stops.
     #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -157,7 +189,8 @@ pub(crate) struct RoleArgs {
         value_name = "DIR"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Allow addresses that other machines can reach, without encryption or authentication.
+    /// Allow addresses that other machines can reach, without encryption or authentication. A gateway that asks for keys
+    /// (see --auth) needs it for no address of its own.
     #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
     pub(crate) insecure: bool,
     /// Blocks of addresses that probes of endpoints may dial although they would not (link-local, metadata, loopback

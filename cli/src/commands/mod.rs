@@ -2,10 +2,12 @@
 
 mod apply;
 mod bench;
+pub(crate) mod credentials;
 mod demo;
 mod failure_args;
 mod fleet;
 mod health;
+mod keys;
 mod models;
 mod offline;
 mod pool;
@@ -27,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Control(args) => roles::control(&cli.log, args).await,
         Command::Worker(args) => roles::worker(&cli.log, args).await,
         Command::Models(command) => models::run(command).await,
+        Command::Keys(command) => keys::run(command).await,
         Command::Pool(command) => pool::run(command).await,
         Command::Fleet(command) => fleet::run(command).await,
         Command::Bench(command) => bench::run(&cli.log, command).await,

@@ -6,7 +6,7 @@ use prost_types::FieldMask;
 use tonic::transport::Channel;
 use wire::model_registry_client::ModelRegistryClient;
 
-use super::apply;
+use super::{apply, credentials};
 use crate::{
     Usage,
     args::{
@@ -46,19 +46,21 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             endpoints,
             aliases,
             clear,
-            etag,
+            mut etag,
             flags,
             write,
             client,
         } => {
-            let endpoints = as_endpoints(endpoints, &flags.reached)?;
+            let mut registry = registry(&client).await?;
+            let named = (endpoints, &flags.reached);
+            let endpoints = endpoints_of(&mut registry, &id, named, &mut etag).await?;
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &flags);
             if mask.paths.is_empty() {
                 bail!(Usage(
                     "nothing to change; see `forebay models update --help`".into()
                 ));
             }
-            let updated = update(&registry(&client).await?, model, mask, &write).await?;
+            let updated = update(&registry, model, mask, &write).await?;
             show(&updated, client.output)
         }
         Models::Delete {
@@ -125,7 +127,8 @@ pub(crate) fn endpoint(url: String) -> wire::Endpoint {
 }
 
 /// Endpoints at these urls, all reached in the same way, named by the server.
-fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+    let reached = given;
     let ca_pem = match &reached.tls_ca {
         Some(file) => std::fs::read_to_string(file)
             .with_context(|| format!("--tls-ca {} cannot be read", file.display()))?,
@@ -150,7 +153,26 @@ fn as_endpoints(urls: Vec<String>, reached: &EndpointArgs) -> anyhow::Result<Vec
         tls: Some(tls.clone()).filter(|tls| *tls != wire::EndpointTls::default()),
         ..endpoint(url)
     };
-    Ok(urls.into_iter().map(reached).collect())
+    credentials::put(urls.into_iter().map(reached).collect(), given)
+}
+
+/// The endpoints of an update. Where only their credentials are named they stay as they are, if nobody changes them
+/// meanwhile: then the etag is theirs.
+async fn endpoints_of(
+    registry: &mut Registry,
+    id: &str,
+    (urls, reached): (Vec<String>, &EndpointArgs),
+    etag: &mut String,
+) -> anyhow::Result<Vec<wire::Endpoint>> {
+    if !urls.is_empty() || !reached.has_credentials() {
+        return as_endpoints(urls, reached);
+    }
+    let id = id.to_owned();
+    let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
+    if etag.is_empty() {
+        *etag = model.etag;
+    }
+    credentials::put(model.endpoints, reached)
 }
 
 impl ProbeArgs {

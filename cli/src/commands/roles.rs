@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use forebay_control::{BoundControl, ControlSettings, Recovery, StoreLocation};
-use forebay_dataplane::{BoundWorker, HandOver, WorkerSettings};
+use forebay_control::{BoundControl, ControlSettings, Recovery, SecretPaths, StoreLocation};
+use forebay_dataplane::{BoundWorker, HandOver, WorkerSettings, keys::Auth};
 use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
 use tokio_util::sync::CancellationToken;
 
 use super::{offline, standalone::control_flag};
 use crate::{
-    args::{Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
+    args::{AuthMode, Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     open_files,
     signals::until_signalled,
     telemetry::Telemetry,
@@ -108,6 +108,10 @@ pub(crate) fn control_settings(
         probe_allow: role.probe_allow.clone(),
         stream_age: Some(listen.stream_age).filter(|age| !age.is_zero()),
         rings: listen.rings.settings(),
+        secrets: SecretPaths {
+            pepper: listen.pepper_file.clone(),
+            seal_key: listen.seal_key_file.clone(),
+        },
     })
 }
 
@@ -131,6 +135,11 @@ pub(crate) fn worker_settings(
         listen: listen.listen,
         admin_listen: listen.admin_listen,
         exposure,
+        auth: match listen.auth {
+            AuthMode::Auto => Auth::Auto,
+            AuthMode::Required => Auth::Required,
+            AuthMode::Open => Auth::Open,
+        },
         data_dir: Some(data_dir),
         dns_servers: listen.dns_servers.clone(),
         soak: listen.soak,

@@ -114,7 +114,18 @@ async fn an_address_that_others_can_reach_must_be_meant() {
         "0.0.0.0:0",
     ];
     fails(&control, 1, &[&says[..], &["--control-listen"]].concat()).await;
-    let worker = ["worker", "--data-dir", data, "--listen", "0.0.0.0:0"];
+    let worker = ["worker", "--data-dir", data, "--admin-listen", "0.0.0.0:0"];
+    fails(&worker, 1, &[&says[..], &["--admin-listen"]].concat()).await;
+    // A gateway that asks for keys may be reached; one that lets everybody in must be meant.
+    let worker = [
+        "worker",
+        "--data-dir",
+        data,
+        "--auth",
+        "open",
+        "--listen",
+        "0.0.0.0:0",
+    ];
     fails(&worker, 1, &[&says[..], &["--listen"]].concat()).await;
 }
 

@@ -12,6 +12,7 @@ mod commands;
 mod demo;
 mod durability;
 mod handover;
+mod keys;
 mod nack;
 mod offline;
 mod paused;

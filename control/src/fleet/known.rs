@@ -23,6 +23,8 @@ pub(super) struct Known {
     pub(super) refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
     pub(super) draining: u32,
+    /// Version of the clients' keys that it holds.
+    pub(super) keys_version: u64,
     /// How requests went in its process.
     pub(super) health: Health,
     /// The same for the models that were changed last.
@@ -117,6 +119,7 @@ impl Known {
             lag_revisions: self.lag(newest, revision),
             draining_requests: self.draining,
             draining: self.ends && self.gone.is_none(),
+            keys_version: self.keys_version,
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }

@@ -167,6 +167,7 @@ impl Fleet {
                 applied,
                 refused,
                 draining: 0,
+                keys_version: 0,
                 health,
                 changed: Arc::default(),
                 connected: now,
@@ -187,6 +188,14 @@ impl Fleet {
     /// The worker was heard.
     pub(crate) fn seen(&self, worker: &WorkerId, session: SessionId) {
         self.with(worker, session, |_| false);
+    }
+
+    /// The worker holds clients' keys of this version.
+    pub(crate) fn holds_keys(&self, worker: &WorkerId, session: SessionId, version: u64) {
+        self.with(worker, session, |known| {
+            known.keys_version = version;
+            false
+        });
     }
 
     /// The worker gave a sign of life.

@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use forebay_proto::wire::{self, resource_change::Kind};
+use forebay_proto::{
+    ModelSpec,
+    wire::{self, resource_change::Kind},
+};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::{Value, value::Serializer};
@@ -37,7 +40,7 @@ pub(crate) fn of(edit: &Edit) -> wire::ResourceChange {
             (String::new(), "", before, Some(value(&after.settings)))
         }
         Edit::Model { id, before, after } => {
-            let value = |spec| value("Model", &wire::Model::from(spec));
+            let value = |spec| value("Model", &told_of(spec));
             let before = before.as_ref().map(|record| value(&record.spec));
             let after = after.as_ref().map(|record| value(&record.spec));
             (id.to_string(), "id", before, after)
@@ -65,6 +68,15 @@ pub(crate) fn of(edit: &Edit) -> wire::ResourceChange {
         fields,
         more_fields: u32::try_from(more_fields).unwrap_or(u32::MAX),
     }
+}
+
+/// Of a credential only its fingerprint is told.
+fn told_of(spec: &ModelSpec) -> wire::Model {
+    let mut model = wire::Model::from(spec);
+    let endpoints = model.endpoints.iter_mut();
+    let credentials = endpoints.filter_map(|endpoint| endpoint.credential.as_mut());
+    credentials.for_each(|credential| credential.sealed.clear());
+    model
 }
 
 /// A message as JSON in the spelling of its `.proto`.

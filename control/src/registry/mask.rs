@@ -152,6 +152,46 @@ const SETTINGS: &[Leaf<wire::PoolDefaults>] = leaves!(wire::PoolDefaults:
     "timeouts.total" => timeouts.total;
 );
 
+const KEY_LISTS: &[Leaf<wire::Key>] = &[
+    Leaf {
+        path: "display_name",
+        is_set: |from| !from.display_name.is_empty(),
+        copy: |to, from| to.display_name.clone_from(&from.display_name),
+    },
+    Leaf {
+        path: "models",
+        is_set: |from| !from.models.is_empty(),
+        copy: |to, from| to.models.clone_from(&from.models),
+    },
+    Leaf {
+        path: "priority",
+        is_set: |from| from.priority != 0,
+        copy: |to, from| to.priority = from.priority,
+    },
+];
+
+const KEY: &[Leaf<wire::Key>] = leaves!(wire::Key:
+    "expire_time" => expire_time;
+    "requests_per_minute" => requests_per_minute;
+    "tokens_per_minute" => tokens_per_minute;
+    "max_concurrent" => max_concurrent;
+    "weight" => weight;
+);
+
+const KEY_IGNORED: &[&str] = &[
+    "id",
+    "etag",
+    "state",
+    "version",
+    "create_time",
+    "create_author",
+    "create_reason",
+    "update_time",
+    "revoke_time",
+    "revoke_author",
+    "revoke_reason",
+];
+
 /// Ignored in a mask: the name itself, and what only the server says.
 const MODEL_IGNORED: &[&str] = &[
     "id",
@@ -182,6 +222,17 @@ pub(super) fn merge_model(
 ) -> Result<wire::Model, Violations> {
     let leaves: Vec<_> = MODEL_LISTS.iter().chain(MODEL).collect();
     merge(&mut to, from, mask, &leaves, MODEL_IGNORED)?;
+    Ok(to)
+}
+
+/// The key with the masked fields taken from `from`.
+pub(super) fn merge_key(
+    mut to: wire::Key,
+    from: &wire::Key,
+    mask: Option<&[String]>,
+) -> Result<wire::Key, Violations> {
+    let leaves: Vec<_> = KEY_LISTS.iter().chain(KEY).collect();
+    merge(&mut to, from, mask, &leaves, KEY_IGNORED)?;
     Ok(to)
 }
 

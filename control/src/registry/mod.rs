@@ -4,6 +4,7 @@
 //! ([`RegistryHandle`]), then published, then answered: durable → visible → acknowledged.
 
 pub(crate) mod difference;
+pub(crate) mod keys;
 mod mask;
 mod past;
 mod state;
@@ -15,7 +16,7 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay_proto::{Position, Revision, Violations, wire};
+use forebay_proto::{KeyId, Position, Revision, Violations, wire};
 
 #[cfg(feature = "simulation")]
 pub(crate) use self::writer::start_here;
@@ -129,6 +130,10 @@ pub(crate) enum WriteError {
         expected: Revision,
         current: Revision,
     },
+    #[error("key `{0}` does not exist; ListKeys shows those that do")]
+    KeyNotFound(String),
+    #[error("key `{0}` is revoked, which is for good; make another one")]
+    KeyRevoked(KeyId),
     #[error(transparent)]
     Past(#[from] PastError),
     #[error("the control plane has too many writes waiting; try again")]

@@ -5,15 +5,21 @@
 //!
 //! It runs on a thread of its own because the store blocks.
 
+mod keys;
+
 use std::{sync::Arc, thread, time::SystemTime};
 
-use forebay_proto::{Position, limits};
+use forebay_proto::{Position, limits, wire};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::{Answer, Command, Published, State, Write, WriteError};
+use super::{
+    Answer, Command, Published, State, Write, WriteError,
+    keys::{KeyBook, KeyWrite, PublishedKeys},
+};
 use crate::{
     metrics::Metrics,
+    secrets::Vault,
     store::{
         Change, Store, StoreError,
         history::{Entry, EntryKind, History, LogRecord, Past},
@@ -28,6 +34,32 @@ const READERS: usize = 4;
 /// Most writes in one commit.
 const GROUP: usize = 64;
 
+/// What the writer is asked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are the large one"
+)]
+enum Asked {
+    Write(Job),
+    Key(KeyJob),
+}
+
+impl Asked {
+    /// A rollback is by itself, because what it goes back from must be on disk; a change of keys, because it makes no
+    /// revision.
+    fn is_alone(&self) -> bool {
+        match self {
+            Self::Write(job) => matches!(job.write.command, Command::Rollback { .. }),
+            Self::Key(_) => true,
+        }
+    }
+}
+
+struct KeyJob {
+    write: KeyWrite,
+    answer: oneshot::Sender<Result<wire::Key, WriteError>>,
+}
+
 struct Job {
     write: Write,
     span: Span,
@@ -37,8 +69,10 @@ struct Job {
 /// Where writes are handed in.
 #[derive(Debug, Clone)]
 pub(crate) struct RegistryHandle {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Asked>,
     published: watch::Receiver<Arc<Published>>,
+    keys: watch::Receiver<Arc<PublishedKeys>>,
+    vault: Arc<Vault>,
     trouble: watch::Receiver<Option<String>>,
     history: Arc<dyn History>,
     pub(super) readers: Arc<Semaphore>,
@@ -53,13 +87,38 @@ impl RegistryHandle {
             span: Span::current(),
             answer,
         };
-        self.jobs.try_send(job).map_err(|error| match error {
+        self.ask(Asked::Write(job))?;
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Makes a change of clients' keys. When it returns, the change is durable and on its way to the workers, or was not
+    /// made.
+    pub(crate) async fn write_key(&self, write: KeyWrite) -> Result<wire::Key, WriteError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Asked::Key(KeyJob { write, answer }))?;
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    fn ask(&self, asked: Asked) -> Result<(), WriteError> {
+        self.jobs.try_send(asked).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy,
             mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
-        })?;
-        // The writer took it and ended without a word.
-        let lost = || StoreError::Unknown("the writer ended before it answered".to_owned());
-        answered.await.unwrap_or_else(|_| Err(lost().into()))
+        })
+    }
+
+    /// Clients' keys.
+    pub(crate) fn keys(&self) -> Arc<PublishedKeys> {
+        self.keys.borrow().clone()
+    }
+
+    /// The same, as they change.
+    pub(crate) fn watch_keys(&self) -> watch::Receiver<Arc<PublishedKeys>> {
+        self.keys.clone()
+    }
+
+    /// The control plane's own secrets.
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     /// What is wrong with the store, as it changes; closed when the writer is gone.
@@ -83,6 +142,11 @@ impl RegistryHandle {
     }
 }
 
+/// The writer took it and ended without a word.
+fn lost() -> WriteError {
+    StoreError::Unknown("the writer ended before it answered".to_owned()).into()
+}
+
 /// The writer's thread. It ends when the last handle is dropped, after what was handed in.
 pub(crate) type WriterThread = thread::JoinHandle<()>;
 
@@ -90,8 +154,9 @@ pub(crate) type WriterThread = thread::JoinHandle<()>;
 pub(crate) fn start(
     store: impl Store,
     metrics: Arc<Metrics>,
+    vault: Vault,
 ) -> Result<(RegistryHandle, WriterThread), String> {
-    let (handle, writer, waiting) = prepare(store, metrics)?;
+    let (handle, writer, waiting) = prepare(store, metrics, vault)?;
     let thread = thread::Builder::new()
         .name("forebay-writer".to_owned())
         .spawn(move || writer.run(waiting))
@@ -104,8 +169,9 @@ pub(crate) fn start(
 pub(crate) fn start_here(
     store: impl Store,
     metrics: Arc<Metrics>,
+    vault: Vault,
 ) -> Result<(RegistryHandle, impl Future<Output = ()>), String> {
-    let (handle, mut writer, mut waiting) = prepare(store, metrics)?;
+    let (handle, mut writer, mut waiting) = prepare(store, metrics, vault)?;
     let writing = async move {
         while let Some(first) = waiting.recv().await {
             writer.serve_group(first, &mut waiting);
@@ -117,9 +183,12 @@ pub(crate) fn start_here(
 fn prepare<S: Store>(
     mut store: S,
     metrics: Arc<Metrics>,
-) -> Result<(RegistryHandle, Writer<S>, mpsc::Receiver<Job>), String> {
+    vault: Vault,
+) -> Result<(RegistryHandle, Writer<S>, mpsc::Receiver<Asked>), String> {
     let unloaded = |error: StoreError| error.to_string();
-    let mut state = store.load().map(State::new).map_err(unloaded)?;
+    let mut stored = store.load().map_err(unloaded)?;
+    let book = KeyBook::new(stored.epoch.clone(), std::mem::take(&mut stored.keys));
+    let mut state = State::new(stored);
     let mut past = store.past().map_err(unloaded)?;
     let mut first = publish(&Arc::new(state.clone()), String::new())?;
     // A number stands for one content, and workers hold what another version made of it.
@@ -136,6 +205,10 @@ fn prepare<S: Store>(
     }
     let state = first.state.clone();
     let (published, watching) = watch::channel(Arc::new(first));
+    let (vault, book) = (Arc::new(vault), Arc::new(book));
+    let sealed = state.has_credentials();
+    let first_keys = PublishedKeys::new(book.clone(), &vault, sealed)?;
+    let (keys, watching_keys) = watch::channel(Arc::new(first_keys));
     let (trouble, troubled) = watch::channel(None);
     let (jobs, waiting) = mpsc::channel(WAITING);
     let history = store.history();
@@ -145,6 +218,10 @@ fn prepare<S: Store>(
         state,
         past,
         published,
+        book,
+        sealed,
+        keys,
+        vault: vault.clone(),
         trouble,
         metrics,
         must_reload: false,
@@ -152,6 +229,8 @@ fn prepare<S: Store>(
     let handle = RegistryHandle {
         jobs,
         published: watching,
+        keys: watching_keys,
+        vault,
         trouble: troubled,
         history,
         readers: Arc::new(Semaphore::new(READERS)),
@@ -164,35 +243,54 @@ struct Writer<S> {
     state: Arc<State>,
     past: Past,
     published: watch::Sender<Arc<Published>>,
+    /// Clients' keys.
+    book: Arc<KeyBook>,
+    /// There is, or was, a credential: workers need the seal keys.
+    sealed: bool,
+    keys: watch::Sender<Arc<PublishedKeys>>,
+    vault: Arc<Vault>,
     trouble: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
     must_reload: bool,
 }
 
 impl<S: Store> Writer<S> {
-    fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
+    fn run(mut self, mut waiting: mpsc::Receiver<Asked>) {
         while let Some(first) = waiting.blocking_recv() {
             self.serve_group(first, &mut waiting);
         }
     }
 
-    /// The first and those that wait behind it. A rollback is by itself: what it goes back from must be on disk.
-    fn serve_group(&mut self, first: Job, waiting: &mut mpsc::Receiver<Job>) {
-        let alone = |job: &Job| matches!(job.write.command, Command::Rollback { .. });
-        let mut group = vec![first];
+    /// The first and those that wait behind it.
+    fn serve_group(&mut self, first: Asked, waiting: &mut mpsc::Receiver<Asked>) {
+        let mut group = Vec::new();
+        let mut next = Some(first);
         let mut last = None;
-        while group.len() < GROUP
-            && !group.first().is_some_and(alone)
-            && let Ok(job) = waiting.try_recv()
-        {
-            if alone(&job) {
-                last = Some(job);
+        while let Some(asked) = next.take() {
+            let (alone, begun) = (asked.is_alone(), !group.is_empty());
+            match asked {
+                Asked::Write(job) if !(alone && begun) => group.push(job),
+                asked => {
+                    last = Some(asked);
+                    break;
+                }
+            }
+            if alone || group.len() >= GROUP {
                 break;
             }
-            group.push(job);
+            next = waiting.try_recv().ok();
         }
-        self.serve(group);
-        last.into_iter().for_each(|job| self.serve(vec![job]));
+        if !group.is_empty() {
+            self.serve(group);
+        }
+        match last {
+            Some(Asked::Write(job)) => self.serve(vec![job]),
+            Some(Asked::Key(job)) => {
+                let answer = self.serve_key(job.write);
+                drop(job.answer.send(answer));
+            }
+            None => {}
+        }
     }
 
     fn serve(&mut self, group: Vec<Job>) {
@@ -256,6 +354,7 @@ impl<S: Store> Writer<S> {
             return Err(error.into());
         }
         self.state = next;
+        self.note_credentials(&changes);
         self.metrics.history(past.size());
         self.past = past;
         self.trouble
@@ -281,9 +380,17 @@ impl<S: Store> Writer<S> {
         if !self.must_reload {
             return Ok(());
         }
-        let state = Arc::new(State::new(self.store.load()?));
+        let mut stored = self.store.load()?;
+        let keys = std::mem::take(&mut stored.keys);
+        let book = KeyBook::new(stored.epoch.clone(), keys);
+        let state = Arc::new(State::new(stored));
         let past = self.store.past()?;
         let published = publish(&state, String::new()).map_err(StoreError::NotCommitted)?;
+        let sealed = self.sealed || state.has_credentials();
+        if book.version() != self.book.version() || sealed != self.sealed {
+            (self.book, self.sealed) = (Arc::new(book), sealed);
+            self.publish_keys();
+        }
         if state.revision() != self.state.revision() {
             self.published.send_replace(Arc::new(published));
         }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod fleet;
+mod keys;
 mod models;
 mod origin;
 mod page;
@@ -14,14 +15,17 @@ mod watch;
 
 use std::sync::Arc;
 
-use forebay_proto::{Digest, Violation, Violations};
+use forebay_proto::{
+    Digest, Violation, Violations,
+    wire::{self, batch_item::Change},
+};
 use prost::Message;
 use prost_types::FieldMask;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 pub(crate) use self::{
-    fleet::FleetService, models::ModelsService, revisions::RevisionsService,
+    fleet::FleetService, keys::KeysService, models::ModelsService, revisions::RevisionsService,
     settings::SettingsService, sync::SyncService, watch::Watchers,
 };
 use crate::{
@@ -80,6 +84,27 @@ impl Context {
             Err(violations) => Err(status::violated(&violations)),
         };
         self.call(method, request, serve).await
+    }
+
+    /// From here on a model has no token in clear: neither does its fingerprint, nor anything that is kept of it.
+    fn seal(&self, model: Option<&mut wire::Model>) -> Result<(), Status> {
+        let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
+        sealed.map_err(|violations| status::violated(&violations))
+    }
+
+    fn seal_batch(&self, items: &mut [wire::BatchItem]) -> Result<(), Status> {
+        let mut violations = Violations::new();
+        for (n, item) in items.iter_mut().enumerate() {
+            let (kind, model) = match &mut item.change {
+                Some(Change::Create(request)) => ("create", request.model.as_mut()),
+                Some(Change::Update(request)) => ("update", request.model.as_mut()),
+                Some(Change::Delete(_)) | None => continue,
+            };
+            let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
+            violations.part(&format!("items[{n}].{kind}"), sealed);
+        }
+        let sealed = violations.finish(Some(()));
+        sealed.map_err(|violations| status::violated(&violations))
     }
 
     /// Makes a write.

@@ -23,7 +23,8 @@ impl ModelRegistry for ModelsService {
         &self,
         request: Request<wire::CreateModelRequest>,
     ) -> Result<Response<wire::Model>, Status> {
-        let serve = async |request: wire::CreateModelRequest, origin| {
+        let serve = async |mut request: wire::CreateModelRequest, origin| {
+            self.0.seal(request.model.as_mut())?;
             let wire::CreateModelRequest {
                 model,
                 request_id,
@@ -91,7 +92,8 @@ impl ModelRegistry for ModelsService {
         &self,
         request: Request<wire::UpdateModelRequest>,
     ) -> Result<Response<wire::Model>, Status> {
-        let serve = async |request: wire::UpdateModelRequest, origin| {
+        let serve = async |mut request: wire::UpdateModelRequest, origin| {
+            self.0.seal(request.model.as_mut())?;
             let command = batch::update(&request);
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::UpdateModelRequest {
@@ -132,7 +134,8 @@ impl ModelRegistry for ModelsService {
         &self,
         request: Request<wire::BatchUpdateModelsRequest>,
     ) -> Result<Response<wire::BatchUpdateModelsResponse>, Status> {
-        let serve = async |request: wire::BatchUpdateModelsRequest, origin| {
+        let serve = async |mut request: wire::BatchUpdateModelsRequest, origin| {
+            self.0.seal_batch(&mut request.items)?;
             let items = batch::commands(&request.items);
             let items = items.map_err(|violations| status::violated(&violations))?;
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);

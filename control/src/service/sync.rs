@@ -73,7 +73,7 @@ impl WorkerSync for SyncService {
             ));
         }
         let session = Session::new(
-            self.offers.clone(),
+            (self.offers.clone(), registry.watch_keys()),
             (fleet, metrics.clone()),
             say,
             peer,

@@ -3,6 +3,7 @@
 //! never delays another. While the stream is full the worker is listened to all the same.
 
 mod feed;
+mod keys;
 mod machine;
 mod offer;
 mod outbox;
@@ -12,7 +13,7 @@ mod words;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use forebay_proto::{Health, Position, WorkerId, health::CHANGED, limits, wire};
+use forebay_proto::{Health, KeysPosition, Position, WorkerId, health::CHANGED, limits, wire};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -27,6 +28,7 @@ pub(crate) use self::{
     offer::Offer,
 };
 use self::{
+    keys::KeyPushes,
     machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
     words::{introduce, position, welcome},
@@ -34,12 +36,15 @@ use self::{
 use crate::{
     fleet::{self, Fleet, Joined, Refused},
     metrics::{Metrics, PushKind},
+    registry::keys::PublishedKeys,
     trace_context,
 };
 
-/// Versions of the protocol that are spoken: the second has deltas and chunks, in the third a worker can be told to end.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=DRAINS;
+/// Versions of the protocol that are spoken: the second has deltas and chunks, the third clients' keys and the word that
+/// a worker is to end.
+const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=KEYS;
 const DELTAS: u32 = 2;
+const KEYS: u32 = 3;
 const DRAINS: u32 = 3;
 
 /// The way back to the worker. Boxed, because a channel keeps room for dozens of messages.
@@ -55,6 +60,9 @@ pub(crate) struct Session {
     current: Arc<Target>,
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    /// Clients' keys, and where the worker stands with them.
+    keys: watch::Receiver<Arc<PublishedKeys>>,
+    key_pushes: KeyPushes,
     /// What the worker speaks.
     protocol: u32,
     outbox: Outbox,
@@ -68,6 +76,8 @@ pub(crate) struct Session {
     joined: Option<(WorkerId, Joined)>,
     /// The worker is to be told to end, and was not yet.
     drain: Option<CancellationToken>,
+    /// That it knows no keys was said.
+    warned: bool,
     /// The push that is unanswered, for its trace.
     push_span: Option<Span>,
     /// What the worker said last of a push, until the machine has judged whether it counts.
@@ -98,7 +108,7 @@ enum End {
 impl Session {
     /// A stream that has just opened.
     pub(crate) fn new(
-        mut offers: watch::Receiver<Offer>,
+        (mut offers, keys): (watch::Receiver<Offer>, watch::Receiver<Arc<PublishedKeys>>),
         (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
         say: Outbound,
         peer: String,
@@ -119,6 +129,8 @@ impl Session {
             current,
             fleet,
             metrics,
+            keys,
+            key_pushes: KeyPushes::default(),
             protocol,
             outbox,
             say,
@@ -128,6 +140,7 @@ impl Session {
             end,
             joined,
             drain,
+            warned: false,
             push_span,
             answer,
         }
@@ -168,6 +181,8 @@ impl Session {
         loop {
             let stalled = self.outbox.stalled_at();
             let due = self.opened + self.machine.next_deadline();
+            let late = self.key_pushes.due().map(|late| self.opened + late);
+            let due = late.map_or(due, |late| late.min(due));
             let deadline = stalled.map_or(due, |stalled| stalled.min(due));
             let event = tokio::select! {
                 room = say.reserve(), if !self.outbox.is_empty() => {
@@ -185,9 +200,19 @@ impl Session {
                     Ok(()) => Ok(self.choose(self.machine.applied().cloned())),
                     Err(_) => return stopping(),
                 },
-                () = sleep_until(deadline) => match stalled.is_some_and(|s| s <= Instant::now()) {
+                changed = self.keys.changed() => match changed {
+                    Ok(()) => {
+                        self.push_keys();
+                        continue;
+                    }
+                    Err(_) => return stopping(),
+                },
+                () = sleep_until(deadline) => match late.is_some_and(|late| late <= Instant::now()) {
+                    true => Err(Why::NoAnswer.status()),
+                    false => match stalled.is_some_and(|s| s <= Instant::now()) {
                     true => Err(Status::deadline_exceeded("the worker has not read for too long")),
                     false => Ok(Some(Event::Time)),
+                    },
                 },
                 () = self.end.cancelled() => return self.ended(),
                 () = told(self.drain.as_ref()) => {
@@ -280,6 +305,10 @@ impl Session {
                     applied: applied.transpose()?,
                 }))
             }
+            Some(Heard::KeysHeld(held)) => {
+                self.hear_keys(held.held)?;
+                Ok(None)
+            }
             // A word of a later version.
             None => Ok(None),
         }
@@ -315,6 +344,10 @@ impl Session {
                 PROTOCOLS.end()
             )));
         }
+        let keys = hello.keys.clone().map(KeysPosition::try_from).transpose();
+        let keys = keys.map_err(|violations| {
+            Status::invalid_argument(violations.under("hello.keys").to_string())
+        })?;
         let introduction = introduce(hello, &self.peer)
             .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
         let worker = introduction.worker.clone();
@@ -339,6 +372,9 @@ impl Session {
             self.drain = Some(joined.drain.clone());
         }
         let refused = joined.refused.clone();
+        let version = keys.as_ref().map_or(0, |held| held.version);
+        self.fleet.holds_keys(&worker, joined.session, version);
+        self.key_pushes.hello(keys);
         self.joined = Some((worker, joined));
         Ok(Event::Hello {
             applied,
@@ -385,6 +421,8 @@ impl Session {
                 let often = self.fleet.report_every().unwrap_or(TICK);
                 let welcome = welcome(self.protocol, &self.current.published.position, often);
                 self.outbox.say(Say::Welcome(welcome));
+                // Before any configuration: it may need them.
+                self.push_keys();
             }
             Effect::Tick => {
                 let target = Some((&self.current.published.position).into());
@@ -410,6 +448,7 @@ impl Session {
 
     /// The push is in the trace of the write that it carries, and the worker's part in its.
     fn push(&mut self, push_id: u64, base: Option<Position>) {
+        self.push_keys();
         let target = self.current.clone();
         let published = &target.published;
         let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());

@@ -19,7 +19,11 @@ use forebay_proto::{Epoch, Revision};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::{IdemRecord, ModelRecord, Stored, VALUE_BYTES, crash, records};
+use super::{
+    IdemRecord, ModelRecord, Stored, VALUE_BYTES, crash,
+    keys::{self, KeyRecord, StoredKeys},
+    records,
+};
 
 /// An export that was checked.
 pub(crate) type Whole = (PathBuf, ExportHeader, Stored);
@@ -28,8 +32,10 @@ pub(crate) type Whole = (PathBuf, ExportHeader, Stored);
 pub(crate) const KEPT: [&str; 2] = ["registry.export", "registry.export.1"];
 const WRITING: &str = "registry.export.writing";
 const MAGIC: &str = "forebay-export";
-/// What this version writes, and all that it reads.
-const FORMAT: u32 = 1;
+/// The newest that this version reads and writes: with clients' keys or credentials of endpoints. What has none of them
+/// is written in the first, which older versions read, too.
+const FORMAT: u32 = 2;
+const PLAIN: u32 = 1;
 /// Longest first line.
 const LINE_BYTES: u64 = 512;
 /// Longest record: a stored value and what names it.
@@ -38,6 +44,8 @@ const RECORD_BYTES: u32 = 2 * VALUE_BYTES as u32;
 const SETTINGS: u8 = b'S';
 const MODEL: u8 = b'M';
 const ANSWER: u8 = b'A';
+const KEYS: u8 = b'K';
+const KEY: u8 = b'k';
 const END: u8 = b'E';
 
 /// What an export says of itself.
@@ -88,7 +96,8 @@ pub(crate) fn write(out: impl Write, stored: &Stored, time: SystemTime) -> io::R
     let mut out = Hashing::new(out);
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let line = format!(
-        "{MAGIC} {FORMAT} epoch={} revision={} time={} models={} answers={}\n",
+        "{MAGIC} {} epoch={} revision={} time={} models={} answers={}\n",
+        format_of(stored),
         stored.epoch,
         stored.revision,
         seconds.as_secs(),
@@ -111,10 +120,30 @@ pub(crate) fn write(out: impl Write, stored: &Stored, time: SystemTime) -> io::R
         };
         write_record(&mut out, ANSWER, &message.encode_to_vec())?;
     }
+    if stored.keys.version > 0 {
+        let keys = &stored.keys;
+        let head = keys::encode_head(keys.version, keys.floor, keys.records.len() as u64);
+        write_record(&mut out, KEYS, &head)?;
+        for key in &keys.records {
+            write_record(&mut out, KEY, &keys::encode(key))?;
+        }
+    }
     out.write_all(&[END])?;
     let digest = out.hash.finalize();
     out.inner.write_all(&digest)?;
     out.inner.flush()
+}
+
+fn format_of(stored: &Stored) -> u32 {
+    let mut endpoints = stored
+        .models
+        .iter()
+        .flat_map(|model| model.spec.endpoints());
+    let sealed = endpoints.any(|endpoint| endpoint.credential.is_some());
+    match sealed || stored.keys.version > 0 {
+        true => FORMAT,
+        false => PLAIN,
+    }
 }
 
 fn write_record(out: &mut impl Write, kind: u8, bytes: &[u8]) -> io::Result<()> {
@@ -137,6 +166,7 @@ pub(crate) fn read(file: impl Read) -> Result<(ExportHeader, Stored), ExportErro
     let header = read_header(&mut input)?;
     let damaged = |what: &str| ExportError::Damaged(what.to_owned());
     let (mut settings, mut models, mut idem) = (None, Vec::new(), Vec::new());
+    let mut stored_keys = (StoredKeys::default(), 0);
     loop {
         let mut kind = [0];
         exactly(&mut input, &mut kind)?;
@@ -150,9 +180,12 @@ pub(crate) fn read(file: impl Read) -> Result<(ExportHeader, Stored), ExportErro
             }
             [MODEL] => models.push(decode_model(&bytes)?),
             [ANSWER] => idem.push(decode_answer(&bytes)?),
+            [KEYS] => stored_keys = keys::decode_head(&bytes).map_err(ExportError::Damaged)?,
+            [KEY] => stored_keys.0.records.push(decode_key(&bytes)?),
             _ => return Err(damaged("it has a record of an unknown kind")),
         }
-        if models.len() as u64 > header.models || idem.len() as u64 > header.answers {
+        let more_keys = stored_keys.0.records.len() as u64 > stored_keys.1;
+        if models.len() as u64 > header.models || idem.len() as u64 > header.answers || more_keys {
             return Err(damaged("it has more records than it says"));
         }
     }
@@ -168,6 +201,9 @@ pub(crate) fn read(file: impl Read) -> Result<(ExportHeader, Stored), ExportErro
     if (models.len() as u64, idem.len() as u64) != (header.models, header.answers) {
         return Err(damaged("it has fewer records than it says"));
     }
+    if stored_keys.0.records.len() as u64 != stored_keys.1 {
+        return Err(damaged("it has fewer keys than it says"));
+    }
     let stored = Stored {
         epoch: Epoch::new(header.epoch.clone())
             .map_err(|error| ExportError::Damaged(format!("its epoch: {error}")))?,
@@ -175,6 +211,7 @@ pub(crate) fn read(file: impl Read) -> Result<(ExportHeader, Stored), ExportErro
         settings: settings.ok_or_else(|| damaged("it has no pool settings"))?,
         models,
         idem,
+        keys: stored_keys.0,
     };
     Ok((header, stored))
 }
@@ -195,7 +232,7 @@ fn read_header(input: &mut Hashing<BufReader<impl Read>>) -> Result<ExportHeader
         .next()
         .and_then(|word| word.parse().ok())
         .ok_or_else(damaged)?;
-    if format != FORMAT {
+    if !(PLAIN..=FORMAT).contains(&format) {
         return Err(ExportError::NewerFormat { found: format });
     }
     let mut field = |name: &str| {
@@ -237,6 +274,10 @@ fn exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), ExportError> {
 
 fn decode_model(bytes: &[u8]) -> Result<ModelRecord, ExportError> {
     records::decode_model(bytes).map_err(|error| ExportError::Damaged(format!("a model: {error}")))
+}
+
+fn decode_key(bytes: &[u8]) -> Result<KeyRecord, ExportError> {
+    keys::decode(bytes).map_err(|error| ExportError::Damaged(format!("a key: {error}")))
 }
 
 fn decode_answer(bytes: &[u8]) -> Result<IdemRecord, ExportError> {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::{
     Change, IdemRecord, ModelRecord, SettingsRecord, Store, StoreError, Stored,
     history::{Edit, Edits, Entry, EntryKind, History, Kept, LogRecord, Past, Unreadable},
+    keys::{KeyChange, StoredKeys},
 };
 
 /// What the next commit does.
@@ -29,6 +30,7 @@ pub(crate) struct MemoryStore {
     settings: SettingsRecord,
     models: BTreeMap<ModelId, ModelRecord>,
     idem: BTreeMap<String, IdemRecord>,
+    keys: StoredKeys,
     entries: Arc<Mutex<Entries>>,
     pub(crate) next: Arc<Mutex<Next>>,
 }
@@ -58,6 +60,7 @@ impl MemoryStore {
             },
             models: BTreeMap::new(),
             idem: BTreeMap::new(),
+            keys: StoredKeys::default(),
             entries: Arc::new(Mutex::new(entries)),
             next: Arc::default(),
         }
@@ -163,6 +166,7 @@ impl Store for MemoryStore {
             settings: self.settings.clone(),
             models: self.models.values().cloned().collect(),
             idem,
+            keys: self.keys.clone(),
         })
     }
 
@@ -183,9 +187,27 @@ impl Store for MemoryStore {
     }
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.fall(|this| changes.iter().for_each(|change| this.write(change)))
+    }
+
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
+        self.fall(|this| {
+            changes.iter().for_each(|change| {
+                let records = &mut this.keys.records;
+                records.retain(|old| old.id != change.put.id && !change.forget.contains(&old.id));
+                records.push((*change.put).clone());
+                records.sort_by_key(|record| record.id);
+                (this.keys.version, this.keys.floor) = (change.version, change.floor);
+            })
+        })
+    }
+}
+
+impl MemoryStore {
+    fn fall(&mut self, write: impl FnOnce(&mut Self)) -> Result<(), StoreError> {
         let next = std::mem::take(&mut *self.next.lock());
         if next == Next::Works || next == Next::UnknownWritten {
-            changes.iter().for_each(|change| self.write(change));
+            write(self);
         }
         match next {
             Next::Works => Ok(()),

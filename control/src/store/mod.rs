@@ -7,6 +7,7 @@
 pub(crate) mod crash;
 pub(crate) mod export;
 pub(crate) mod history;
+pub(crate) mod keys;
 pub(crate) mod offline;
 mod records;
 pub(crate) mod recover;
@@ -25,12 +26,15 @@ use std::{io, path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
 
 use forebay_proto::{Epoch, ModelSpec, PoolSettings, Revision};
 
-use self::history::{Entry, History, Past};
 pub(crate) use self::sled::SledStore;
 pub use self::{
     export::{ExportError, ExportHeader},
     offline::{CheckReport, OfflineError, check, export_directory, import},
     recover::Recovery,
+};
+use self::{
+    history::{Entry, History, Past},
+    keys::{KeyChange, StoredKeys},
 };
 
 /// Largest stored value: above this, sled would spill to files that it never syncs.
@@ -77,6 +81,14 @@ pub(crate) struct ModelRecord {
     pub(crate) updated: SystemTime,
 }
 
+impl ModelRecord {
+    /// An endpoint of it has a credential.
+    pub(crate) fn has_credential(&self) -> bool {
+        let mut endpoints = self.spec.endpoints().iter();
+        endpoints.any(|endpoint| endpoint.credential.is_some())
+    }
+}
+
 /// The pool settings and their history in brief.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SettingsRecord {
@@ -104,6 +116,7 @@ pub(crate) struct Stored {
     pub(crate) models: Vec<ModelRecord>,
     /// In order of revision.
     pub(crate) idem: Vec<IdemRecord>,
+    pub(crate) keys: StoredKeys,
 }
 
 /// One write.
@@ -198,4 +211,7 @@ pub(crate) trait Store: Send + 'static {
     /// Makes these changes durable, all or none. Their revisions follow one another, but for those that only keep
     /// an answer, which have that of the change before them.
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// Makes changes of clients' keys durable, all or none. The revision stays what it is.
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError>;
 }

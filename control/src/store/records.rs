@@ -174,7 +174,7 @@ pub(super) fn edit_parts(edit: &Edit) -> (Vec<u8>, Option<Vec<u8>>, Option<Vec<u
     }
 }
 
-fn time(wire: Option<prost_types::Timestamp>) -> SystemTime {
+pub(super) fn time(wire: Option<prost_types::Timestamp>) -> SystemTime {
     let wire = wire.unwrap_or_default();
     let seconds = u64::try_from(wire.seconds).unwrap_or(0);
     UNIX_EPOCH + Duration::new(seconds, u32::try_from(wire.nanos).unwrap_or(0))

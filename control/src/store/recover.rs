@@ -29,6 +29,7 @@ use super::{
     Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
     export,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+    keys::KeyChange,
     sled::{MARKER, read_marker, sleep, write_marker},
 };
 
@@ -117,6 +118,10 @@ impl Store for LockedStore {
 
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         self.store.commit(changes)
+    }
+
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
+        self.store.commit_keys(changes)
     }
 }
 
@@ -249,6 +254,16 @@ fn checked(dir: &Path, fresh: &PoolSettings) -> Result<SledStore, OpenError> {
     store.verify().map_err(damaged)?;
     let own = exports.iter().map(|(_, header, _)| header);
     let own = own.filter(|header| header.epoch == stored.epoch.as_str());
+    let keys = exports.iter();
+    let keys = keys.filter(|(_, header, _)| header.epoch == stored.epoch.as_str());
+    let keys = keys.map(|(_, _, exported)| exported.keys.version).max();
+    if let Some(exported) = keys.filter(|exported| *exported > stored.keys.version) {
+        // What was revoked since must not come back unnoticed.
+        return Err(damaged(format!(
+            "its clients' keys end at version {}, its own export holds {exported}",
+            stored.keys.version
+        )));
+    }
     match own.map(|header| header.revision).max() {
         Some(exported) if exported > stored.revision.get() => Err(damaged(format!(
             "it ends at revision {}, its own export holds {exported}",
@@ -380,6 +395,23 @@ pub(super) fn build(dir: &Path, stored: &Stored) -> Result<(), OpenError> {
             what: error.to_string(),
         })?;
         crash::at("recovery-half");
+    }
+    let keys = &stored.keys;
+    // The same versions, under the new epoch. What is revoked stays so.
+    let changes = keys.records.iter().map(|record| KeyChange {
+        version: keys.version,
+        floor: keys.floor,
+        put: Arc::new(record.clone()),
+        forget: Vec::new(),
+    });
+    let changes: Vec<_> = changes.collect();
+    for group in changes.chunks(GROUP) {
+        store
+            .commit_keys(group)
+            .map_err(|error| OpenError::Damaged {
+                dir: dir.to_owned(),
+                what: error.to_string(),
+            })?;
     }
     Ok(())
 }

@@ -8,12 +8,14 @@ use std::{
 };
 
 use forebay_proto::{
-    Endpoint, EndpointId, EndpointUrl, ModelId, ModelSpec, PoolSettings, PoolSize, Revision,
+    Endpoint, EndpointId, EndpointUrl, KeyId, KeySpec, ModelId, ModelSpec, PoolSettings, PoolSize,
+    Revision,
 };
 
 use super::{
     Change, IdemRecord, ModelRecord, OpenError, SettingsRecord, SledStore, Store, Stored,
-    history::{Edit, Entry, EntryKind, Forgotten, LogRecord},
+    history::{Edit, Entry, EntryKind, Forgotten, LogRecord, Origin},
+    keys::{KeyChange, KeyRecord, Revoked, StoredKeys},
     memory::MemoryStore,
 };
 
@@ -329,7 +331,7 @@ fn a_newer_format_is_refused_untouched() {
             error,
             OpenError::NewerFormat {
                 found: 99,
-                known: 2,
+                known: 3,
                 ..
             }
         ),
@@ -457,5 +459,128 @@ fn an_emptied_database_is_not_taken_for_a_fresh_one() {
     assert!(
         error.contains("damaged") && error.contains("should hold"),
         "{error}"
+    );
+}
+
+fn key(n: u8, revoked: bool) -> KeyRecord {
+    KeyRecord {
+        id: KeyId::of_random(&[n; 9]),
+        hash: [n; 32],
+        pepper: 7,
+        spec: KeySpec::default(),
+        version: 0,
+        created: time(1),
+        creator: Origin {
+            author: "me".into(),
+            reason: "why".into(),
+        },
+        updated: time(2),
+        revoked: revoked.then(|| Revoked {
+            time: time(3),
+            by: Origin::default(),
+        }),
+    }
+}
+
+fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
+    KeyChange {
+        version,
+        floor: version / 2,
+        put: Arc::new(KeyRecord { version, ..record }),
+        forget: forget.iter().map(|n| KeyId::of_random(&[*n; 9])).collect(),
+    }
+}
+
+/// Keys are kept as they were written, beside everything else, which they leave alone.
+fn keeps_keys(store: &mut impl Store) {
+    let before = store.load().unwrap();
+    assert_eq!(before.keys, StoredKeys::default());
+    store
+        .commit_keys(&[key_change(1, key(1, false), &[])])
+        .unwrap();
+    let both = [
+        key_change(2, key(2, false), &[]),
+        key_change(3, key(1, true), &[]),
+    ];
+    store.commit_keys(&both).unwrap();
+    let after = store.load().unwrap();
+    assert_eq!((after.keys.version, after.keys.floor), (3, 1));
+    assert_eq!(after.keys.records.len(), 2);
+    assert!(
+        after
+            .keys
+            .records
+            .iter()
+            .any(|k| k.revoked.is_some() && k.version == 3)
+    );
+    assert_eq!(after.revision, before.revision);
+    store
+        .commit_keys(&[key_change(4, key(3, false), &[1])])
+        .unwrap();
+    let after = store.load().unwrap();
+    let ids: Vec<_> = after.keys.records.iter().map(|key| key.id).collect();
+    assert_eq!(ids, [2, 3].map(|n| KeyId::of_random(&[n; 9])));
+    assert_eq!(after.models, before.models);
+}
+
+#[test]
+fn memory_keeps_keys() {
+    keeps_keys(&mut MemoryStore::fresh());
+}
+
+#[test]
+fn sled_keeps_keys_and_an_export_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    keeps_keys(&mut store);
+    let stored = store.load().unwrap();
+    drop(store);
+    assert_eq!(open(dir.path()).load().unwrap().keys, stored.keys);
+
+    let file = dir.path().join("with-keys");
+    super::export::write_file(&file, &stored, time(9)).unwrap();
+    let text = std::fs::read(&file).unwrap();
+    assert!(text.starts_with(b"forebay-export 2 "));
+    let (_, read) = super::export::read_file(&file).unwrap();
+    assert_eq!(read, stored);
+    let built = dir.path().join("built");
+    super::offline::import(&file, &built).unwrap();
+    assert_eq!(open(&built).load().unwrap().keys, stored.keys);
+
+    // Without keys an older version can read it.
+    let plain = Stored {
+        keys: StoredKeys::default(),
+        ..stored
+    };
+    let file = dir.path().join("plain");
+    super::export::write_file(&file, &plain, time(9)).unwrap();
+    assert!(
+        std::fs::read(&file)
+            .unwrap()
+            .starts_with(b"forebay-export 1 ")
+    );
+}
+
+/// Format 2 is format 3 without keys and credentials.
+#[test]
+fn a_directory_of_format_2_gets_its_number_and_a_way_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.commit(&[put("m", 1, 2)]).unwrap();
+    let before = (store.load().unwrap(), store.past().unwrap());
+    store.meta().insert("format", &2_u32.to_be_bytes()).unwrap();
+    store.meta().flush().unwrap();
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
+    let format = store.meta().get("format").unwrap().unwrap();
+    assert_eq!(&format[..], 3_u32.to_be_bytes());
+    let way_back = dir.path().join("registry.format-2.export");
+    let (header, _) = super::export::read_file(&way_back).unwrap();
+    assert_eq!((header.revision, header.models), (2, 1));
+    assert!(
+        fs::read(way_back)
+            .unwrap()
+            .starts_with(b"forebay-export 1 ")
     );
 }

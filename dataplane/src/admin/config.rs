@@ -1,5 +1,5 @@
-//! `/config`: what is in force, as JSON. There is nothing secret in it; what there will be is to be
-//! left out here.
+//! `/config`: what is in force, as JSON. There is nothing secret in it: of credentials their fingerprints, of clients' keys
+//! how many there are.
 
 use forebay_proto::{Endpoint, ProbeMode, endpoint::TlsRoots};
 use serde_json::{Value, json};
@@ -7,11 +7,14 @@ use serde_json::{Value, json};
 use crate::{
     apply::Refusal,
     config_client::{ConfigSource, ConfigStatus},
+    keys::KeyCell,
     live::{Live, Route},
 };
 
 /// The document.
-pub(super) fn document(live: &Live, status: &ConfigStatus) -> Value {
+pub(super) fn document(live: &Live, keys: &KeyCell, status: &ConfigStatus) -> Value {
+    let ring = keys.load();
+    let position = ring.position();
     let source = match status.source() {
         ConfigSource::None => "none",
         ConfigSource::LastKnownGood => "last_known_good",
@@ -24,6 +27,11 @@ pub(super) fn document(live: &Live, status: &ConfigStatus) -> Value {
         "revision": live.position.as_ref().map(|position| position.revision.get()),
         "digest": live.position.as_ref().map(|position| position.digest.to_string()),
         "budget": live.budget.map(|budget| budget.get()),
+        "keys": {
+            "required": keys.is_required(),
+            "version": position.map_or(0, |position| position.version),
+            "count": ring.len(),
+        },
         "models": live.models.values().map(|route| model(live, route)).collect::<Vec<_>>(),
         "refusals": live.refusals.iter().map(refusal).collect::<Vec<_>>(),
     })
@@ -89,5 +97,6 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "weight": endpoint.weight.get(),
         "protocol": endpoint.protocol.word(),
         "tls": tls,
+        "credential": endpoint.credential.as_ref().map(|sealed| sealed.fingerprint()),
     })
 }

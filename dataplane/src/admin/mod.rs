@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config_client::{ConfigSource, ConfigStatus},
+    keys::KeyCell,
     live::LiveCell,
     pool::PoolSnapshot,
 };
@@ -27,6 +28,8 @@ use crate::{
 pub struct Admin {
     /// What is in force.
     pub live: Arc<LiveCell>,
+    /// Clients' keys.
+    pub keys: Arc<KeyCell>,
     /// Where it comes from.
     pub status: Arc<ConfigStatus>,
     /// What was measured.
@@ -109,7 +112,8 @@ async fn pools(State(admin): State<Admin>) -> Json<serde_json::Value> {
 }
 
 async fn config(State(admin): State<Admin>) -> Json<serde_json::Value> {
-    Json(config::document(&admin.live.load(), &admin.status))
+    let document = config::document(&admin.live.load(), &admin.keys, &admin.status);
+    Json(document)
 }
 
 /// Seconds under a minute, then minutes, then hours.

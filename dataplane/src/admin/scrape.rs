@@ -51,6 +51,12 @@ fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
         "The revision in force; 0 before the first.",
         revision as f64,
     )?;
+    let keys = admin.keys.load();
+    set(
+        "forebay_keys_version",
+        "The version of the clients' keys in force; 0 if there never was one.",
+        keys.position().map_or(0, |position| position.version) as f64,
+    )?;
     set(
         "forebay_config_age_seconds",
         "Time since the last word of the control plane, or since the start.",

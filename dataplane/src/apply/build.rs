@@ -18,7 +18,7 @@ use super::{
     sift::{Merged, Sifted},
 };
 use crate::{
-    live::{Live, Route},
+    live::{Credential, Live, Route},
     pool::Pool,
 };
 
@@ -139,6 +139,7 @@ impl Applier {
                 model: model.clone(),
                 pool: pool.clone(),
                 metrics,
+                credentials: self.credentials(model),
             }))
         };
         let routes = merged.models.iter().filter_map(route).collect();
@@ -147,6 +148,17 @@ impl Applier {
         new.refusals = sifted.refusals(merged);
         new.retained = merged.retained.clone();
         self.live.publish(new);
+    }
+
+    /// Those of a model, opened. They are few, and opened anew with each configuration.
+    fn credentials(&self, model: &ResolvedModel) -> Vec<Credential> {
+        let endpoints = model.endpoints.iter();
+        let with = endpoints.filter(|endpoint| endpoint.credential.is_some());
+        let opened = with.map(|endpoint| Credential {
+            value: self.common.keys.credential(&model.id, endpoint),
+            endpoint: endpoint.id.clone(),
+        });
+        opened.collect()
     }
 
     /// Pools that stay take the form of what is in force now. Gives the models for which that failed, and why.

@@ -21,6 +21,7 @@ use forebay_proto::{Digest, Position, ResolvedModel, limits, wire};
 use prost::Message as _;
 
 use super::attempts::Attempts;
+use crate::keys::KeysFile;
 
 const MAGIC: &[u8] = b"forebay last-known-good 1\n";
 /// With retained models.
@@ -78,6 +79,11 @@ impl LastKnownGood {
         Ok(Self {
             folder: folder.to_owned(),
         })
+    }
+
+    /// Where clients' keys are kept, beside them.
+    pub(crate) fn keys_file(&self) -> KeysFile {
+        KeysFile::within(&self.folder)
     }
 
     /// Those that are whole, the newest first. What is damaged is logged and left where it is.

@@ -9,6 +9,7 @@ mod backoff;
 mod follow;
 mod incoming;
 mod keeper;
+mod keys;
 mod lkg;
 mod session;
 mod status;
@@ -29,6 +30,7 @@ use self::{
     attempts::Tried,
     backoff::{Backoff, Class},
     keeper::{Keeper, Marks},
+    keys::KeysFollower,
     session::Session,
 };
 pub use self::{
@@ -38,6 +40,7 @@ pub use self::{
 use crate::{
     apply::{Applied, Applier, Refusal, RefusalReason},
     health::ChangedHealth,
+    keys::KeyCell,
     live::LiveCell,
     metrics::Metrics,
 };
@@ -71,6 +74,7 @@ pub struct ConfigClient {
     identity: Identity,
     applier: Applier,
     live: Arc<LiveCell>,
+    keys: KeysFollower,
     status: Arc<ConfigStatus>,
     metrics: Arc<Metrics>,
     keeper: Option<Keeper>,
@@ -92,11 +96,12 @@ impl ConfigClient {
         control: Vec<Uri>,
         identity: Identity,
         applier: Applier,
-        live: Arc<LiveCell>,
+        (live, keys): (Arc<LiveCell>, Arc<KeyCell>),
         status: Arc<ConfigStatus>,
         metrics: Arc<Metrics>,
         keeping: Option<Keeping>,
     ) -> Self {
+        let file = keeping.as_ref().map(|keeping| keeping.lkg.keys_file());
         let keeper = keeping.map(|keeping| Keeper::new(keeping.lkg, keeping.soak));
         let (keeper, marks) = keeper.unzip();
         Self {
@@ -104,6 +109,7 @@ impl ConfigClient {
             identity,
             applier,
             live,
+            keys: KeysFollower::new(keys, file),
             status,
             metrics,
             keeper,
@@ -133,6 +139,8 @@ impl ConfigClient {
     /// Puts the newest configuration on disk in force that is not refused and did not end the process twice, if there
     /// is one.
     pub fn start_from_disk(&mut self) {
+        // Before anything is served.
+        self.keys.start();
         let Some(mut keeper) = self.keeper.take() else {
             return;
         };

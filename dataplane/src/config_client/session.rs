@@ -22,10 +22,11 @@ use super::{
     ConfigClient, ConfigSource, Kept,
     backoff::Class,
     incoming::{Broken, Came, Incoming, Pushed, WITHIN},
+    keys::OutOfOrder,
 };
 use crate::{apply::Refusal, trace_context};
 
-/// Versions of the protocol that this build speaks; the newer has deltas and chunks.
+/// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end.
 const PROTOCOLS: RangeInclusive<u32> = 1..=3;
 const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
@@ -124,6 +125,7 @@ impl<'a> Session<'a> {
     ) -> Ended {
         let followed = async {
             let (say, heard) = open(client, uri).await?;
+            client.keys.begin();
             let heartbeat = ticker(HEARTBEAT);
             let mut session = Session {
                 client,
@@ -159,6 +161,7 @@ impl<'a> Session<'a> {
             let message = tokio::select! {
                 message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
+                    self.client.keys.save().await;
                     self.beat()?;
                     continue;
                 }
@@ -198,6 +201,7 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
             Heard::Goodbye(goodbye) => return Err(Ended::Told(told(goodbye.reason()))),
+            Heard::Keys(push) => return self.keys(push).await,
             Heard::Push(push) => self.incoming.push(push)?,
             Heard::Delta(delta) => self.incoming.delta(delta, held)?,
             Heard::Chunk(chunk) => self.incoming.chunk(chunk, held)?,
@@ -211,6 +215,17 @@ impl<'a> Session<'a> {
                 let applied = self.applied();
                 self.say(Say::Resync(wire::Resync { push_id, applied }))
             }
+        }
+    }
+
+    async fn keys(&mut self, push: wire::KeysPush) -> Result<(), Ended> {
+        match self.client.keys.take(push).await {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let held = self.client.keys.held();
+                self.say(Say::KeysHeld(wire::KeysHeld { held }))
+            }
+            Err(OutOfOrder) => Err(Ended::Protocol("a part of keys out of order")),
         }
     }
 
@@ -381,6 +396,7 @@ fn hello(client: &ConfigClient) -> wire::Hello {
         gateway_address: identity.gateway_address.clone(),
         quarantined: client.quarantined.iter().map(Into::into).collect(),
         refusals: live.refusals.iter().map(to_wire).collect(),
+        keys: client.keys.held(),
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     verdict,
 };
 use crate::{
-    live::{Live, Route},
+    live::{Carries, Live, Route},
     pool::{
         AcquireError, CloseReason, Fault, Kind, Lease, Progress, RequestBody, SendFailed, Tried,
         Verdict,
@@ -176,6 +176,42 @@ impl Proxy {
             })
     }
 
+    fn request(&self, outgoing: &Outgoing<'_>, lease: &Lease, span: &Span) -> Request<RequestBody> {
+        let mut request = Request::new(outgoing.body.clone());
+        *request.method_mut() = outgoing.method.clone();
+        let mut headers = outgoing.headers.clone();
+        trace_context::inject(span, &mut headers);
+        if self.live.has_credentials() {
+            self.put_credential(outgoing, lease, &mut headers);
+        }
+        *request.headers_mut() = headers;
+        lease.address(outgoing.path.clone(), &mut request);
+        request
+    }
+
+    /// The credential of the very endpoint, at the very url, that the connection leads to. A connection that is newer, or
+    /// older, than what the request began with is found in what is in force now.
+    fn put_credential(&self, outgoing: &Outgoing<'_>, lease: &Lease, headers: &mut HeaderMap) {
+        let model = &outgoing.route.model.id;
+        let carries = outgoing.route.carries(lease).or_else(|| {
+            let live = self.live.load();
+            live.models
+                .get(model)
+                .and_then(|route| route.carries(lease))
+        });
+        // One that neither knows is on its way out: it leads to what it was made for.
+        let carries = carries.unwrap_or_else(|| match lease.made_for() {
+            Some(endpoint) if endpoint.credential.is_some() => {
+                Carries::Own(self.keys.credential(model, endpoint))
+            }
+            Some(_) => Carries::TheClients,
+            None => Carries::Own(None),
+        });
+        if let Carries::Own(credential) = carries {
+            headers::put_credential(headers, credential.as_ref());
+        }
+    }
+
     async fn send_once(
         &self,
         outgoing: &mut Outgoing<'_>,
@@ -184,7 +220,7 @@ impl Proxy {
         span: &Span,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
         let model = &outgoing.route.model;
-        let request = outgoing.request(&lease, span);
+        let request = self.request(outgoing, &lease, span);
         let within = model.timeouts.first_byte;
         let deadline = outgoing.deadline.min(began + within);
         let answer = {
@@ -301,16 +337,6 @@ impl Outgoing<'_> {
     fn request_id(&self) -> &str {
         let id = self.headers.get(headers::REQUEST_ID);
         id.and_then(|id| id.to_str().ok()).unwrap_or_default()
-    }
-
-    fn request(&self, lease: &Lease, span: &Span) -> Request<RequestBody> {
-        let mut request = Request::new(self.body.clone());
-        *request.method_mut() = self.method.clone();
-        let mut headers = self.headers.clone();
-        trace_context::inject(span, &mut headers);
-        *request.headers_mut() = headers;
-        lease.address(self.path.clone(), &mut request);
-        request
     }
 }
 

@@ -1,19 +1,22 @@
 //! What the gateway itself answers when a request cannot be served: status, stable code, source and
 //! retry advice come from the kind of error, in one place.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use forebay_proto::{ModelId, violation::InvalidValue};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
+    auth::Stranger,
     body::{ResponseBody, StreamFailed},
     head::HeadError,
     paths::Dialect,
 };
 use crate::{
+    keys::{LiveKey, Quota, Refused},
     metrics::Source,
     pool::{AcquireError, SendError},
 };
@@ -73,6 +76,17 @@ pub(crate) enum GatewayError {
     NotConfigured,
     #[error("this worker stops; ask again, and another one will answer")]
     Draining,
+    #[error("{}", .0.words())]
+    Stranger(Stranger),
+    #[error("`authorization` and `x-api-key` have different keys; send one of them")]
+    TwoKeys,
+    #[error("this key may not use the model `{0}`; GET /v1/models lists those that it may")]
+    ModelNotAllowed(String),
+    #[error("this key has reached its limit of {refused} on this worker; try again in {} s", seconds(refused.again()))]
+    Limited {
+        refused: Refused,
+        quota: Option<Quota>,
+    },
     #[error(transparent)]
     Acquire(#[from] AcquireError),
     #[error("endpoint `{endpoint}` of model `{model}` gave no answer that can be used: {error}")]
@@ -141,6 +155,10 @@ impl GatewayError {
             E::ModelInvalid(_) => (400, INVALID, "invalid_model", Client),
             E::UnknownResponse { .. } => (404, INVALID, "response_not_found", Client),
             E::UnknownModel(_) => (404, INVALID, "model_not_found", Client),
+            E::Stranger(_) => (401, INVALID, "invalid_api_key", Client),
+            E::TwoKeys => (400, INVALID, "two_api_keys", Client),
+            E::ModelNotAllowed(_) => (403, INVALID, "model_not_allowed", Client),
+            E::Limited { .. } => (429, "rate_limit_error", "rate_limit_exceeded", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
             E::Draining => (503, "server_error", "draining", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
@@ -187,6 +205,8 @@ impl GatewayError {
             self,
             E::Head(_)
                 | E::MediaType { .. }
+                | E::Stranger(_)
+                | E::TwoKeys
                 | E::BodyBroken(_)
                 | E::BodyTimeout(_)
                 | E::BodyTooLarge { .. }
@@ -219,6 +239,7 @@ impl GatewayError {
                 Some(busy.retry_after)
             }
             Self::Declined { after, .. } => *after,
+            Self::Limited { refused, .. } => Some(refused.again()),
             Self::NotConfigured
             | Self::Draining
             | Self::Acquire(AcquireError::Connect { .. } | AcquireError::NoEndpoint { .. })
@@ -234,6 +255,7 @@ impl GatewayError {
         !matches!(
             self,
             Self::Acquire(_)
+                | Self::Limited { .. }
                 | Self::NotConfigured
                 | Self::Draining
                 | Self::Declined { .. }
@@ -258,11 +280,42 @@ impl GatewayError {
         Self::UnknownModel(name.to_owned())
     }
 
+    /// The same for a model that the caller may not use, whether there is one or not.
+    pub(super) fn model_not_allowed(name: &str) -> Self {
+        Self::ModelNotAllowed(plain(name))
+    }
+
+    /// A key that came up against a limit.
+    pub(super) fn limited(refused: Refused, key: Option<&Arc<LiveKey>>, now: Instant) -> Self {
+        let quota = key.and_then(|key| Quota::of(key, now));
+        Self::Limited { refused, quota }
+    }
+
+    /// How the caller stands who was refused by its limits.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        match self {
+            Self::Limited { quota, .. } => *quota,
+            _ => None,
+        }
+    }
+
+    /// The metric's label, of one who was refused for its key.
+    pub(super) fn auth_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Stranger(stranger) => Some(stranger.label()),
+            Self::TwoKeys => Some("two_keys"),
+            Self::ModelNotAllowed(_) => Some("model"),
+            Self::Limited { refused, .. } => Some(refused.label()),
+            _ => None,
+        }
+    }
+
     fn param(&self) -> Option<&'static str> {
         match self {
             Self::ModelMissing
             | Self::ModelWanted(_)
             | Self::ModelInvalid(_)
+            | Self::ModelNotAllowed(_)
             | Self::UnknownModel(_) => Some("model"),
             Self::Twice { name }
             | Self::OtherwiseWritten { name }
@@ -296,19 +349,34 @@ impl GatewayError {
             HeaderValue::from_static("application/json"),
         );
         if let Some(after) = self.retry_after() {
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(after.as_secs().max(1)),
-            );
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
         }
         if self.is_final() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if matches!(self, Self::Stranger(_)) {
+            let bearer = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, bearer);
         }
         if let Some(allowed) = self.allowed() {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         response
     }
+}
+
+/// Whole seconds, at least one: what comes again sooner comes for nothing.
+fn seconds(after: Duration) -> u64 {
+    after.as_secs() + u64::from(after.subsec_nanos() > 0 || after.is_zero())
+}
+
+/// Short, and without what could forge a line of a log.
+fn plain(name: &str) -> String {
+    let plain = |c: char| match c.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => c,
+    };
+    name.chars().take(128).map(plain).collect()
 }
 
 /// What Anthropic's clients tell errors apart by.
@@ -322,5 +390,30 @@ fn anthropic_type(status: StatusCode) -> &'static str {
         503 => "overloaded_error",
         500.. => "api_error",
         _ => "invalid_request_error",
+    }
+}
+
+impl Stranger {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Missing => {
+                "you must provide an API key, as `authorization: Bearer fbk_…` or `x-api-key`"
+            }
+            Self::NoKeys => {
+                "this gateway asks for an API key, and there is none yet; its operator makes one with \
+                 `forebay keys create`"
+            }
+            Self::Unknown => "the API key is not known; it may have been revoked",
+            Self::Expired => "the API key has expired",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::NoKeys => "no_keys",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+        }
     }
 }

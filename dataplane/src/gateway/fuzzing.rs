@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     answer::broken_rule,
+    caller::Caller,
     form_body,
     head::{self, Hosts},
     headers, json_body,
@@ -107,7 +108,11 @@ fn assert_one_meaning(parts: &http::request::Parts) {
         "an encoding and a length"
     );
     assert!(parts.headers.len() <= 64, "{}", parts.headers.len());
-    let up = headers::for_upstream(&parts.headers, &HeaderValue::from_static("id"));
+    let up = headers::for_upstream(
+        &parts.headers,
+        &HeaderValue::from_static("id"),
+        &Caller::anybody(),
+    );
     for (name, value) in &up {
         assert!(!name.as_str().contains('_') && !name.as_str().starts_with("x-forebay-"));
         assert!(!value.as_bytes().iter().any(|byte| b"\r\n\0".contains(byte)));

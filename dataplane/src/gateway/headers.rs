@@ -8,6 +8,7 @@ use http::{
 };
 use uuid::Builder;
 
+use super::caller::Caller;
 use crate::trace_context;
 
 /// The header that names a request in logs and answers.
@@ -73,8 +74,25 @@ pub(super) fn explains(client: &HeaderMap) -> bool {
     client.get(EXPLAIN).is_some_and(|value| value == "1")
 }
 
+/// Where clients' keys stand.
+static KEYS: [HeaderName; 2] = [header::AUTHORIZATION, HeaderName::from_static("x-api-key")];
+
+/// The endpoint's own credential takes the place of the client's.
+pub(super) fn put_credential(headers: &mut HeaderMap, credential: Option<&HeaderValue>) {
+    KEYS.iter().for_each(|name| drop(headers.remove(name)));
+    if let Some(credential) = credential {
+        headers.insert(header::AUTHORIZATION, credential.clone());
+    }
+}
+
 /// The headers of the upstream request; `host` and framing are added by who sends it.
-pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
+pub(super) fn for_upstream(
+    client: &HeaderMap,
+    request_id: &HeaderValue,
+    caller: &Caller,
+) -> HeaderMap {
+    // A key of ours is nobody else's business; without keys it is the upstream's, as without a gateway.
+    let ours = caller.key().is_some();
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len() + 1);
     headers.insert(REQUEST_ID, request_id.clone());
     // What we pass on we must be able to read, and the client did not ask for anything else.
@@ -83,6 +101,7 @@ pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> Head
     for (name, value) in client {
         // Of several with one name the first counts.
         if passes_up(name)
+            && !(ours && KEYS.contains(name))
             && is_plain(value)
             && let Entry::Vacant(free) = headers.entry(name)
         {
@@ -170,7 +189,7 @@ mod tests {
             ("cookie", "a=b"),
             ("x-request-id", "client's"),
         ]);
-        let up = for_upstream(&client, &HeaderValue::from_static("id"));
+        let up = for_upstream(&client, &HeaderValue::from_static("id"), &Caller::anybody());
         assert_eq!(
             up,
             headers(&[

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
+    caller::Caller,
     error::GatewayError,
     headers,
     json_body::Found,
@@ -42,6 +43,7 @@ impl Proxy {
         &self,
         kept: Kept,
         parts: &Parts,
+        caller: &Caller,
         mut body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
@@ -57,7 +59,10 @@ impl Proxy {
         }
         let maker = match self.responses.maker(&kept.id) {
             Some(maker) => maker,
-            None => self.search(&live, &kept, parts, alarms, record).await?,
+            None => {
+                self.search(&live, (&kept, caller), parts, alarms, record)
+                    .await?
+            }
         };
         let gone = |why| GatewayError::UnknownResponse {
             id: kept.id.clone(),
@@ -70,10 +75,11 @@ impl Proxy {
         if !endpoints.any(|endpoint| endpoint.id == maker.endpoint) {
             return Err(gone("the endpoint that made it is gone"));
         }
+        caller.check(maker.model.as_str(), Some(&maker.model))?;
         record.route(route);
         tracing::Span::current().record("model", route.model.id.as_str());
         let alarm = alarms.set(record.began() + route.model.timeouts.total);
-        let mut outgoing = outgoing(&kept, parts, record, route, maker.endpoint, alarm);
+        let mut outgoing = outgoing(&kept, (parts, caller), record, route, maker.endpoint, alarm);
         let (response, lease, limits, span) =
             self.send(&mut outgoing, &live, record.began()).await?;
         Ok(Answer {
@@ -91,7 +97,7 @@ impl Proxy {
     async fn search(
         &self,
         live: &Live,
-        kept: &Kept,
+        (kept, caller): (&Kept, &Caller),
         parts: &Parts,
         alarms: &Alarms,
         record: &RequestRecord,
@@ -105,6 +111,7 @@ impl Proxy {
         let places: Vec<(&Arc<Route>, &EndpointId)> = live
             .models
             .values()
+            .filter(|route| caller.may_use(route.model.id.as_str(), Some(&route.model.id)))
             .flat_map(|route| {
                 let endpoints = route.model.endpoints.iter();
                 endpoints.map(move |endpoint| (route, &endpoint.id))
@@ -126,7 +133,14 @@ impl Proxy {
                 .saturating_sub(began.elapsed())
                 .min(ANSWER_WITHIN);
             let alarm = alarms.set(Instant::now() + left);
-            let mut asked = outgoing(kept, parts, record, route, endpoint.clone(), alarm);
+            let mut asked = outgoing(
+                kept,
+                (parts, caller),
+                record,
+                route,
+                endpoint.clone(),
+                alarm,
+            );
             asked.deadline = Instant::now() + left;
             asked.method = Method::GET;
             asked.path = only_path(kept);
@@ -160,13 +174,13 @@ fn only_path(kept: &Kept) -> PathAndQuery {
 
 fn outgoing<'a>(
     kept: &Kept,
-    parts: &Parts,
+    (parts, caller): (&Parts, &Caller),
     record: &RequestRecord,
     route: &'a Arc<Route>,
     endpoint: EndpointId,
     alarm: Alarm,
 ) -> Outgoing<'a> {
-    let mut headers = headers::for_upstream(&parts.headers, record.request_id_header());
+    let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
     headers.remove(header::CONTENT_TYPE);
     Outgoing {
         operation: kept.operation,

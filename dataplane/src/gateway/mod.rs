@@ -6,7 +6,9 @@ mod alarm;
 mod answer;
 mod answer_metrics;
 mod attempt;
+mod auth;
 mod body;
+mod caller;
 mod clients;
 mod connection;
 mod crowd;
@@ -73,6 +75,7 @@ use crate::{
     apply::client_connections,
     ending::{Ending, Stage},
     handover::Resting,
+    keys::KeyCell,
     live::LiveCell,
     metrics::{Metrics, Source},
     trace_context,
@@ -96,7 +99,7 @@ impl Gateway {
     /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
     pub(crate) fn new(
-        live: Arc<LiveCell>,
+        (live, keys): (Arc<LiveCell>, Arc<KeyCell>),
         metrics: Arc<Metrics>,
         max_body_bytes: usize,
         limits: ClientLimits,
@@ -107,6 +110,7 @@ impl Gateway {
         Self {
             proxy: Arc::new(Proxy {
                 live,
+                keys,
                 metrics,
                 max_body_bytes,
                 hosts: Hosts::new(&limits.allowed_hosts),
@@ -170,6 +174,7 @@ async fn serve(
         });
         trace_context::within(&span, pin!(in_time)).await
     };
+    let quota = record.quota();
     let mut response = match answer {
         Some(Ok(Served::Answer(answer))) => proxy.pass_on(*answer, record, hangup),
         Some(Ok(Served::Late(late))) => late.response(proxy.clone(), record, hangup),
@@ -189,6 +194,9 @@ async fn serve(
         response.headers_mut().insert(header::CONNECTION, close);
     }
     span.record("status", response.status().as_u16());
+    if let Some(quota) = quota {
+        quota.write(response.headers_mut());
+    }
     response
         .headers_mut()
         .insert(headers::REQUEST_ID, request_id);
@@ -214,27 +222,35 @@ async fn answer(
     record: &mut RequestRecord,
 ) -> Result<Served, (Response<ResponseBody>, Rest)> {
     let mut rest = Rest::Read;
-    let result = match found.target {
-        Ok(Target::Inference(operation)) => {
-            match proxy.serve(operation, parts, body, alarms, record).await {
+    let admitted = found.target.and_then(|target| {
+        let caller = auth::caller(&proxy.keys, &parts.headers)?;
+        if matches!(target, Target::Inference(_) | Target::Response(_)) {
+            record.hold(caller.enter(record.began())?);
+        }
+        Ok((target, caller))
+    });
+    let result = match admitted {
+        Ok((Target::Inference(operation), caller)) => {
+            let served = proxy.serve(operation, parts, &caller, body, alarms, record);
+            match served.await {
                 Ok(served) => return Ok(served),
                 Err(error) => Err(error),
             }
         }
-        Ok(Target::Response(kept)) => {
-            let answer = proxy.serve_response(kept, parts, body, alarms, record);
+        Ok((Target::Response(kept), caller)) => {
+            let answer = proxy.serve_response(kept, parts, &caller, body, alarms, record);
             match answer.await {
                 Ok(answer) => return Ok(Served::Answer(Box::new(answer))),
                 Err(error) => Err(error),
             }
         }
-        Ok(local) => {
+        Ok((local, caller)) => {
             if !read::discard(parts, &mut body).await {
                 rest = Rest::Unread;
             }
             match local {
-                Target::Model(name) => models::get(&proxy.live.load(), &name),
-                _ => Ok(models::list(&proxy.live.load())),
+                Target::Model(name) => models::get(&proxy.live.load(), &name, &caller),
+                _ => Ok(models::list(&proxy.live.load(), &caller)),
             }
         }
         Err(error) => {
@@ -253,6 +269,10 @@ async fn answer(
             if error.leaves_unread() {
                 rest = Rest::Unread;
             }
+            if let Some(reason) = error.auth_reason() {
+                proxy.metrics.auth_rejected(reason);
+            }
+            record.note_quota(error.quota());
             refuse(&error, found.dialect, record)
         }
     };

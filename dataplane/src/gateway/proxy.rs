@@ -18,6 +18,7 @@ use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
+    caller::Caller,
     clients::ClientLimits,
     error::GatewayError,
     form_body,
@@ -35,6 +36,7 @@ use super::{
 };
 use crate::{
     ending::Ending,
+    keys::KeyCell,
     live::{Live, LiveCell, Route},
     metrics::Metrics,
     pool::Lease,
@@ -44,6 +46,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) live: Arc<LiveCell>,
+    pub(super) keys: Arc<KeyCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
     pub(super) ending: Arc<Ending>,
@@ -131,6 +134,7 @@ impl Proxy {
         self: &Arc<Self>,
         operation: &'static Operation,
         parts: &Parts,
+        caller: &Caller,
         body: Incoming,
         alarms: &Alarms,
         record: &mut RequestRecord,
@@ -145,10 +149,11 @@ impl Proxy {
             Media::Form(boundary) => form_body::read(&body, boundary)?,
         };
         let live = self.live.load();
-        let route = find_route(&live, operation, &reading)?.clone();
+        let route = find_route(&live, operation, &reading, caller)?.clone();
         record.route(&route);
+        record.reserve(reading.likely_tokens(body.len()), caller)?;
         Span::current().record("model", route.model.id.as_str());
-        let mut headers = headers::for_upstream(&parts.headers, record.request_id_header());
+        let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
         headers.insert(header::CONTENT_TYPE, media.content_type());
         let comments = route.model.streaming.keep_alive;
         let comments = comments.filter(|_| reading.stream && operation.streams.is_some());
@@ -260,22 +265,29 @@ fn find_route<'a>(
     live: &'a Live,
     operation: &Operation,
     reading: &Reading,
+    caller: &Caller,
 ) -> Result<&'a Arc<Route>, GatewayError> {
     if live.position.is_none() {
         return Err(GatewayError::NotConfigured);
     }
     match &reading.model {
-        Some(field) => live
-            .route(&field.name)
-            .ok_or_else(|| GatewayError::unknown_model(&field.name)),
+        Some(field) => {
+            let route = live.route(&field.name);
+            caller.check(&field.name, route.map(|route| &route.model.id))?;
+            route.ok_or_else(|| GatewayError::unknown_model(&field.name))
+        }
         None if operation.model == ModelPlace::JsonOrOnly => {
-            let mut routes = live.models.values();
+            let allowed = |route: &&Arc<Route>| {
+                let id = &route.model.id;
+                caller.may_use(id.as_str(), Some(id))
+            };
+            let mut routes = live.models.values().filter(allowed);
             match (routes.next(), routes.next()) {
                 (Some(only), None) => Ok(only),
                 (None, _) => Err(GatewayError::ModelMissing),
                 _ => {
-                    let names = live.models.keys().take(MOST_NAMED);
-                    let names: Vec<&str> = names.map(ModelId::as_str).collect();
+                    let names = live.models.values().filter(allowed).take(MOST_NAMED);
+                    let names: Vec<&str> = names.map(|route| route.model.id.as_str()).collect();
                     Err(GatewayError::ModelWanted(names.join(", ")))
                 }
             }

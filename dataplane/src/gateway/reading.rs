@@ -145,7 +145,35 @@ pub(crate) struct Reading {
     pub(crate) previous_response: Option<String>,
 }
 
+/// Tokens that a request is likely to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Likely {
+    pub(super) prompt: u64,
+    pub(super) completion: u64,
+}
+
+/// Bytes of English text that make one token, about.
+const BYTES_PER_TOKEN: u64 = 4;
+
 impl Reading {
+    /// Tokens that a request with a body of so many bytes is likely to use: those of its prompt, and those of its answer
+    /// as far as it says how many it wants.
+    pub(super) fn likely_tokens(&self, body: usize) -> Likely {
+        let Limits {
+            max_tokens,
+            max_completion_tokens,
+            max_output_tokens,
+            n,
+            best_of,
+        } = self.limits;
+        let most = max_completion_tokens.or(max_tokens).or(max_output_tokens);
+        let answers = best_of.max(n).unwrap_or(1).max(1);
+        Likely {
+            prompt: body as u64 / BYTES_PER_TOKEN,
+            completion: most.unwrap_or(0).saturating_mul(answers),
+        }
+    }
+
     /// The body as the upstream must see it: with the model's own id where the client used an alias, and what is asked
     /// for beside that, otherwise untouched. Nothing of it is copied.
     pub(crate) fn body_for(&self, id: &str, body: &Bytes, more: Option<&Edit>) -> RequestBody {

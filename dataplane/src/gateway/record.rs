@@ -7,9 +7,12 @@ use forebay_proto::ModelId;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::{body::StreamFailed, passing::Told};
+use super::{
+    body::StreamFailed, caller::Caller, error::GatewayError, passing::Told, reading::Likely,
+};
 use crate::{
     health::is_error,
+    keys::{Hold, Quota},
     live::Route,
     metrics::{Metrics, Source},
 };
@@ -67,6 +70,11 @@ pub(super) struct RequestRecord {
     /// What its answer said of tokens: also that of one that was cut, as far as it came.
     told: Told,
     end: Option<StreamEnd>,
+    /// What it takes of its caller's limits, to its end.
+    hold: Option<Hold>,
+    likely_prompt: u64,
+    /// How a caller stands who was refused by these.
+    refused: Option<Quota>,
 }
 
 impl RequestRecord {
@@ -84,12 +92,46 @@ impl RequestRecord {
             outcome: None,
             told: Told::default(),
             end: None,
+            hold: None,
+            likely_prompt: 0,
+            refused: None,
         }
     }
 
     /// When the request's head arrived.
     pub(super) fn began(&self) -> Instant {
         self.began
+    }
+
+    /// It counts against its caller's limits from here on.
+    pub(super) fn hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// Takes the tokens that it is likely to use.
+    pub(super) fn reserve(&mut self, likely: Likely, caller: &Caller) -> Result<(), GatewayError> {
+        let Some(hold) = &mut self.hold else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        self.likely_prompt = likely.prompt;
+        let tokens = likely.prompt.saturating_add(likely.completion);
+        let reserved = hold.reserve(tokens, now);
+        reserved.map_err(|refused| GatewayError::limited(refused, caller.key(), now))
+    }
+
+    /// How its caller stands, if there is something to say of it.
+    pub(super) fn quota(&self) -> Option<Quota> {
+        let quota = self
+            .hold
+            .as_ref()
+            .and_then(|hold| hold.quota(Instant::now()));
+        quota.or(self.refused)
+    }
+
+    /// The same of one who was refused.
+    pub(super) fn note_quota(&mut self, quota: Option<Quota>) {
+        self.refused = quota;
     }
 
     /// Where it goes.
@@ -161,11 +203,32 @@ impl RequestRecord {
     }
 }
 
+impl RequestRecord {
+    /// Gives back, or takes, what was reserved too much or too little.
+    fn settle(&mut self) {
+        let used = match (self.told.usage, self.told.events, self.passing_on) {
+            (Some(usage), ..) => {
+                let of = |tokens: Option<u64>| tokens.unwrap_or(0);
+                Some(of(usage.prompt).saturating_add(of(usage.completion)))
+            }
+            // Cut before its engine said: what was seen of it.
+            (None, 1.., _) => Some(self.likely_prompt.saturating_add(self.told.events)),
+            // Nothing of it was answered by an upstream: it used no tokens, as far as can be known here.
+            (None, 0, 0) => Some(0),
+            (None, 0, _) => None,
+        };
+        if let Some((hold, used)) = self.hold.as_mut().zip(used) {
+            hold.settle(used, Instant::now());
+        }
+    }
+}
+
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
         self.begin();
+        self.settle();
         match &self.route {
             Some(route) => {
                 if is_error(status, source) {
@@ -183,6 +246,7 @@ impl Drop for RequestRecord {
             status,
             source = source.label(),
             request_id = self.request_id(),
+            key = self.hold.as_ref().map(|hold| display(hold.id())),
             seconds,
             prompt_tokens = self.told.usage.and_then(|usage| usage.prompt),
             completion_tokens = self.told.usage.and_then(|usage| usage.completion),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::EndpointId;
+use forebay_proto::{Endpoint, EndpointId};
 use futures_util::future::Either;
 use http::{
     HeaderValue, Request, Response, Uri, header,
@@ -97,6 +97,8 @@ pub(super) struct Conn {
     sender: Sender,
     pub(super) watch: SocketWatch,
     pub(super) endpoint: EndpointId,
+    /// The same, as it was when it was dialled.
+    pub(super) at: Arc<Endpoint>,
     /// `host:port`, as it stands in the configuration.
     host: HeaderValue,
     scheme: Scheme,
@@ -145,6 +147,7 @@ pub(super) async fn connect(
             sender,
             watch: dialled.watch,
             endpoint: target.endpoint.id.clone(),
+            at: target.endpoint.clone(),
             host: target.host.clone(),
             scheme: match target.is_tls() {
                 true => Scheme::HTTPS,
@@ -255,6 +258,7 @@ impl Connection for Conn {
             sender: Sender::Http2(sender.clone(), allowed.clone()),
             watch: self.watch.clone(),
             endpoint: self.endpoint.clone(),
+            at: self.at.clone(),
             host: self.host.clone(),
             scheme: self.scheme.clone(),
             ended: self.ended.clone(),

@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use forebay_proto::EndpointId;
+use forebay_proto::{Endpoint, EndpointId};
 use http::{HeaderMap, Request, Response, uri::PathAndQuery};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::timeout;
@@ -157,6 +157,20 @@ impl Lease {
     #[must_use]
     pub fn endpoint(&self) -> &EndpointId {
         &self.endpoint
+    }
+
+    /// True if the connection was made to this endpoint, at this url.
+    #[must_use]
+    pub fn leads_to(&self, endpoint: &Endpoint) -> bool {
+        let held = self.loan.held();
+        held.is_some_and(|held| {
+            held.conn.endpoint == endpoint.id && held.conn.at.url == endpoint.url
+        })
+    }
+
+    /// The endpoint, as it was when the connection was made.
+    pub(crate) fn made_for(&self) -> Option<&Endpoint> {
+        self.loan.held().map(|held| &*held.conn.at)
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.

@@ -53,6 +53,7 @@ pub use self::{
 };
 use crate::{
     budget::{Budget, Need},
+    keys::KeyCell,
     metrics::Metrics,
     resolve::Resolver,
 };
@@ -66,6 +67,8 @@ pub(crate) struct Common {
     pub(crate) budget: Arc<Budget>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) probing: Arc<Probing>,
+    /// What opens endpoints' credentials.
+    pub(crate) keys: Arc<KeyCell>,
 }
 
 /// The bounded set of connections of one model.
@@ -274,7 +277,8 @@ impl Pool {
     fn ask_endpoints(self: &Arc<Self>) {
         let asked = self.desk.with(|inner, _| inner.asked.is_some());
         if asked && !self.asks.swap(true, Ordering::AcqRel) {
-            let (pool, stop) = (Arc::downgrade(self), self.stop.clone());
+            let pool = (self.model.clone(), Arc::downgrade(self));
+            let stop = self.stop.clone();
             let ask = probe::follow(pool, self.common.clone(), self.reconnects.clone(), stop);
             self.common.tasks.spawn(ask);
         }

@@ -13,13 +13,13 @@ use std::{
 };
 
 use forebay_proto::{
-    Endpoint, EndpointId,
+    Endpoint, EndpointId, ModelId,
     endpoint::Address,
     limits,
     probe::{AddressPolicy, Cidr, Outcome, PATH, Verdict, judge},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{Request, header, uri::PathAndQuery};
+use http::{HeaderValue, Request, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use tokio::{
@@ -196,7 +196,7 @@ fn spread(within: Duration) -> Duration {
 
 /// Runs until the pool is gone or stops.
 pub(super) async fn follow(
-    pool: Weak<Pool>,
+    (model, pool): (ModelId, Weak<Pool>),
     common: Common,
     reconnects: Arc<Reconnects>,
     stop: CancellationToken,
@@ -213,7 +213,7 @@ pub(super) async fn follow(
             if let Some((asked, targets)) = &to_ask {
                 let due = targets.iter().filter(|target| schedule.due(now, target));
                 let found = due.map(async |target| {
-                    let found = ask_in_turn(target, asked, &common).await;
+                    let found = ask_in_turn(&model, target, asked, &common).await;
                     (target, found)
                 });
                 // Each is acted on as it comes: one that does not answer holds up no other.
@@ -274,12 +274,13 @@ impl Pool {
     }
 }
 
-async fn ask_in_turn(target: &Target, asked: &Asked, common: &Common) -> Outcome {
+async fn ask_in_turn(model: &ModelId, target: &Target, asked: &Asked, common: &Common) -> Outcome {
     let Ok(_turn) = common.probing.turns.acquire().await else {
         return Outcome::new(Verdict::NotProbed, "the worker stops");
     };
     let Err(blocked) = may_dial(target, &common.probing.policy) else {
-        let asked = timeout(WITHIN, ask(target, &asked.expected, common)).await;
+        let credential = common.keys.credential(model, &target.endpoint);
+        let asked = timeout(WITHIN, ask(target, &asked.expected, credential, common)).await;
         return asked.unwrap_or_else(|_| {
             let what = format!("it did not answer within {WITHIN:?}");
             Outcome::new(Verdict::Unreachable, what)
@@ -302,7 +303,12 @@ pub(super) fn may_dial(target: &Target, policy: &AddressPolicy) -> Result<(), Ou
 }
 
 /// Asks over a connection of its own, which is closed after it.
-async fn ask(target: &Target, expected: &str, common: &Common) -> Outcome {
+async fn ask(
+    target: &Target,
+    expected: &str,
+    credential: Option<HeaderValue>,
+    common: &Common,
+) -> Outcome {
     let (conn, driver) = match conn::connect(target, &common.tasks, WITHIN).await {
         Ok(connected) => connected,
         Err(error) => {
@@ -310,7 +316,10 @@ async fn ask(target: &Target, expected: &str, common: &Common) -> Outcome {
             return Outcome::new(Verdict::Unreachable, what);
         }
     };
-    let (mut answer, mut driver) = (pin!(answer(conn, expected)), pin!(driver.run(|_| {})));
+    let (mut answer, mut driver) = (
+        pin!(answer(conn, expected, credential)),
+        pin!(driver.run(|_| {})),
+    );
     tokio::select! {
         biased;
         found = &mut answer => return found,
@@ -320,7 +329,7 @@ async fn ask(target: &Target, expected: &str, common: &Common) -> Outcome {
     answer.await
 }
 
-async fn answer(mut conn: Conn, expected: &str) -> Outcome {
+async fn answer(mut conn: Conn, expected: &str, credential: Option<HeaderValue>) -> Outcome {
     let request = Request::get("/")
         .header(header::ACCEPT, "application/json")
         .header(header::ACCEPT_ENCODING, "identity")
@@ -330,6 +339,14 @@ async fn answer(mut conn: Conn, expected: &str) -> Outcome {
         let what = "it closed the connection without an answer";
         Outcome::new(Verdict::Unreachable, what)
     };
+    let request = request.map(|mut request| {
+        if let Some(credential) = credential {
+            request
+                .headers_mut()
+                .insert(header::AUTHORIZATION, credential);
+        }
+        request
+    });
     let (Ok(mut request), true) = (request, conn.ready().await) else {
         return broken_off();
     };

@@ -40,6 +40,8 @@ fn common() -> Common {
         budget: Arc::default(),
         resolver: Arc::new(Resolver::new(&[])),
         probing: Arc::default(),
+
+        keys: Arc::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
         TlsRoots, Weight,
     },
     ids::EndpointId,
+    secret::SealedCredential,
     violation::Violations,
     wire,
 };
@@ -33,14 +34,39 @@ pub(super) fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, 
     };
     let protocol = read_protocol(&mut violations, wire.protocol, url.as_ref());
     let tls = read_tls(&mut violations, wire.tls, url.as_ref());
-    let all = id.zip(url).zip(weight.zip(protocol)).zip(tls);
-    violations.finish(all.map(|(((id, url), (weight, protocol)), tls)| Endpoint {
-        id,
-        url,
-        weight,
-        protocol,
-        tls,
-    }))
+    let credential = read_credential(&mut violations, wire.credential);
+    let all = id
+        .zip(url)
+        .zip(weight.zip(protocol))
+        .zip(tls.zip(credential));
+    violations.finish(all.map(
+        |(((id, url), (weight, protocol)), (tls, credential))| Endpoint {
+            id,
+            url,
+            weight,
+            protocol,
+            tls,
+            credential,
+        },
+    ))
+}
+
+/// Sealed already, or cleared.
+fn read_credential(
+    violations: &mut Violations,
+    wire: Option<wire::Credential>,
+) -> Option<Option<SealedCredential>> {
+    let Some(wire) = wire.filter(|wire| !wire.clear) else {
+        return Some(None);
+    };
+    if wire.sealed.is_empty() {
+        let message = "required: there is no credential for this endpoint at this url that could be \
+                       kept; give it, say `credential.clear`, or leave `credential` out";
+        violations.add("credential.bearer_token", message);
+        return None;
+    }
+    let sealed = SealedCredential::new(&wire.sealed, &wire.fingerprint);
+    violations.check("credential", sealed).map(Some)
 }
 
 fn read_protocol(
@@ -142,6 +168,11 @@ impl From<&Endpoint> for wire::Endpoint {
             weight: Some(endpoint.weight.get()),
             protocol: protocol.into(),
             tls: Some((&endpoint.tls).into()).filter(|tls| *tls != wire::EndpointTls::default()),
+            credential: endpoint.credential.as_ref().map(|sealed| wire::Credential {
+                fingerprint: sealed.fingerprint().to_owned(),
+                sealed: sealed.as_bytes().to_vec().into(),
+                ..wire::Credential::default()
+            }),
         }
     }
 }

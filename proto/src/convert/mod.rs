@@ -6,6 +6,7 @@ mod config;
 mod endpoint;
 mod failure;
 mod health;
+mod key;
 mod model;
 mod position;
 mod settings;

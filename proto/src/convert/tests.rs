@@ -193,6 +193,7 @@ fn bad_endpoints() -> Vec<wire::Endpoint> {
                 client_key_file: "key".into(),
                 ..Default::default()
             }),
+            credential: None,
         },
         wire::Endpoint {
             url: "https://x".into(),

@@ -3,7 +3,7 @@
 mod tls;
 mod url;
 
-use crate::{ids::EndpointId, limits, violation::InvalidValue};
+use crate::{ids::EndpointId, limits, secret::SealedCredential, violation::InvalidValue};
 
 pub use self::{
     tls::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
@@ -23,6 +23,8 @@ pub struct Endpoint {
     pub protocol: Protocol,
     /// How it proves who it is; looked at with an `https` url only.
     pub tls: EndpointTls,
+    /// What requests to it carry, sealed.
+    pub credential: Option<SealedCredential>,
 }
 
 impl Endpoint {
@@ -35,10 +37,12 @@ impl Endpoint {
             weight: Weight::default(),
             protocol: Protocol::default(),
             tls: EndpointTls::default(),
+            credential: None,
         }
     }
 
-    /// True if a connection made for one is one that the other could have made: all but the weight.
+    /// True if a connection made for one is one that the other could have made: all but the weight
+    /// and the credential, which goes with each request.
     #[must_use]
     pub fn same_connections(&self, other: &Self) -> bool {
         self.id == other.id

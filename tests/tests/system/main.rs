@@ -17,6 +17,7 @@ mod fallback;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;
+mod keys;
 mod lifecycle;
 mod one_meaning;
 mod registry;

@@ -19,7 +19,9 @@ use forebay_proto::{Config, Epoch, ModelId, Revision, Violations, wire};
 pub(crate) use self::undo::Undo;
 use self::{check::budget, show::show_settings};
 use super::Answer;
-use crate::store::{Change, IdemRecord, ModelRecord, SettingsRecord, Stored, history::Edit};
+use crate::store::{
+    Change, IdemRecord, ModelRecord, SettingsRecord, Stored, history::Edit, keys::StoredKeys,
+};
 
 /// Everything registered, at one revision.
 #[derive(Debug, Clone)]
@@ -76,7 +78,14 @@ impl State {
             settings: self.settings.clone(),
             models: self.models.values().map(|r| (**r).clone()).collect(),
             idem: answers.map(|record| (**record).clone()).collect(),
+            // They are elsewhere; who wants them adds them.
+            keys: StoredKeys::default(),
         }
+    }
+
+    /// Some endpoint has a credential.
+    pub(crate) fn has_credentials(&self) -> bool {
+        self.models.values().any(|record| record.has_credential())
     }
 
     pub(crate) fn epoch(&self) -> &Epoch {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use forebay_proto::{ModelSpec, PoolSettings, wire};
+use forebay_proto::{EndpointUrl, ModelSpec, PoolSettings, Violations, wire};
 
 use super::{
     Planned, State, Undo,
@@ -24,6 +24,42 @@ use crate::{
 const IDEM_KEPT: Duration = Duration::from_secs(24 * 3_600);
 /// Most answers kept.
 const IDEM_MOST: usize = 10_000;
+
+/// A credential that an update leaves out stays, unless the endpoint is elsewhere now: it was given for that place.
+fn keep_credentials(model: &mut wire::Model, old: &ModelSpec) -> Result<(), Violations> {
+    let mut violations = Violations::new();
+    for (n, endpoint) in model.endpoints.iter_mut().enumerate() {
+        let given = endpoint.credential.as_ref();
+        if given.is_some_and(|given| given.clear || !given.sealed.is_empty()) {
+            continue;
+        }
+        let id = match endpoint.id.is_empty() {
+            true => format!("e{}", n + 1),
+            false => endpoint.id.clone(),
+        };
+        let mut known = old.endpoints().iter();
+        let known = known.find(|known| known.id.as_str() == id);
+        let Some((known, sealed)) = known.and_then(|k| k.credential.as_ref().map(|c| (k, c)))
+        else {
+            continue;
+        };
+        if EndpointUrl::parse(&endpoint.url).is_ok_and(|url| url == known.url) {
+            endpoint.credential = Some(wire::Credential {
+                fingerprint: sealed.fingerprint().to_owned(),
+                sealed: sealed.as_bytes().to_vec().into(),
+                ..wire::Credential::default()
+            });
+        } else {
+            let message = format!(
+                "the one of `{id}` was given for {}, and goes nowhere else; give `bearer_token` again for the new \
+                 url, or say `clear`",
+                known.url
+            );
+            violations.add(format!("model.endpoints[{n}].credential"), message);
+        }
+    }
+    violations.finish(Some(()))
+}
 
 impl State {
     /// Checks a write and says what it would change.
@@ -167,7 +203,8 @@ impl State {
         };
         self.check_etag(&model.etag, old.revision)?;
         let merged = mask::merge_model(wire::Model::from(&old.spec), model, mask);
-        let merged = merged.map_err(WriteError::Invalid)?;
+        let mut merged = merged.map_err(WriteError::Invalid)?;
+        keep_credentials(&mut merged, &old.spec).map_err(WriteError::Invalid)?;
         let claimed = model.pool.as_ref().and_then(|pool| pool.keepalive);
         let claimed = claimed.filter(|_| mask::covers(mask, "pool.keepalive"));
         // Sent back as it was read: the etag says so.

@@ -12,6 +12,9 @@ use crate::{
 impl State {
     pub(super) fn show(&self, record: &ModelRecord, settings: &PoolSettings) -> wire::Model {
         let mut model = wire::Model::from(&record.spec);
+        let credentials = model.endpoints.iter_mut();
+        let credentials = credentials.filter_map(|endpoint| endpoint.credential.as_mut());
+        credentials.for_each(|credential| credential.sealed.clear());
         if let Ok(resolved) = record.spec.resolve(settings, record.revision) {
             let pool = wire::Pool::from(&resolved.pool);
             let own = model.pool.get_or_insert_default();

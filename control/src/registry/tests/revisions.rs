@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     metrics::Metrics,
     registry::state::Undo,
+    secrets::Vault,
     store::{
         SledStore,
         history::{Edit, Target},
@@ -354,7 +355,7 @@ proptest! {
 
 fn running(store: MemoryStore) -> RegistryHandle {
     let metrics = Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap());
-    start(store, metrics).unwrap().0
+    start(store, metrics, Vault::throwaway()).unwrap().0
 }
 
 #[tokio::test]
@@ -436,7 +437,7 @@ async fn a_version_that_makes_something_else_of_it_makes_a_new_revision_of_it() 
     drop(store);
     for start_number in 1..=2 {
         let metrics = Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap());
-        let (registry, writer) = start(open(), metrics).unwrap();
+        let (registry, writer) = start(open(), metrics, Vault::throwaway()).unwrap();
         let position = registry.published().position.clone();
         assert_eq!(position.revision, Revision::new(3), "start {start_number}");
         assert_eq!(ids(&registry.published().state), ["a"]);

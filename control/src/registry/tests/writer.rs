@@ -4,11 +4,11 @@ use forebay_proto::Revision;
 use prometheus::Registry;
 
 use super::*;
-use crate::{metrics::Metrics, store::memory::Next};
+use crate::{metrics::Metrics, secrets::Vault, store::memory::Next};
 
 fn running(store: MemoryStore) -> RegistryHandle {
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-    start(store, metrics).unwrap().0
+    start(store, metrics, Vault::throwaway()).unwrap().0
 }
 
 #[tokio::test]

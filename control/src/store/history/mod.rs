@@ -110,6 +110,17 @@ impl Edit {
             Self::Settings { .. } => Target::Settings,
         }
     }
+
+    /// Afterwards an endpoint of it has a credential.
+    pub(crate) fn has_credential(&self) -> bool {
+        match self {
+            Self::Model {
+                after: Some(record),
+                ..
+            } => record.has_credential(),
+            Self::Model { after: None, .. } | Self::Settings { .. } => false,
+        }
+    }
 }
 
 /// A new revision.

@@ -39,13 +39,14 @@ use self::{
     write::{Trees, check_sizes, number, write},
 };
 use super::{
-    Change, OpenError, SettingsRecord, Store, StoreError, Stored, crash,
+    Change, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES, crash,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+    keys::{self, KeyChange, StoredKeys},
     records,
 };
 
 /// The format of the directory; see `records` and `upgrade`.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 /// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
 const SEGMENT_BYTES: usize = 8 << 20;
 const CACHE_BYTES: u64 = 32 << 20;
@@ -57,6 +58,8 @@ const KEY_SETTINGS: &str = "pool";
 const KEY_MODELS: &str = "models";
 /// The earliest revision whose state can be had.
 const KEY_EARLIEST: &str = "earliest";
+/// Of clients' keys: the version, what is known since, and how many there are.
+const KEY_KEYS: &str = "keys";
 
 /// A store in a directory.
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub(crate) struct SledStore {
     log: Tree,
     edits: Tree,
     idem: Tree,
+    keys: Tree,
     /// A second descriptor of the database file, to sync it.
     file: File,
     failed: Option<String>,
@@ -100,6 +104,7 @@ impl SledStore {
             log: tree("log")?,
             edits: tree("edits")?,
             idem: tree("idem")?,
+            keys: tree("keys")?,
             file: File::open(dir.join("db")).map_err(io_error)?,
             db,
             failed: None,
@@ -238,6 +243,7 @@ impl SledStore {
             &self.log,
             &self.edits,
             &self.idem,
+            &self.keys,
         ] {
             for entry in tree {
                 entry.map_err(|error| error.to_string())?;
@@ -304,7 +310,30 @@ impl SledStore {
             settings: records::decode_settings(&settings)?,
             models,
             idem,
+            keys: self.read_keys()?,
         })
+    }
+
+    fn read_keys(&self) -> Result<StoredKeys, String> {
+        let text = |error: sled::Error| error.to_string();
+        let head = self.meta.get(KEY_KEYS).map_err(text)?;
+        let (mut stored, count) = match head {
+            Some(head) => keys::decode_head(&head)?,
+            None => (StoredKeys::default(), 0),
+        };
+        for entry in &self.keys {
+            let (key, value) = entry.map_err(text)?;
+            let record = keys::decode(&value)
+                .map_err(|error| format!("key {}: {error}", String::from_utf8_lossy(&key)))?;
+            stored.records.push(record);
+        }
+        match stored.records.len() as u64 == count {
+            true => Ok(stored),
+            false => Err(format!(
+                "it should hold {count} clients' keys and holds {}",
+                stored.records.len()
+            )),
+        }
     }
 }
 
@@ -333,6 +362,24 @@ impl Store for SledStore {
             self.transaction(|trees| changes.iter().try_for_each(|change| write(trees, change)));
         result.map_err(|error| self.fail(&error))?;
         crash::at("written");
+        self.sync()
+    }
+
+    fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
+        self.check_failed()?;
+        let longest = changes.iter().map(|change| keys::encode(&change.put).len());
+        if let Some(most) = longest.max().filter(|most| *most > VALUE_BYTES) {
+            return Err(StoreError::NotCommitted(format!(
+                "a key takes {most} bytes, at most {VALUE_BYTES} are allowed"
+            )));
+        }
+        crash::at("keys-planned");
+        let written = (&self.meta, &self.keys).transaction(|(meta, tree)| {
+            let mut changes = changes.iter();
+            changes.try_for_each(|change| write::write_keys(meta, tree, change))
+        });
+        written.map_err(|error| self.fail(&error))?;
+        crash::at("keys-written");
         self.sync()
     }
 }

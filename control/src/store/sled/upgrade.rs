@@ -2,7 +2,8 @@
 //! database, which the version that wrote it can import: the way back.
 //!
 //! Format 1 had one line of history per revision and not what it changed. Those lines stay, and the history that can be
-//! gone back to begins with the newest of them.
+//! gone back to begins with the newest of them. Format 2 had no keys of clients and no credentials of endpoints; it only
+//! gets its new number, so that a version that does not know them does not start on a directory that has some.
 
 use std::{fs::File, path::Path};
 
@@ -19,7 +20,9 @@ impl SledStore {
             .meta
             .get(KEY_FORMAT)
             .map_err(|error| open_error(dir, error))?;
-        if found.as_deref() != Some(OLDEST.to_be_bytes().as_slice()) {
+        let found = found.as_deref().and_then(|bytes| bytes.try_into().ok());
+        let found = found.map_or(FORMAT, u32::from_be_bytes);
+        if found == FORMAT {
             return Ok(());
         }
         let damaged = |what: String| OpenError::Damaged {
@@ -27,7 +30,7 @@ impl SledStore {
             what,
         };
         let stored = self.read().map_err(damaged)?;
-        let way_back = dir.join(way_back());
+        let way_back = dir.join(way_back(found));
         let now = std::time::SystemTime::now();
         // Its name, too, before the version that can read the database no more writes to it.
         export::write_file(&way_back, &stored, now)
@@ -36,8 +39,10 @@ impl SledStore {
         let revision = stored.revision.get().to_be_bytes();
         let upgraded = self.transaction(|trees| {
             trees.meta.insert(KEY_FORMAT, &FORMAT.to_be_bytes())?;
-            trees.meta.insert(KEY_EARLIEST, &revision)?;
-            trees.meta.insert(KEY_REVISION, &revision)?;
+            if found == OLDEST {
+                trees.meta.insert(KEY_EARLIEST, &revision)?;
+                trees.meta.insert(KEY_REVISION, &revision)?;
+            }
             Ok(())
         });
         let durable = upgraded
@@ -45,12 +50,12 @@ impl SledStore {
             .and_then(|()| self.sync());
         durable.map_err(|error: StoreError| damaged(error.to_string()))?;
         let export = way_back.display();
-        tracing::info!(dir = %dir.display(), %export, "store upgraded from format {OLDEST} to {FORMAT}");
+        tracing::info!(dir = %dir.display(), %export, "store upgraded from format {found} to {FORMAT}");
         Ok(())
     }
 }
 
 /// The export that the older version can import.
-fn way_back() -> String {
-    format!("registry.format-{OLDEST}.export")
+fn way_back(found: u32) -> String {
+    format!("registry.format-{found}.export")
 }

@@ -6,10 +6,11 @@ use std::convert::Infallible;
 use forebay_proto::Revision;
 use sled::transaction::{ConflictableTransactionError, TransactionalTree};
 
-use super::{KEY_EARLIEST, KEY_MODELS, KEY_REVISION, KEY_SETTINGS};
+use super::{KEY_EARLIEST, KEY_KEYS, KEY_MODELS, KEY_REVISION, KEY_SETTINGS};
 use crate::store::{
     Change, StoreError, VALUE_BYTES,
     history::{Edit, Entry, EntryKind},
+    keys::{self, KeyChange},
     records,
 };
 
@@ -135,6 +136,26 @@ fn count_models(trees: &Trees<'_>, more: u64, fewer: u64) -> Written {
     let count = trees.meta.get(KEY_MODELS)?;
     let count = (count.as_deref().map_or(0, number) + more).saturating_sub(fewer);
     trees.meta.insert(KEY_MODELS, &count.to_be_bytes())?;
+    Ok(())
+}
+
+/// Writes a change of clients' keys, and how many there are then.
+pub(super) fn write_keys(
+    meta: &TransactionalTree,
+    tree: &TransactionalTree,
+    change: &KeyChange,
+) -> Written {
+    let head = meta.get(KEY_KEYS)?;
+    let counted = head.and_then(|head| keys::decode_head(&head).ok());
+    let mut count = counted.map_or(0, |(_, count)| count);
+    let old = tree.insert(change.put.id.as_str().as_bytes(), keys::encode(&change.put))?;
+    count += u64::from(old.is_none());
+    for id in &change.forget {
+        let old = tree.remove(id.as_str().as_bytes())?;
+        count = count.saturating_sub(u64::from(old.is_some()));
+    }
+    let head = keys::encode_head(change.version, change.floor, count);
+    meta.insert(KEY_KEYS, head)?;
     Ok(())
 }
 
