@@ -248,13 +248,7 @@ impl Parts {
         let live = Arc::new(LiveCell::default());
         let status = Arc::new(ConfigStatus::default());
         let tasks = TaskTracker::new();
-        let instance = InstanceId::new(Uuid::new_v4().to_string());
-        let identity = Identity {
-            worker: settings.worker_id,
-            instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
-            build: settings.build,
-            gateway_address: gateway_addr.to_string(),
-        };
+        let identity = identity(settings.worker_id, settings.build, gateway_addr)?;
         let budget = Arc::new(Budget::default());
         let exposed =
             settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
@@ -288,10 +282,7 @@ impl Parts {
         let ending = Arc::new(Ending::default());
         let (max_body, grace) = (settings.max_body_bytes, settings.grace);
         if exposed && keys.load().is_empty() {
-            tracing::warn!(
-                addr = %gateway_addr,
-                "the gateway can be reached from other machines: until there is a key, nobody is let in"
-            );
+            warn_of_exposure(gateway_addr);
         }
         let serving = Gateway::new(
             (live.clone(), keys.clone()),
@@ -320,6 +311,28 @@ impl Parts {
             ending,
         })
     }
+}
+
+/// A new process of this worker.
+fn identity(
+    worker: WorkerId,
+    build: String,
+    gateway_addr: SocketAddr,
+) -> Result<Identity, WorkerError> {
+    let instance = InstanceId::new(Uuid::new_v4().to_string());
+    Ok(Identity {
+        worker,
+        instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
+        build,
+        gateway_address: gateway_addr.to_string(),
+    })
+}
+
+fn warn_of_exposure(addr: SocketAddr) {
+    tracing::warn!(
+        %addr,
+        "the gateway can be reached from other machines: until there is a key, nobody is let in"
+    );
 }
 
 async fn bind(

@@ -15,7 +15,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Why somebody is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stranger {
+pub(crate) enum Stranger {
     /// No key.
     Missing,
     /// No key, and there is none that would do.
