@@ -59,16 +59,53 @@ pub struct Metrics {
     wait_seconds: HistogramVec,
     overhead_seconds: HistogramVec,
     connect_seconds: HistogramVec,
-    replays: IntCounterVec,
-    retries: IntCounterVec,
-    retry_budget_exhausted: IntCounterVec,
-    fallbacks: IntCounterVec,
+    again: Again,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
     models_rejected: IntCounterVec,
     resyncs: IntCounter,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
+}
+
+/// Requests that were sent more than once.
+#[derive(Debug)]
+struct Again {
+    replays: IntCounterVec,
+    retries: IntCounterVec,
+    retry_budget_exhausted: IntCounterVec,
+    fallbacks: IntCounterVec,
+}
+
+impl Again {
+    fn new(registry: &Registry) -> Result<Self, Error> {
+        Ok(Self {
+            replays: counter(
+                registry,
+                "forebay_replays_total",
+                "Requests sent again on another connection, by cause.",
+                &["model", "cause"],
+            )?,
+            retries: counter(
+                registry,
+                "forebay_retries_total",
+                "Requests sent again to another endpoint, by what the one before did.",
+                &["model", "cause"],
+            )?,
+            retry_budget_exhausted: counter(
+                registry,
+                "forebay_retry_budget_exhausted_total",
+                "Requests not sent again because too many were being sent again.",
+                &["model"],
+            )?,
+            fallbacks: counter(
+                registry,
+                "forebay_fallbacks_total",
+                "Requests for a model that were sent to one that stands in.",
+                &["model"],
+            )?,
+        })
+    }
 }
 
 /// The series of one model, looked up once.
@@ -176,30 +213,7 @@ impl Metrics {
                 "Time to establish a connection to an upstream.",
                 model,
             )?,
-            replays: counter(
-                registry,
-                "forebay_replays_total",
-                "Requests sent again on another connection, by cause.",
-                &["model", "cause"],
-            )?,
-            retries: counter(
-                registry,
-                "forebay_retries_total",
-                "Requests sent again to another endpoint, by what the one before did.",
-                &["model", "cause"],
-            )?,
-            retry_budget_exhausted: counter(
-                registry,
-                "forebay_retry_budget_exhausted_total",
-                "Requests not sent again because too many were being sent again.",
-                model,
-            )?,
-            fallbacks: counter(
-                registry,
-                "forebay_fallbacks_total",
-                "Requests for a model that were sent to one that stands in.",
-                model,
-            )?,
+            again: Again::new(registry)?,
             apply_seconds: histogram(
                 registry,
                 "forebay_config_apply_seconds",
@@ -261,25 +275,31 @@ impl Metrics {
     }
 
     pub(crate) fn replay(&self, model: &ModelId, cause: &str) {
-        self.replays
+        self.again
+            .replays
             .with_label_values(&[model.as_str(), cause])
             .inc();
     }
 
     pub(crate) fn retry(&self, model: &ModelId, cause: &str) {
-        self.retries
+        self.again
+            .retries
             .with_label_values(&[model.as_str(), cause])
             .inc();
     }
 
     pub(crate) fn retry_budget_exhausted(&self, model: &ModelId) {
-        self.retry_budget_exhausted
+        self.again
+            .retry_budget_exhausted
             .with_label_values(&[model.as_str()])
             .inc();
     }
 
     pub(crate) fn fallback(&self, model: &ModelId) {
-        self.fallbacks.with_label_values(&[model.as_str()]).inc();
+        self.again
+            .fallbacks
+            .with_label_values(&[model.as_str()])
+            .inc();
     }
 
     pub(crate) fn applied(&self, seconds: f64) {
@@ -326,10 +346,10 @@ impl Metrics {
         }
         for counter in [
             &self.requests,
-            &self.replays,
-            &self.retries,
-            &self.retry_budget_exhausted,
-            &self.fallbacks,
+            &self.again.replays,
+            &self.again.retries,
+            &self.again.retry_budget_exhausted,
+            &self.again.fallbacks,
         ] {
             forget_series(counter, model);
         }

@@ -67,12 +67,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
         } => {
             let endpoints = as_endpoints(endpoints, &reached)?;
             let flags = (&pool, &probe, &failure);
-            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, flags);
-            if mask.paths.is_empty() {
-                bail!(Usage(
-                    "nothing to change; see `forebay models update --help`".into()
-                ));
-            }
+            let (mask, model) = update_of(id, endpoints, aliases, clear, etag, flags)?;
             let updated = update(&registry(&client).await?, model, mask, &write).await?;
             show(&updated, client.output)
         }
@@ -202,7 +197,7 @@ fn update_of(
     clear: Vec<String>,
     etag: String,
     (pool, probe, failure): (&PoolArgs, &ProbeArgs, &FailureArgs),
-) -> (FieldMask, wire::Model) {
+) -> anyhow::Result<(FieldMask, wire::Model)> {
     let mut paths = pool.paths("pool.");
     paths.extend(probe.paths());
     paths.extend(failure.paths());
@@ -212,6 +207,11 @@ fn update_of(
     }
     if !aliases.is_empty() {
         paths.push("aliases".to_owned());
+    }
+    if paths.is_empty() {
+        bail!(Usage(
+            "nothing to change; see `forebay models update --help`".into()
+        ));
     }
     let mut model = wire::Model {
         id,
@@ -224,7 +224,7 @@ fn update_of(
         ..wire::Model::default()
     };
     failure.write(&mut model);
-    (FieldMask { paths }, model)
+    Ok((FieldMask { paths }, model))
 }
 
 async fn delete(

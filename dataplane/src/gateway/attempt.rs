@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, CloseReason, Fault, Kind, Lease, Progress, Tried, Verdict},
+    pool::{AcquireError, CloseReason, Fault, Kind, Lease, Progress, SendFailed, Tried, Verdict},
     trace_context::{self, within},
 };
 
@@ -203,35 +203,7 @@ impl Proxy {
                     Ok((response, lease))
                 }
             },
-            Some(Err(failed)) => {
-                let (name, endpoint) = names(&lease);
-                let unsent = failed.progress == Progress::NothingSent;
-                let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
-                if unsent && lease.kind() == Kind::Reused {
-                    outgoing.route.pool.count_stale_at_send();
-                }
-                // Closed at once on a reused connection it is a race with the idle limit.
-                let race = closed && began.elapsed() < AT_ONCE;
-                if let Some(verdict) = verdict::of_failure(&failed).filter(|_| !race) {
-                    lease.judge(verdict);
-                }
-                lease.discard(match unsent || closed {
-                    true => CloseReason::Upstream,
-                    false => CloseReason::Error,
-                });
-                let error = failed.error;
-                let error = GatewayError::UpstreamReset {
-                    model: name,
-                    endpoint,
-                    error,
-                    sent: !unsent,
-                };
-                Err(match (unsent, closed) {
-                    (true, _) => Failed::NothingSent(error),
-                    (false, true) => Failed::Unanswered(error),
-                    (false, false) => Failed::Told(error),
-                })
-            }
+            Some(Err(failed)) => Err(no_answer(outgoing, lease, failed, began)),
             None => {
                 let (name, endpoint) = names(&lease);
                 lease.discard(CloseReason::Error);
@@ -287,6 +259,36 @@ impl Outgoing<'_> {
         *request.headers_mut() = headers;
         lease.address(self.path, &mut request);
         request
+    }
+}
+
+/// What becomes of a request that got no answer, and of its connection.
+fn no_answer(outgoing: &Outgoing<'_>, lease: Lease, failed: SendFailed, began: Instant) -> Failed {
+    let route = outgoing.route;
+    let unsent = failed.progress == Progress::NothingSent;
+    let closed = lease.kind() == Kind::Reused && failed.is_unanswered_close();
+    if unsent && lease.kind() == Kind::Reused {
+        route.pool.count_stale_at_send();
+    }
+    // Closed at once on a reused connection it is a race with the idle limit.
+    let race = closed && began.elapsed() < AT_ONCE;
+    if let Some(verdict) = verdict::of_failure(&failed).filter(|_| !race) {
+        lease.judge(verdict);
+    }
+    let error = GatewayError::UpstreamReset {
+        model: route.model.id.to_string(),
+        endpoint: lease.endpoint().to_string(),
+        error: failed.error,
+        sent: !unsent,
+    };
+    lease.discard(match unsent || closed {
+        true => CloseReason::Upstream,
+        false => CloseReason::Error,
+    });
+    match (unsent, closed) {
+        (true, _) => Failed::NothingSent(error),
+        (false, true) => Failed::Unanswered(error),
+        (false, false) => Failed::Told(error),
     }
 }
 
