@@ -298,7 +298,8 @@ impl Metrics {
     }
 
     pub(crate) fn replay(&self, model: &ModelId, cause: &str) {
-        self.replays
+        self.again
+            .replays
             .with_label_values(&[model.as_str(), cause])
             .inc();
     }

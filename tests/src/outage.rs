@@ -58,12 +58,13 @@ impl Outage {
         let began = Instant::now();
         let (breaks, returns) = (began + BEFORE, began + BEFORE + self.lasts);
         let mut requests = JoinSet::new();
+        let client = worker.client();
         let load = async {
             let mut ticks = interval(Duration::from_secs(1) / self.rate);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             while Instant::now() < returns + AFTER {
                 let at = ticks.tick().await;
-                let (client, model) = (worker.client(), self.model.clone());
+                let (client, model) = (client.clone(), self.model.clone());
                 requests.spawn(async move {
                     let status = client.status(&model).await;
                     (at, status.is_some_and(|status| status.is_success()))
