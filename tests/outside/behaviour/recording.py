@@ -1,0 +1,73 @@
+"""What went over the wire between a client and whatever answered it, noted without being changed, and made
+comparable: ids and times are of one answer only, everything else must be the same on every way."""
+
+import re
+
+import httpx2
+
+# Of one connection, of one moment, or of who answered last.
+NOT_COMPARED = {"connection", "content-length", "date", "keep-alive", "transfer-encoding", "x-request-id"}
+IDS = re.compile(rb'"(id|item_id|response_id|call_id|request_id|previous_response_id)":( ?)"([^"]*)"')
+TIMES = re.compile(rb'"(created|created_at|completed_at)":( ?)[0-9.]+')
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, request, answer):
+        self.asked = f"{request.method} {request.url.path}"
+        self.status = answer.status_code
+        self.headers = dict(answer.headers)
+        self.body = b""
+        self.whole = False
+
+    def comparable(self, names):
+        """Ids by their order of appearance, so that what belongs together still does."""
+
+        def name(found):
+            known = names.setdefault(found[3], f"id-{len(names)}".encode())
+            return b'"%s":%s"%s"' % (found[1], found[2], known)
+
+        body = TIMES.sub(rb'"\1":\g<2>0', IDS.sub(name, self.body))
+        headers = {n: v for n, v in self.headers.items() if n not in NOT_COMPARED}
+        return self.asked, self.status, headers, body, self.whole
+
+
+class Recording(httpx2.BaseTransport):
+    """A transport that notes every exchange."""
+
+    def __init__(self):
+        self.inner = httpx2.HTTPTransport()
+        self.exchanges = []
+
+    def handle_request(self, request):
+        answer = self.inner.handle_request(request)
+        exchange = Exchange(request, answer)
+        self.exchanges.append(exchange)
+        return httpx2.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=Noted(answer.stream, exchange),
+            extensions=answer.extensions,
+        )
+
+    def close(self):
+        self.inner.close()
+
+    def comparable(self):
+        names = {}
+        return [exchange.comparable(names) for exchange in self.exchanges]
+
+
+class Noted(httpx2.SyncByteStream):
+    def __init__(self, inner, exchange):
+        self.inner, self.exchange = inner, exchange
+
+    def __iter__(self):
+        for part in self.inner:
+            self.exchange.body += part
+            yield part
+        self.exchange.whole = True
+
+    def close(self):
+        self.inner.close()
