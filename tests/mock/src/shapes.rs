@@ -17,9 +17,11 @@ fn count(field: Option<&Value>) -> usize {
 /// The answer to what makes no tokens. `None` for what does.
 pub(crate) fn shape(kind: Kind, id: &str, asked: &Asked) -> Option<Value> {
     let (model, other) = (asked.model.as_str(), |name: &str| asked.other.get(name));
-    let usage = json!({"prompt_tokens": 7, "total_tokens": 7});
+    let usage = json!({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7});
     Some(match kind {
-        Kind::CountTokens => json!({"input_tokens": 7}),
+        Kind::CountTokens => {
+            json!({"input_tokens": 7, "context_management": {"original_input_tokens": 7}})
+        }
         Kind::Rerank => {
             let documents = other("documents").and_then(Value::as_array);
             let results = documents.into_iter().flatten().enumerate();
