@@ -2,7 +2,7 @@
 worker, from the same seed; and what differs when the very same requests are sent both ways.
 
     python tests/outside/schema.py --engine http://127.0.0.1:8101 --serves chat=tiny [--seed 1] [--seconds 120]
-        [--keep tests/outside/captures/openapi.json]
+        [--keep tests/outside/captures/openapi.json.gz]
 
 Fails if the worker answers with a 5xx that vLLM alone does not give. Results of a run are kept in
 docs/bench/real-vllm.md; what `--keep` writes is what test_schema.py runs against the mock.
@@ -11,6 +11,7 @@ docs/bench/real-vllm.md; what `--keep` writes is what test_schema.py runs agains
 import argparse
 import base64
 import collections
+import gzip
 import hashlib
 import json
 import pathlib
@@ -48,13 +49,17 @@ ALLOWED = {
     "/v1/audio/speech": "audio",
 }
 WORDS = {"description", "title", "summary", "examples", "example", "externalDocs", "tags"}
+FEW = {"max_tokens": 8, "max_completion_tokens": 8, "max_output_tokens": 8, "n": 2}
 NOT_SENT = {"host", "content-length", "connection", "accept-encoding", "user-agent", "x-schemathesis-testcaseid"}
 
 
 def trimmed(schema, serves):
-    """The operations that are allowed and can be served, with what they refer to and without prose."""
-    paths = {path: item for path, item in schema["paths"].items() if ALLOWED.get(path) in serves}
-    kept, todo = {}, [plain(paths)]
+    """The operations that are allowed and can be served, with what their requests refer to and without prose."""
+    paths = {path: plain(item) for path, item in schema["paths"].items() if ALLOWED.get(path) in serves}
+    for item in paths.values():
+        for operation in item.values():
+            operation["responses"] = {"200": {"description": "answered"}}
+    kept, todo = {}, [paths]
     while todo:
         for name in set(references(todo.pop())) - set(kept):
             kept[name] = plain(schema["components"]["schemas"][name])
@@ -62,7 +67,7 @@ def trimmed(schema, serves):
     return {
         "openapi": schema["openapi"],
         "info": {"title": "vLLM", "version": schema["info"]["version"]},
-        "paths": plain(paths),
+        "paths": paths,
         "components": {"schemas": dict(sorted(kept.items()))},
     }
 
@@ -93,27 +98,29 @@ def references(value):
 
 
 def pinned(schema, serves):
-    """With `model` being one that is served: or nearly every case would end at an unknown model."""
+    """With `model` being one that is served, or nearly every case would end at an unknown model; and with few tokens."""
     schema = json.loads(json.dumps(schema))
+    schemas = schema["components"]["schemas"]
     for path, item in schema["paths"].items():
         model = {"type": "string", "enum": [serves[ALLOWED[path]]]}
         for operation in item.values():
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                content["schema"] = with_model(content["schema"], model, schema["components"]["schemas"])
+                content["schema"] = with_model(content["schema"], model, schemas)
     return schema
 
 
 def with_model(node, model, schemas):
     if "$ref" in node:
-        name = node["$ref"].rsplit("/", 1)[1]
-        node = schemas[name]
-    if "properties" in node:
-        required = set(node.get("required", [])) | {"model"}
-        return {**node, "properties": {**node["properties"], "model": model}, "required": sorted(required)}
+        node = schemas[node["$ref"].rsplit("/", 1)[1]]
     for word in ("anyOf", "oneOf"):
         if word in node:
             return {**node, word: [with_model(inner, model, schemas) for inner in node[word]]}
-    return node
+    if "properties" not in node:
+        return node
+    fields = {**node["properties"], "model": model}
+    few = {name: {"type": "integer", "minimum": 1, "maximum": most} for name, most in FEW.items() if name in fields}
+    required = {*node.get("required", []), "model", *few}
+    return {**node, "properties": {**fields, **few}, "required": sorted(required)}
 
 
 def schemathesis(schema, base, seed, examples, seconds, folder):
@@ -212,11 +219,16 @@ def run(arguments, serves, folder, stack):
 def keep(path, schema, version):
     """Adds what this engine serves to what is kept."""
     path = pathlib.Path(path)
-    kept = json.loads(path.read_text()) if path.exists() else {"paths": {}, "components": {"schemas": {}}}
+    kept = kept_in(path) if path.exists() else {"paths": {}, "components": {"schemas": {}}}
     kept |= {"openapi": schema["openapi"], "info": {"title": "vLLM", "version": version}}
     kept["paths"] |= schema["paths"]
     kept["components"]["schemas"] |= schema["components"]["schemas"]
-    path.write_text(json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n")
+    # Without a time, so that the same is the same.
+    path.write_bytes(gzip.compress(json.dumps(kept, sort_keys=True).encode(), mtime=0))
+
+
+def kept_in(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def main():

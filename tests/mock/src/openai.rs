@@ -150,10 +150,11 @@ impl Answer {
                 return typed::message(&self.id, model, &tokens.concat(), self.tokens);
             }
             // As many seconds as the file has bytes: who sent it can see that it arrived whole.
-            Kind::Transcription | Kind::Translation => {
+            Kind::Transcription => {
                 return json!({"text": tokens.concat(),
                     "usage": {"type": "duration", "seconds": self.asked.file_bytes}});
             }
+            Kind::Translation => return json!({"text": tokens.concat()}),
             Kind::Completion => "text_completion",
             _ => "chat.completion",
         };

@@ -29,7 +29,8 @@ pub(crate) fn shape(kind: Kind, id: &str, asked: &Asked) -> Option<Value> {
                 json!({"index": index, "document": {"text": text, "multi_modal": null},
                     "relevance_score": 1.0 / (index as f64 + 2.0)})
             });
-            json!({"id": id, "model": model, "usage": usage, "results": results.collect::<Vec<_>>()})
+            json!({"id": id, "model": model,
+                "usage": {"prompt_tokens": 7, "total_tokens": 7}, "results": results.collect::<Vec<_>>()})
         }
         Kind::Score => {
             let pairs = count(other("text_2").or(other("documents"))).max(count(other("text_1")));

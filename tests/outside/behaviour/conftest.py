@@ -57,10 +57,6 @@ class Route:
         return client
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "needs(can): what the engine must be able to do")
-
-
 def pytest_collection_modifyitems(config, items):
     """What the named engine cannot do is not asked of it, and counted as such."""
     if config.getoption("engine"):
