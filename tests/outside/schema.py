@@ -1,8 +1,8 @@
 """By hand, against a real vLLM that runs already: schemathesis with vLLM's own schema, straight and through the
 worker, from the same seed; and what differs when the very same requests are sent both ways.
 
-    python tests/outside/schema.py --engine http://127.0.0.1:8101 --serves chat=tiny [--seed 1] [--seconds 120]
-        [--keep tests/outside/captures/openapi.json.gz]
+    python tests/outside/schema.py --engine http://127.0.0.1:8101 --serves chat=tiny [--seed 1]
+        [--phases coverage,fuzzing] [--keep tests/outside/captures/openapi.json.gz]
 
 Fails if the worker answers with a 5xx that vLLM alone does not give. Results of a run are kept in
 docs/bench/real-vllm.md; what `--keep` writes is what test_schema.py runs against the mock.
@@ -123,13 +123,13 @@ def with_model(node, model, schemas):
     return {**node, "properties": {**fields, **few}, "required": sorted(required)}
 
 
-def schemathesis(schema, base, seed, examples, seconds, folder):
+def schemathesis(schema, base, phases, seed, examples, seconds, folder):
     """Runs it; every request that it made, and the status of the answer."""
     folder.mkdir()
     (folder / "schema.json").write_text(json.dumps(schema))
     command = [
         pathlib.Path(sys.executable).with_name("schemathesis"), "run", folder / "schema.json",
-        "--url", base, "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing",
+        "--url", base, "--checks", "not_a_server_error", "--phases", phases,
         "--seed", str(seed), "--max-examples", str(examples), "--no-shrink", "--continue-on-failure",
         "--request-timeout", "60", "--report", "har", "--report-har-path", folder / "har.json",
         "--report-preserve-bytes", "--warnings", "off", "--suppress-health-check", "all",
@@ -200,7 +200,7 @@ def run(arguments, serves, folder, stack):
     for model in serves.values():
         control.register(model, arguments.engine)
         eventually("served", lambda: model in get(f"{through}/v1/models"))
-    options = (arguments.seed, arguments.examples, arguments.seconds)
+    options = (arguments.phases, arguments.seed, arguments.examples, arguments.seconds)
     alone, _ = schemathesis(schema, arguments.engine, *options, folder / "alone")
     after, _ = schemathesis(schema, through, *options, folder / "through")
     bad = lambda made: collections.Counter(f"{operation(r)} {s}" for r, s in made if s >= 500)
@@ -236,8 +236,9 @@ def main():
     arguments.add_argument("--engine", required=True)
     arguments.add_argument("--serves", metavar="CAN=MODEL", action="append", required=True)
     arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--examples", type=int, default=50)
-    arguments.add_argument("--seconds", type=int, default=600)
+    arguments.add_argument("--phases", default="fuzzing", help="`coverage` makes tens of thousands of cases")
+    arguments.add_argument("--examples", type=int, default=100, help="for each operation and each mode")
+    arguments.add_argument("--seconds", type=int, default=1_200)
     arguments.add_argument("--keep", metavar="FILE")
     arguments = arguments.parse_args()
     serves = dict(word.split("=", 1) for word in arguments.serves)
