@@ -9,6 +9,8 @@ mod app;
 pub mod apply;
 mod budget;
 pub mod config_client;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gateway;
 mod health;
 pub mod live;

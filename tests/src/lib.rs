@@ -10,6 +10,7 @@
     reason = "scenery that cannot be set up ends the test, here and now"
 )]
 
+mod bodies;
 mod client;
 mod cluster;
 mod dns;
@@ -27,6 +28,7 @@ mod scrape;
 mod stalled;
 mod wait;
 
+pub use bodies::{BOUNDARY, Bodies};
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use dns::DnsServer;

@@ -3,9 +3,8 @@
 
 use std::{pin::pin, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
+use forebay_proto::EndpointId;
+use http::{HeaderMap, Method, Request, Response, uri::PathAndQuery};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::{Span, field};
@@ -16,11 +15,12 @@ use super::{
     body::StreamLimits,
     error::GatewayError,
     headers,
+    paths::Operation,
     proxy::Proxy,
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, CloseReason, Kind, Lease, Progress},
+    pool::{AcquireError, CloseReason, Kind, Lease, Progress, RequestBody},
     trace_context::{self, within},
 };
 
@@ -32,9 +32,14 @@ const MOST_REPLAYS: u32 = 3;
 
 /// A request that is ready to be sent, as often as it takes.
 pub(super) struct Outgoing<'a> {
-    pub(super) path: &'static str,
+    pub(super) operation: &'static Operation,
+    pub(super) method: Method,
+    /// What is asked of the upstream: ours to say.
+    pub(super) path: PathAndQuery,
     pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    pub(super) body: RequestBody,
+    /// The only endpoint that can answer it.
+    pub(super) endpoint: Option<EndpointId>,
     pub(super) route: &'a Route,
     pub(super) deadline: Instant,
     pub(super) explain: bool,
@@ -120,10 +125,11 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + left);
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
-        let lease = match want {
-            Want::First => within(&span, pin!(pool.acquire(deadline))).await,
-            Want::Again => within(&span, pin!(pool.acquire_again(deadline))).await,
-            Want::Fresh => within(&span, pin!(pool.acquire_fresh(deadline))).await,
+        let lease = match (want, &outgoing.endpoint) {
+            (_, Some(endpoint)) => within(&span, pin!(pool.acquire_to(endpoint, deadline))).await,
+            (Want::First, None) => within(&span, pin!(pool.acquire(deadline))).await,
+            (Want::Again, None) => within(&span, pin!(pool.acquire_again(deadline))).await,
+            (Want::Fresh, None) => within(&span, pin!(pool.acquire_fresh(deadline))).await,
         };
         let now = Instant::now();
         let queued = now - began;
@@ -242,18 +248,19 @@ impl Outgoing<'_> {
         id.and_then(|id| id.to_str().ok()).unwrap_or_default()
     }
 
-    fn request(&self, lease: &Lease, span: &Span) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = http::Method::POST;
+    fn request(&self, lease: &Lease, span: &Span) -> Request<RequestBody> {
+        let mut request = Request::new(self.body.clone());
+        *request.method_mut() = self.method.clone();
         let mut headers = self.headers.clone();
         trace_context::inject(span, &mut headers);
         *request.headers_mut() = headers;
-        lease.address(self.path, &mut request);
+        lease.address(self.path.clone(), &mut request);
         request
     }
 }
 
 /// A close that comes later than this is no race: the upstream had the request.
 fn may_replay(outgoing: &Outgoing<'_>, sent: Instant) -> bool {
-    outgoing.route.model.pool.replay_unanswered && sent.elapsed() < AT_ONCE
+    let allowed = outgoing.route.model.pool.replay_unanswered && outgoing.operation.replays;
+    allowed && sent.elapsed() < AT_ONCE
 }

@@ -18,6 +18,7 @@ use tracing::Span;
 use super::{
     alarm::Alarm,
     record::{CLIENT_CLOSED, RequestRecord},
+    responses::ResponseTap,
     watchdog::Loan,
 };
 use crate::{metrics::Source, pool::CloseReason};
@@ -134,6 +135,8 @@ pub(super) struct UpstreamBody {
     silence: Alarm,
     state: State,
     tail: Tail,
+    /// Looks for the id of a response.
+    tap: Option<Box<ResponseTap>>,
     _span: Span,
 }
 
@@ -151,6 +154,7 @@ impl UpstreamBody {
         record: RequestRecord,
         limits: StreamLimits,
         mut silence: Alarm,
+        tap: Option<Box<ResponseTap>>,
         span: Span,
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
@@ -161,6 +165,7 @@ impl UpstreamBody {
             silence,
             state: State::Streaming,
             tail: Tail::default(),
+            tap,
             _span: span,
         };
         // A body known to be empty is never polled.
@@ -255,6 +260,11 @@ impl UpstreamBody {
         match frame.data_ref() {
             Some(data) => {
                 self.tail.push(data);
+                if let Some(tap) = &mut self.tap
+                    && tap.pass(data)
+                {
+                    self.tap = None;
+                }
                 self.finish_if_complete();
             }
             // Trailers are the end: nobody asks for what comes after them.

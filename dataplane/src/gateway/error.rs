@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_proto::{ModelId, violation::InvalidValue};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, paths::Dialect};
 use crate::{
     metrics::Source,
     pool::{AcquireError, SendError},
@@ -15,7 +16,7 @@ use crate::{
 
 /// Why a request was not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum GatewayError {
+pub(crate) enum GatewayError {
     #[error("no such path: {method} {path}; this gateway serves the OpenAI API below /v1")]
     UnknownPath { method: String, path: String },
     #[error("{path} takes {allowed}")]
@@ -29,10 +30,35 @@ pub(super) enum GatewayError {
     BodyTimeout(Duration),
     #[error("the body is larger than {limit} bytes; shorten it or raise --max-body-bytes")]
     BodyTooLarge { limit: usize },
-    #[error("the body is not a JSON object: {0}")]
-    NotJson(String),
+    #[error("{header} is {found}; send {wanted}")]
+    MediaType {
+        header: &'static str,
+        found: String,
+        wanted: &'static str,
+    },
+    #[error("the body is not a JSON object that has one meaning only: {what} at byte {at}")]
+    NotJson { what: &'static str, at: usize },
+    #[error("the body is not a form that has one meaning only: {what}")]
+    NotAForm { what: &'static str },
+    #[error("the body has `{name}` twice; which one counts depends on who reads it")]
+    Twice { name: &'static str },
+    #[error("write `{name}` like this; some engines ignore the case of letters and some do not")]
+    OtherwiseWritten { name: &'static str },
+    #[error("`{name}` is not for clients to say: where a model is served is configured")]
+    NotForClients { name: &'static str },
+    #[error("`{name}` must be {wanted}")]
+    WrongValue {
+        name: &'static str,
+        wanted: &'static str,
+    },
     #[error("you must provide a `model`, a string")]
     ModelMissing,
+    #[error("you must provide a `model`; there are several: {0}")]
+    ModelWanted(String),
+    #[error("`model` is no name of a model: {0}")]
+    ModelInvalid(InvalidValue),
+    #[error("response `{id}` is not known: {why}")]
+    UnknownResponse { id: String, why: &'static str },
     #[error("the model `{0}` does not exist; GET /v1/models lists those that do")]
     UnknownModel(String),
     #[error("this worker has no configuration yet; it waits for the control plane")]
@@ -61,6 +87,8 @@ pub(super) enum GatewayError {
     },
 }
 
+const INVALID: &str = "invalid_request_error";
+
 /// How an error shows itself.
 struct Shape {
     status: StatusCode,
@@ -74,16 +102,21 @@ impl GatewayError {
         use GatewayError as E;
         use Source::{Client, Gateway, Upstream};
         let (status, kind, code, source) = match self {
-            E::UnknownPath { .. } => (404, "invalid_request_error", "not_found", Client),
-            E::MethodNotAllowed { .. } => {
-                (405, "invalid_request_error", "method_not_allowed", Client)
-            }
-            E::BodyBroken(_) => (400, "invalid_request_error", "invalid_body", Client),
-            E::BodyTimeout(_) => (408, "invalid_request_error", "request_timeout", Client),
-            E::BodyTooLarge { .. } => (413, "invalid_request_error", "body_too_large", Client),
-            E::NotJson(_) => (400, "invalid_request_error", "invalid_json", Client),
-            E::ModelMissing => (400, "invalid_request_error", "model_missing", Client),
-            E::UnknownModel(_) => (404, "invalid_request_error", "model_not_found", Client),
+            E::UnknownPath { .. } => (404, INVALID, "not_found", Client),
+            E::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed", Client),
+            E::BodyBroken(_) => (400, INVALID, "invalid_body", Client),
+            E::BodyTimeout(_) => (408, INVALID, "request_timeout", Client),
+            E::BodyTooLarge { .. } => (413, INVALID, "body_too_large", Client),
+            E::MediaType { .. } => (415, INVALID, "unsupported_media_type", Client),
+            E::NotJson { .. } => (400, INVALID, "invalid_json", Client),
+            E::NotAForm { .. } => (400, INVALID, "invalid_form", Client),
+            E::Twice { .. } | E::OtherwiseWritten { .. } => (400, INVALID, "ambiguous_key", Client),
+            E::NotForClients { .. } => (400, INVALID, "forbidden_key", Client),
+            E::WrongValue { .. } => (400, INVALID, "invalid_value", Client),
+            E::ModelMissing | E::ModelWanted(_) => (400, INVALID, "model_missing", Client),
+            E::ModelInvalid(_) => (400, INVALID, "invalid_model", Client),
+            E::UnknownResponse { .. } => (404, INVALID, "response_not_found", Client),
+            E::UnknownModel(_) => (404, INVALID, "model_not_found", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
@@ -94,6 +127,9 @@ impl GatewayError {
             }
             E::Acquire(AcquireError::WrongModel { .. }) => {
                 (503, "server_error", "wrong_model", Upstream)
+            }
+            E::Acquire(AcquireError::NoSuchEndpoint { .. }) => {
+                (404, INVALID, "response_not_found", Gateway)
             }
             E::UpstreamReset { .. } | E::UpstreamProtocol { .. } => {
                 (502, "server_error", "upstream_reset", Upstream)
@@ -130,37 +166,60 @@ impl GatewayError {
 
     /// A retry would end the same way, or do the work twice.
     fn is_final(&self) -> bool {
-        !matches!(
+        let gone = matches!(self, Self::Acquire(AcquireError::NoSuchEndpoint { .. }));
+        gone || !matches!(
             self,
             Self::Acquire(_) | Self::NotConfigured | Self::UpstreamReset { sent: false, .. }
         )
     }
 
+    /// A key with a value of another kind.
+    pub(super) fn wrong_value(name: &'static str, wanted: &'static str) -> Self {
+        Self::WrongValue { name, wanted }
+    }
+
     /// For a name that a client made up: short, and without what could forge a line of a log.
     pub(super) fn unknown_model(name: &str) -> Self {
-        let plain = |c: char| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        };
-        Self::UnknownModel(name.chars().take(128).map(plain).collect())
+        // What no model can be called is a fault of the request, not of the configuration.
+        if let Err(invalid) = ModelId::new(name) {
+            return match name {
+                "" => Self::ModelMissing,
+                _ => Self::ModelInvalid(invalid),
+            };
+        }
+        Self::UnknownModel(name.to_owned())
     }
 
     fn param(&self) -> Option<&'static str> {
-        matches!(self, Self::ModelMissing | Self::UnknownModel(_)).then_some("model")
+        match self {
+            Self::ModelMissing
+            | Self::ModelWanted(_)
+            | Self::ModelInvalid(_)
+            | Self::UnknownModel(_) => Some("model"),
+            Self::Twice { name }
+            | Self::OtherwiseWritten { name }
+            | Self::NotForClients { name }
+            | Self::WrongValue { name, .. } => Some(name),
+            Self::UnknownResponse { .. } => Some("response_id"),
+            _ => None,
+        }
     }
 
-    /// The answer, in OpenAI's shape.
-    pub(super) fn to_response(&self) -> Response<ResponseBody> {
+    /// The answer, in the shape that the clients of the path know.
+    pub(super) fn to_response(&self, dialect: Dialect) -> Response<ResponseBody> {
         let shape = self.shape();
-        let error = json!({ "error": {
-            "message": self.to_string(),
-            "type": shape.kind,
-            "param": self.param(),
-            "code": shape.code,
-        }});
+        let error = match dialect {
+            Dialect::OpenAi => json!({ "error": {
+                "message": self.to_string(),
+                "type": shape.kind,
+                "param": self.param(),
+                "code": shape.code,
+            }}),
+            Dialect::Anthropic => json!({ "type": "error", "error": {
+                "type": anthropic_type(shape.status),
+                "message": self.to_string(),
+            }}),
+        };
         let mut response = Response::new(ResponseBody::full(Bytes::from(error.to_string())));
         *response.status_mut() = shape.status;
         let headers = response.headers_mut();
@@ -181,5 +240,19 @@ impl GatewayError {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         response
+    }
+}
+
+/// What Anthropic's clients tell errors apart by.
+fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        500.. => "api_error",
+        _ => "invalid_request_error",
     }
 }

@@ -40,6 +40,11 @@ static NOT_PASSED_DOWN: [HeaderName; 9] = [
     REQUEST_ID,
 ];
 
+/// True if the client asks how its request was served.
+pub(super) fn explains(client: &HeaderMap) -> bool {
+    client.get(EXPLAIN).is_some_and(|value| value == "1")
+}
+
 /// The headers of the upstream request; `host` and framing are added by who sends it.
 pub(super) fn for_upstream(client: &HeaderMap, request_id: &HeaderValue) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len());

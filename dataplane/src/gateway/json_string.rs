@@ -2,8 +2,8 @@
 //!
 //! Long prompts are long strings with an escape every line or so. Going from one special byte to the next costs
 //! a mispredicted branch each; here every byte of a block becomes one bit of a word, and the question whether a
-//! quote is escaped an addition. What it accepts is what RFC 8259 §7 calls a string; surrogates are not paired,
-//! as no parser's idea of where a string ends depends on it.
+//! quote is escaped an addition. What it accepts is what RFC 8259 §7 calls a string, with its surrogates in
+//! pairs. Whether bytes beyond ASCII are UTF-8 is for the caller to check: most strings have none.
 
 use wide::u8x16;
 
@@ -21,12 +21,16 @@ pub(super) struct JsonString {
     pub(super) len: usize,
     /// Whether anything in it is escaped.
     pub(super) escapes: bool,
+    /// Whether all of it is ASCII.
+    pub(super) ascii: bool,
 }
 
 impl JsonString {
     /// Of a text that begins behind an opening quote. `None` if no well-formed string begins there.
     pub(super) fn find(text: &[u8]) -> Option<Self> {
-        let (mut at, mut carry, mut escapes) = (0, 0, false);
+        let (mut at, mut carry, mut escapes, mut high) = (0, 0, false, 0);
+        // Where the second half of a surrogate pair must stand.
+        let mut low_at = None;
         loop {
             let rest = text.get(at..)?;
             let block = match rest.first_chunk() {
@@ -42,13 +46,20 @@ impl JsonString {
             if block.controls() & within != 0 {
                 return None;
             }
+            high |= block.map(|lane| lane) & within;
             if escaped & within != 0 {
                 escapes = true;
-                block.check_escapes(escaped & within, rest)?;
+                let unicode = block.check_escapes(escaped & within)?;
+                check_unicode(unicode, text, at, &mut low_at)?;
             }
             if ends != 0 {
                 let len = at + ends.trailing_zeros() as usize + 1;
-                return Some(Self { len, escapes });
+                let ascii = high == 0;
+                return Some(Self {
+                    len,
+                    escapes,
+                    ascii,
+                });
             }
             at += BLOCK;
         }
@@ -101,21 +112,90 @@ impl Block {
         self.map(|lane| lane.max(last).simd_eq(last))
     }
 
-    /// What is escaped must be one of those; behind a `u` stand four digits, be it in the next block.
-    fn check_escapes(&self, escaped: u64, text: &[u8]) -> Option<()> {
+    /// What is escaped must be one of those. Gives where a `u` stands.
+    fn check_escapes(&self, escaped: u64) -> Option<u64> {
         let known = |lane: u8x16| {
             let one_of = |known, byte: &u8| known | lane.simd_eq(u8x16::splat(*byte));
             ESCAPES.iter().fold(u8x16::ZERO, one_of)
         };
         (escaped & !self.map(known) == 0).then_some(())?;
-        let mut unicode = escaped & self.bits(b'u');
-        while unicode != 0 {
-            let at = unicode.trailing_zeros() as usize + 1;
-            let digits = text.get(at..at + 4)?;
-            digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
-            unicode &= unicode - 1;
+        Some(escaped & self.bits(b'u'))
+    }
+}
+
+/// Behind each `u` stand four digits, be it in the next block, and a surrogate is followed by its other half.
+fn check_unicode(
+    mut unicode: u64,
+    text: &[u8],
+    block: usize,
+    low_at: &mut Option<usize>,
+) -> Option<()> {
+    while unicode != 0 {
+        let at = block + unicode.trailing_zeros() as usize;
+        let digits: &[u8; 4] = text.get(at + 1..)?.first_chunk()?;
+        digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
+        // Surrogates are d800 to dfff; what is not one of them is done with here.
+        let [first, second, ..] = digits;
+        if first | 0x20 == b'd' && *second >= b'8' {
+            check_surrogate(text, at, low_at)?;
         }
-        Some(())
+        unicode &= unicode - 1;
+    }
+    Some(())
+}
+
+/// A first half is followed by a second one, and a second half follows a first one.
+fn check_surrogate(text: &[u8], at: usize, low_at: &mut Option<usize>) -> Option<()> {
+    if code_unit(text, at + 1)? >= 0xdc00 {
+        return (*low_at == Some(at)).then_some(());
+    }
+    let low = at + 6;
+    let follows = text.get(at + 5..=low)? == b"\\u";
+    let paired = (0xdc00..0xe000).contains(&code_unit(text, low + 1)?);
+    *low_at = Some(low);
+    (follows && paired).then_some(())
+}
+
+/// Four hexadecimal digits.
+fn code_unit(text: &[u8], at: usize) -> Option<u32> {
+    let digits = text.get(at..at.checked_add(4)?)?;
+    digits.iter().try_fold(0, |unit, digit| {
+        Some(unit << 4 | char::from(*digit).to_digit(16)?)
+    })
+}
+
+/// What is wrong, and how far into it, with a text that begins behind an opening quote and is no string: for
+/// messages, byte by byte.
+pub(super) fn fault(text: &[u8]) -> (usize, &'static str) {
+    let mut at = 0;
+    loop {
+        let escape = match text.get(at) {
+            None => return (at, "a string that does not end"),
+            Some(b'"') => return (at, "a string"),
+            Some(0..0x20) => return (at, "a control character in a string"),
+            Some(b'\\') => text.get(at + 1),
+            Some(_) => {
+                at += 1;
+                continue;
+            }
+        };
+        let unit = |at: usize| {
+            let escaped = text.get(at..at + 2) == Some(b"\\u");
+            code_unit(text, at + 2).filter(|_| escaped)
+        };
+        at += match (escape, unit(at)) {
+            (Some(b'u'), Some(0xd800..0xdc00))
+                if unit(at + 6).is_some_and(|unit| (0xdc00..0xe000).contains(&unit)) =>
+            {
+                12
+            }
+            (Some(b'u'), Some(0xd800..0xe000)) => {
+                return (at, "half of a surrogate pair");
+            }
+            (Some(b'u'), Some(_)) => 6,
+            (Some(byte), _) if *byte != b'u' && ESCAPES.contains(byte) => 2,
+            _ => return (at, "an escape that JSON does not know"),
+        };
     }
 }
 
@@ -128,21 +208,31 @@ mod tests {
     /// Byte by byte.
     fn slowly(text: &[u8]) -> Option<JsonString> {
         let (mut at, mut escapes) = (0, false);
+        let unit = |at: usize| {
+            let digits = std::str::from_utf8(text.get(at..at + 6)?).ok()?;
+            let digits = digits.strip_prefix("\\u")?;
+            let hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            u32::from_str_radix(digits, 16).ok().filter(|_| hex)
+        };
         loop {
             match *text.get(at)? {
                 b'"' => {
                     return Some(JsonString {
                         len: at + 1,
                         escapes,
+                        ascii: text[..at].is_ascii(),
                     });
                 }
                 b'\\' => {
                     escapes = true;
                     at += match *text.get(at + 1)? {
-                        b'u' => {
-                            let digits = text.get(at + 2..at + 6)?;
-                            digits.iter().all(u8::is_ascii_hexdigit).then_some(6)?
-                        }
+                        b'u' => match unit(at)? {
+                            0xd800..0xdc00 => {
+                                (0xdc00..0xe000).contains(&unit(at + 6)?).then_some(12)?
+                            }
+                            0xdc00..0xe000 => return None,
+                            _ => 6,
+                        },
                         b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
                         _ => return None,
                     };
@@ -187,12 +277,14 @@ mod tests {
         #[test]
         fn it_agrees_with_going_byte_by_byte(
             pieces in prop::collection::vec(prop::sample::select(vec![
-                "\\", "\\", "\"", "\\\"", "\\\\", "\\u00e9", "\\u12", "\\n", "\\x", "u", "n", "é", "\u{1f}",
+                "\\", "\\", "\"", "\\\"", "\\\\", "\\u00e9", "\\u12", "\\ud83d", "\\ude00", "\\uD83D\\uDE00", "\\n", "\\x", "u", "n", "é", "\u{1f}",
                 "a", "a longer text without anything", " and one that is longer than a whole block of sixty-four bytes",
             ]), 0..24),
         ) {
             let text = pieces.concat();
-            prop_assert_eq!(JsonString::find(text.as_bytes()), slowly(text.as_bytes()), "{}", text);
+            let found = JsonString::find(text.as_bytes());
+            prop_assert_eq!(found, slowly(text.as_bytes()), "{}", text);
+            prop_assert_eq!(found.is_some(), fault(text.as_bytes()).1 == "a string", "{}", text);
         }
     }
 }

@@ -7,16 +7,26 @@ mod attempt;
 mod body;
 mod connection;
 mod error;
+mod form_body;
 mod headers;
+mod json_body;
 mod json_scan;
 mod json_string;
-mod model_field;
+mod kept;
+mod media;
 mod models;
 mod paths;
 mod proxy;
 mod read;
+mod reading;
 mod record;
+mod responses;
 mod watchdog;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::{
+    form_body::read as read_form, json_body::read as read_json, reading::Reading,
+};
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -35,10 +45,10 @@ use tracing::field;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
-    error::GatewayError,
-    paths::Target,
+    paths::{Found, Target},
     proxy::{Answer, Proxy},
     record::RequestRecord,
+    responses::Responses,
     watchdog::Watchdog,
 };
 use crate::{
@@ -78,6 +88,7 @@ impl Gateway {
                 metrics,
                 max_body_bytes,
                 watchdog: Watchdog::default(),
+                responses: Responses::default(),
             }),
             grace,
             most_connections: client_connections(open_files).min(MOST_CONNECTIONS),
@@ -145,8 +156,8 @@ async fn serve(
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
     let request_id = headers::request_id(&parts.headers);
-    let target = Target::find(&parts.method, parts.uri.path());
-    let path = target.as_ref().map_or(paths::UNKNOWN, Target::label);
+    let found = paths::find(&parts.method, parts.uri.path(), parts.uri.query());
+    let path = found.label;
     let span = tracing::info_span!(
         "request",
         otel.name = format!("{} {path}", parts.method),
@@ -158,7 +169,7 @@ async fn serve(
     trace_context::adopt(&span, &parts.headers);
     let mut record = RequestRecord::new(proxy.metrics.clone(), path, request_id.clone());
     let answer = {
-        let answer = pin!(answer(proxy, target, &parts, body, alarms, &mut record));
+        let answer = pin!(answer(proxy, found, &parts, body, alarms, &mut record));
         trace_context::within(&span, answer).await
     };
     let mut response = match answer {
@@ -175,17 +186,28 @@ async fn serve(
 /// Gives an upstream's answer, or else the gateway's own.
 async fn answer(
     proxy: &Proxy,
-    target: Result<Target, GatewayError>,
+    found: Found,
     parts: &Parts,
     body: Incoming,
     alarms: &Alarms,
     record: &mut RequestRecord,
 ) -> Result<Answer, Response<ResponseBody>> {
-    let result = match target {
-        Ok(Target::Inference(path)) => match proxy.serve(path, parts, body, alarms, record).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => Err(error),
-        },
+    let result = match found.target {
+        Ok(Target::Inference(operation)) => {
+            match proxy.serve(operation, parts, body, alarms, record).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => Err(error),
+            }
+        }
+        Ok(Target::Response(kept)) => {
+            match proxy
+                .serve_response(kept, parts, body, alarms, record)
+                .await
+            {
+                Ok(answer) => return Ok(answer),
+                Err(error) => Err(error),
+            }
+        }
         Ok(Target::Models) => Ok(models::list(&proxy.live.load())),
         Ok(Target::Model(name)) => models::get(&proxy.live.load(), &name),
         Err(error) => {
@@ -197,7 +219,7 @@ async fn answer(
         Ok(response) => (response, Source::Gateway),
         Err(error) => {
             tracing::info!(request_id = record.request_id(), %error, "request refused");
-            (error.to_response(), error.source())
+            (error.to_response(found.dialect), error.source())
         }
     };
     record.answered(response.status().as_u16(), source);

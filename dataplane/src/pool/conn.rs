@@ -10,14 +10,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use forebay_proto::EndpointId;
 use futures_util::future::Either;
 use http::{
     HeaderValue, Request, Response, Uri, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use http_body_util::Full;
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1, http2},
@@ -38,6 +36,7 @@ use super::{
     core::{Connection, MOST_STREAMS},
     desk::Upstream,
     io::{SocketWatch, Transport, Unasked},
+    request_body::RequestBody,
     target::{DialError, Target},
 };
 
@@ -56,7 +55,7 @@ const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How often it is looked whether the server's settings have come.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-type Body = Full<Bytes>;
+type Body = RequestBody;
 
 /// What drives a connection until it is closed.
 pub(super) struct Driver {
@@ -305,10 +304,10 @@ impl Conn {
     }
 
     /// Writes on the request where it goes, in the way of the protocol.
-    pub(super) fn address(&self, path: &'static str, request: &mut Request<Body>) {
+    pub(super) fn address(&self, path: PathAndQuery, request: &mut Request<Body>) {
         match &self.sender {
             Sender::Http1(_) | Sender::Ended => {
-                *request.uri_mut() = Uri::from_static(path);
+                *request.uri_mut() = Uri::from(path);
                 let host = self.host.clone();
                 request.headers_mut().insert(header::HOST, host);
             }
@@ -316,7 +315,7 @@ impl Conn {
                 let mut parts = http::uri::Parts::default();
                 parts.scheme = Some(self.scheme.clone());
                 parts.authority = Authority::try_from(self.host.as_bytes()).ok();
-                parts.path_and_query = Some(PathAndQuery::from_static(path));
+                parts.path_and_query = Some(path);
                 *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
             }
         }

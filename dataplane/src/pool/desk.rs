@@ -93,8 +93,20 @@ impl<C: Upstream> Desk<C> {
 
     /// Lines up. Dropping what it returns gives the place up, or the connection back.
     pub(super) fn line_up(self: &Arc<Self>, place: Place) -> InLine<C> {
+        self.join(|inner, now, sender| inner.core.acquire(now, sender, place))
+    }
+
+    /// The same for one who has a use for these origins only.
+    pub(super) fn line_up_for(self: &Arc<Self>, only: Vec<OriginId>) -> InLine<C> {
+        self.join(|inner, now, sender| inner.core.acquire_of(now, sender, only))
+    }
+
+    fn join(
+        self: &Arc<Self>,
+        join: impl FnOnce(&mut Inner<C>, Duration, Waiter<C>) -> (WaiterId, Effects<C>),
+    ) -> InLine<C> {
         let (sender, receiver) = oneshot::channel();
-        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place));
+        let (id, effects) = self.with(|inner, now| join(inner, now, sender));
         let line = InLine {
             desk: self.clone(),
             id,

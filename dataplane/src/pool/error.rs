@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_proto::ModelId;
+use forebay_proto::{EndpointId, ModelId};
 
 /// Why no connection was to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,16 @@ pub enum AcquireError {
         model: ModelId,
         /// The last error.
         error: Arc<str>,
+    },
+    /// What only one endpoint can answer, and that one is gone.
+    #[error(
+        "model `{model}` has no endpoint `{endpoint}` any more, and no other one can answer this"
+    )]
+    NoSuchEndpoint {
+        /// The model.
+        model: ModelId,
+        /// Its endpoint that was.
+        endpoint: EndpointId,
     },
     /// Every endpoint was found to serve something else.
     #[error(

@@ -184,6 +184,17 @@ impl<C: Upstream> Inner<C> {
         self.asked.is_some() && self.core.census_of(origin).open == 0
     }
 
+    /// Where connections to this endpoint go, as it is configured now.
+    pub(super) fn origins_of(&self, endpoint: &EndpointId) -> Vec<OriginId> {
+        let configured = self.endpoints.iter().any(|known| known.id == *endpoint);
+        let there = |(id, target): (&OriginId, &Target)| {
+            let its = target.endpoint.id == *endpoint && self.core.knows(*id);
+            its.then_some(*id)
+        };
+        let targets = self.targets.iter().filter(|_| configured);
+        targets.filter_map(there).collect()
+    }
+
     /// What an endpoint's name was last resolved to.
     pub(super) fn addresses_of(&self, endpoint: &EndpointId) -> Vec<IpAddr> {
         let known = self.addresses.get(endpoint);

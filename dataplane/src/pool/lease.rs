@@ -3,10 +3,8 @@
 
 use std::{io, time::Duration};
 
-use bytes::Bytes;
 use forebay_proto::EndpointId;
-use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
+use http::{HeaderMap, Request, Response, uri::PathAndQuery};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -16,6 +14,7 @@ use super::{
     core::Outcome,
     counters::CloseReason,
     desk::{Loan, Upstream as _},
+    request_body::RequestBody,
 };
 
 /// How long a connection may take to come to rest after a response before it is given up.
@@ -161,7 +160,7 @@ impl Lease {
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.
-    pub fn address(&self, path: &'static str, request: &mut Request<Full<Bytes>>) {
+    pub fn address(&self, path: PathAndQuery, request: &mut Request<RequestBody>) {
         if let Some(held) = self.loan.held() {
             held.conn.address(path, request);
         }
@@ -193,7 +192,7 @@ impl Lease {
     /// must outlive it.
     pub async fn send(
         &mut self,
-        request: Request<Full<Bytes>>,
+        request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, SendFailed> {
         let returned = || SendFailed {
             progress: Progress::NothingSent,
@@ -212,7 +211,7 @@ impl Lease {
         Ok(response)
     }
 
-    fn failed(&mut self, mut error: TrySendError<Request<Full<Bytes>>>) -> SendFailed {
+    fn failed(&mut self, mut error: TrySendError<Request<RequestBody>>) -> SendFailed {
         let returned = error.take_message().is_some();
         let error = error.into_error();
         self.declined = is_refused(&error);

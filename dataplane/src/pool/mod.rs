@@ -13,6 +13,7 @@ mod io;
 mod lease;
 mod lock;
 mod probe;
+mod request_body;
 mod snapshot;
 mod target;
 mod tls;
@@ -25,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{ModelId, ResolvedModel};
+use forebay_proto::{EndpointId, ModelId, ResolvedModel};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -35,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     conn::Conn,
     core::{Place, Refused},
-    desk::Desk,
+    desk::{Desk, Granted},
     dialler::Dialler,
     inner::Inner,
     probe::Reconnects,
@@ -45,6 +46,7 @@ pub use self::{
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
+    request_body::RequestBody,
     snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
 };
 use crate::{
@@ -121,6 +123,31 @@ impl Pool {
         self.acquire_at(Place::FrontForFresh, deadline).await
     }
 
+    /// A connection to this endpoint, in turn, for what no other one can answer. To be told as it is called by
+    /// now: one that was removed has no more connections to give.
+    pub async fn acquire_to(
+        &self,
+        endpoint: &EndpointId,
+        deadline: Instant,
+    ) -> Result<Lease, AcquireError> {
+        let began = Instant::now();
+        loop {
+            let only = self.desk.with(|inner, _| inner.origins_of(endpoint));
+            if only.is_empty() {
+                let (model, endpoint) = (self.model.clone(), endpoint.clone());
+                return Err(AcquireError::NoSuchEndpoint { model, endpoint });
+            }
+            let answer = timeout_at(deadline, self.desk.line_up_for(only)).await;
+            let lease = self.lease(answer.ok().flatten(), began)?;
+            if lease.is_live() {
+                return Ok(lease);
+            }
+            self.desk
+                .with(|inner, _| inner.core.counters.stale_at_checkout += 1);
+            lease.discard(CloseReason::Upstream);
+        }
+    }
+
     async fn acquire_at(&self, mut place: Place, deadline: Instant) -> Result<Lease, AcquireError> {
         let began = Instant::now();
         loop {
@@ -159,7 +186,12 @@ impl Pool {
             return Err(wrong);
         }
         let answer = timeout_at(deadline, self.desk.line_up(place)).await;
-        let lease = match answer.ok().flatten() {
+        self.lease(answer.ok().flatten(), began)
+    }
+
+    /// What came of a place in line; nothing if the deadline did.
+    fn lease(&self, answer: Option<Granted<Conn>>, began: Instant) -> Result<Lease, AcquireError> {
+        let lease = match answer {
             Some(Ok(loan)) => Lease::new(loan, self.common.tasks.clone()),
             Some(Err(Refused::QueueFull)) => return Err(AcquireError::QueueFull(self.busy())),
             Some(Err(Refused::ConnectFailed(error))) => {

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use forebay_proto::{
     Endpoint, EndpointId,
     endpoint::Address,
@@ -20,8 +19,8 @@ use forebay_proto::{
     probe::{AddressPolicy, Cidr, Outcome, PATH, Verdict, judge},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use http::{Request, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http::{Request, header, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore},
@@ -33,6 +32,7 @@ use super::{
     Common, Pool,
     conn::{self, Conn},
     inner::Asked,
+    request_body::RequestBody,
     target::{Place, Target},
 };
 
@@ -322,7 +322,7 @@ async fn answer(mut conn: Conn, expected: &str) -> Outcome {
         .header(header::ACCEPT, "application/json")
         .header(header::ACCEPT_ENCODING, "identity")
         .header(header::USER_AGENT, "forebay-probe")
-        .body(Full::<Bytes>::default());
+        .body(RequestBody::default());
     let broken_off = || {
         let what = "it closed the connection without an answer";
         Outcome::new(Verdict::Unreachable, what)
@@ -330,7 +330,7 @@ async fn answer(mut conn: Conn, expected: &str) -> Outcome {
     let (Ok(mut request), true) = (request, conn.ready().await) else {
         return broken_off();
     };
-    conn.address(PATH, &mut request);
+    conn.address(PathAndQuery::from_static(PATH), &mut request);
     let response = match conn.send(request).await {
         Some(Ok(response)) => response,
         Some(Err(error)) if error.error().is_parse() => {

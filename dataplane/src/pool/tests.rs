@@ -7,8 +7,8 @@ use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::{
     Endpoint, EndpointId, EndpointUrl, ModelSpec, PoolSettings, PoolSize, Revision,
 };
-use http::Request;
-use http_body_util::{BodyExt as _, Full};
+use http::{Request, uri::PathAndQuery};
+use http_body_util::BodyExt as _;
 use prometheus::Registry;
 use tokio::{
     task::JoinSet,
@@ -56,10 +56,14 @@ async fn lease(pool: &Arc<Pool>) -> Lease {
     pool.acquire(Instant::now() + SOON).await.unwrap()
 }
 
-fn request(lease: &Lease) -> Request<Full<Bytes>> {
-    let body = Full::from(r#"{"model":"m","max_tokens":1,"messages":[]}"#);
+fn request(lease: &Lease) -> Request<RequestBody> {
+    let body = br#"{"model":"m","max_tokens":1,"messages":[]}"#;
+    let body = RequestBody::from(Bytes::from_static(body));
     let mut request = Request::post("/").body(body).unwrap();
-    lease.address("/v1/chat/completions", &mut request);
+    lease.address(
+        PathAndQuery::from_static("/v1/chat/completions"),
+        &mut request,
+    );
     request
 }
 

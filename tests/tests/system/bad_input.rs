@@ -82,16 +82,6 @@ async fn bodies_that_cannot_be_routed() {
         0,
         "nothing of this went upstream"
     );
-    let deep = format!(
-        r#"{{"a":{}{},"model":"m"}}"#,
-        "[".repeat(5_000),
-        "]".repeat(5_000)
-    );
-    assert_eq!(
-        send(&deep).await.status(),
-        200,
-        "what is not ours to judge passes"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@
 //! 7. A connection carries no more requests at a time than it can, and a pool no more than its size.
 
 mod balance;
+mod choosy;
 mod handover;
 mod idle;
 mod look;
@@ -65,6 +66,8 @@ struct Waiter<W> {
     arrived: Duration,
     /// He needs a connection that is newer than his request's last failure.
     fresh_since: Option<Duration>,
+    /// He has a use for connections to these only; if empty, to any.
+    only: Vec<OriginId>,
     waiter: W,
 }
 
@@ -126,11 +129,32 @@ impl<C: Connection, W> Core<C, W> {
         waiter: W,
         place: Place,
     ) -> (WaiterId, Vec<Effect<C, W>>) {
+        self.line_up(now, waiter, place, Vec::new())
+    }
+
+    /// A request wants a connection to one of these.
+    pub(super) fn acquire_of(
+        &mut self,
+        now: Duration,
+        waiter: W,
+        only: Vec<OriginId>,
+    ) -> (WaiterId, Vec<Effect<C, W>>) {
+        self.line_up(now, waiter, Place::Back, only)
+    }
+
+    fn line_up(
+        &mut self,
+        now: Duration,
+        waiter: W,
+        place: Place,
+        only: Vec<OriginId>,
+    ) -> (WaiterId, Vec<Effect<C, W>>) {
         let id = WaiterId(self.next_id());
         let waiter = Waiter {
             id,
             arrived: now,
             fresh_since: (place == Place::FrontForFresh).then_some(now),
+            only,
             waiter,
         };
         match place {

@@ -12,7 +12,7 @@ use crate::pool::counters::{CloseReason, OpenReason};
 /// is not stormed.
 const WARM_AT_ONCE: usize = 4;
 /// How long a request waits for an endpoint that just began to fail.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// After this long without a single successful connect, requests are refused at once.
 const FAIL_FAST: Duration = Duration::from_secs(3);
 /// A connect that takes this long is not waited for alone where there is another endpoint.
@@ -33,11 +33,13 @@ impl<C: Connection, W> Core<C, W> {
         self.rebalance(now, &mut effects);
         self.grant(now, &mut effects);
         self.shrink(&mut effects);
+        self.connect_for_choosy(now, &mut effects);
         self.connect_for_waiters(now, &mut effects);
         self.open_wished(now, &mut effects);
         self.peak.note(now, self.in_flight());
         self.connect_for_warmth(now, &mut effects);
         self.refuse_hopeless(now, &mut effects);
+        self.refuse_choosy(now, &mut effects);
         self.forget_retired();
         #[cfg(test)]
         self.assert_invariants(now);
@@ -120,12 +122,16 @@ impl<C: Connection, W> Core<C, W> {
         let can = |since: Option<Duration>| self.origins.iter().any(|o| o.spot(since).is_some());
         let any = can(None);
         let served = |waiter: &Waiter<W>| match waiter.fresh_since {
+            _ if !waiter.only.is_empty() => self.spot_of(&waiter.only).is_some(),
             None => any,
             since => any && can(since),
         };
         let at = self.waiters.iter().position(served)?;
-        let fresh_since = self.waiters.get(at)?.fresh_since;
-        let (origin, spot) = self.choose(now, fresh_since)?;
+        let waiter = self.waiters.get(at)?;
+        let (origin, spot) = match waiter.only.as_slice() {
+            [] => self.choose(now, waiter.fresh_since)?,
+            only => self.spot_of(only)?,
+        };
         let held = self.origins.get_mut(origin)?.take(spot, now)?;
         Some((at, held))
     }
@@ -138,7 +144,11 @@ impl<C: Connection, W> Core<C, W> {
         }
     }
 
-    fn close_coldest(&mut self, reason: CloseReason, effects: &mut Vec<Effect<C, W>>) -> bool {
+    pub(super) fn close_coldest(
+        &mut self,
+        reason: CloseReason,
+        effects: &mut Vec<Effect<C, W>>,
+    ) -> bool {
         let resting = self.origins.iter_mut().filter(|o| o.coldest().is_some());
         let coldest = resting.min_by_key(|origin| origin.coldest());
         let Some(conn) = coldest.and_then(Origin::pop_coldest) else {
@@ -152,7 +162,8 @@ impl<C: Connection, W> Core<C, W> {
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         self.make_room_for_fresh(effects);
         let room = self.shape.size.saturating_sub(self.in_flight());
-        let wanted = self.waiters.len().min(room);
+        let anywhere = self.waiters.iter().filter(|waiter| waiter.only.is_empty());
+        let wanted = anywhere.count().min(room);
         while self.expected(now) < wanted && self.open() < self.limit() {
             if !self.connect(now, OpenReason::Demand, effects) {
                 return;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 mod balance;
+mod choosy;
 mod histories;
 mod rules;
 mod shared;
@@ -48,12 +49,16 @@ impl<C: Connection, W> Core<C, W> {
             .all(|origin| !origin.may_connect(now, self.connecting_to(origin.id)));
         if !self.waiters.is_empty() && room {
             let can = |since| self.origins.iter().any(|o| o.spot(since).is_some());
-            let served = |waiter: &Waiter<W>| can(waiter.fresh_since);
+            let served = |waiter: &Waiter<W>| match waiter.only.as_slice() {
+                [] => can(waiter.fresh_since),
+                only => self.spot_of(only).is_some(),
+            };
             assert!(
                 !self.waiters.iter().any(served),
                 "4: a waiter beside an idle connection for him"
             );
-            let wanted = self.waiters.len().min(self.shape.size - in_flight);
+            let anywhere = self.waiters.iter().filter(|waiter| waiter.only.is_empty());
+            let wanted = anywhere.count().min(self.shape.size - in_flight);
             assert!(
                 self.expected(now) >= wanted || open >= most || backing_off,
                 "4: too few connects"
@@ -163,6 +168,17 @@ impl Shell {
             return waiter;
         }
         let (id, effects) = self.core.acquire(self.now, waiter, place);
+        self.waiters.insert(waiter, id);
+        self.run(effects);
+        waiter
+    }
+
+    /// For one who has a use for this origin only.
+    fn acquire_of(&mut self, only: u64) -> u64 {
+        self.next += 1;
+        let waiter = self.next;
+        let only = vec![OriginId(only)];
+        let (id, effects) = self.core.acquire_of(self.now, waiter, only);
         self.waiters.insert(waiter, id);
         self.run(effects);
         waiter
