@@ -151,6 +151,14 @@ pub(crate) fn refusal(kind: Kind, asked: &Asked) -> Option<(String, &'static str
             "temperature",
         ));
     }
+    if asked
+        .other
+        .get("top_p")
+        .is_some_and(|share| !share.is_number() && !share.is_null())
+    {
+        let message = "1 validation error: Input should be a valid number";
+        return Some((message.to_owned(), "body.top_p"));
+    }
     let listed = asked.messages.as_ref().is_none_or(Value::is_array);
     (kind == Kind::Chat && !listed).then(|| {
         (

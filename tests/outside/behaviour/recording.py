@@ -28,9 +28,11 @@ class Exchange:
             known = names.setdefault(found[3], f"id-{len(names)}".encode())
             return b'"%s":%s"%s"' % (found[1], found[2], known)
 
+        # An id in a path is one that was told before.
+        parts = [names.get(part.encode(), part.encode()).decode() for part in self.asked.split("/")]
         body = TIMES.sub(rb'"\1":\g<2>0', IDS.sub(name, self.body))
         headers = {n: v for n, v in self.headers.items() if n not in NOT_COMPARED}
-        return self.asked, self.status, headers, body, self.whole
+        return "/".join(parts), self.status, headers, body, self.whole
 
 
 class Recording(httpx2.BaseTransport):

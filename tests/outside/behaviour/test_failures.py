@@ -22,7 +22,7 @@ CLASSES = {
 @pytest.mark.needs("chat")
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -3}, {"messages": "no list"}, {"max_tokens": "many"}],
+    [{"temperature": -3}, {"messages": "no list"}, {"top_p": "many"}],
     ids=["range", "type", "number"],
 )
 def test_bad_request(client, model, wrong):

@@ -49,4 +49,4 @@ def test_unknown_model(route):
 
 def test_bad_request(claude, model):
     with pytest.raises(anthropic.BadRequestError):
-        claude.messages.create(model=model, messages=HELLO, max_tokens="many")
+        claude.messages.create(model=model, messages=HELLO, max_tokens=5, extra_body={"top_p": "many"})

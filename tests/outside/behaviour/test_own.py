@@ -67,7 +67,8 @@ def test_what_is_not_served(stack, path):
     assert answer.headers["x-should-retry"] == "false" and answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"model": "a", "model": "b"}', b'{"model": "\xff"}'])
+@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"model": "a", "model": "b"}', b'{"model": "\xff"}',
+                                  b'{"model": "a", "max_tokens": "many"}', b'{"model": "a", "stream": 1}'])
 def test_bodies_that_mean_nothing_or_two_things(stack, body):
     """The SDK does not try again what cannot go well."""
     headers = {"content-type": "application/json"}
