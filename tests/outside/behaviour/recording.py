@@ -1,6 +1,7 @@
 """What went over the wire between a client and whatever answered it, noted without being changed, and made
 comparable: ids and times are of one answer only, everything else must be the same on every way."""
 
+import json
 import re
 
 import httpx2
@@ -9,6 +10,16 @@ import httpx2
 NOT_COMPARED = {"connection", "content-length", "date", "keep-alive", "transfer-encoding", "x-request-id"}
 IDS = re.compile(rb'"(id|item_id|response_id|call_id|request_id|previous_response_id)":( ?)"([^"]*)"')
 TIMES = re.compile(rb'"(created|created_at|completed_at)":( ?)[0-9.]+')
+
+
+# Where the text of an event stands.
+TEXTS = [
+    ("choices", 0, "text"),
+    ("choices", 0, "delta", "content"),
+    ("choices", 0, "delta", "tool_calls", 0, "function", "arguments"),
+    ("delta", "text"),
+    ("delta",),
+]
 
 
 class Exchange:
@@ -73,3 +84,38 @@ class Noted(httpx2.SyncByteStream):
 
     def close(self):
         self.inner.close()
+
+
+def joined(body):
+    """What the events of a stream say together, and which kinds of events they are. A real engine that has made
+    two tokens before it comes to send one sends both in one event: when, is a matter of time."""
+    said, kinds = "", []
+    for block in body.split(b"\n\n"):
+        name, _, data = block.rpartition(b"data: ")
+        if data in (b"", b"[DONE]"):
+            kinds.append((name, data))
+            continue
+        event = json.loads(data)
+        event.pop("sequence_number", None)
+        for path in TEXTS:
+            text = cut(event, path)
+            if isinstance(text, str):
+                said += text
+                break
+        kind = (name, json.dumps(event))
+        if not kinds or kinds[-1] != kind:
+            kinds.append(kind)
+    return said, kinds
+
+
+def cut(value, path):
+    """Takes out what stands there, if it is text."""
+    try:
+        for step in path[:-1]:
+            value = value[step]
+        found = value[path[-1]]
+    except (KeyError, IndexError, TypeError):
+        return None
+    if isinstance(found, str):
+        value[path[-1]] = ""
+    return found
