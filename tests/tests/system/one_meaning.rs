@@ -16,9 +16,11 @@ const CHAT: &str = "/v1/chat/completions";
 const AUDIO: &str = "/v1/audio/transcriptions";
 const FORM: &str = "multipart/form-data; boundary=xx";
 
+type Heard = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// An upstream that keeps what it is sent, head and body.
 struct Listening {
-    heard: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    heard: Heard,
     _server: JoinSet<()>,
 }
 
@@ -26,7 +28,7 @@ impl Listening {
     async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let heard = Arc::<Mutex<Vec<_>>>::default();
+        let heard = Heard::default();
         let (all, mut server) = (heard.clone(), JoinSet::new());
         server.spawn(async move {
             let mut connections = JoinSet::new();
@@ -46,7 +48,7 @@ impl Listening {
     }
 }
 
-async fn listen(mut socket: TcpStream, heard: Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
+async fn listen(mut socket: TcpStream, heard: Heard) {
     let mut bytes = Vec::new();
     while let Ok(1..) = socket.read_buf(&mut bytes).await {
         let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
@@ -346,9 +348,10 @@ async fn an_alias_is_replaced_in_place_and_nothing_else_changes() {
         assert_eq!(setup.upstream.take()[0].1, heard.as_bytes());
     }
     let form = |model: &str| form(&[("file\"; filename=\"a.wav", "RIFF"), ("model", model)]);
-    let sent = setup.ask(AUDIO, &[("content-type", FORM)], form("alias").as_bytes());
-    assert_eq!(sent.await.0, 200);
-    assert_eq!(setup.upstream.take()[0].1, form("cheap").as_bytes());
+    let (sent, heard) = (form("alias"), form("cheap"));
+    let got = setup.ask(AUDIO, &[("content-type", FORM)], sent.as_bytes());
+    assert_eq!(got.await.0, 200);
+    assert_eq!(setup.upstream.take()[0].1, heard.as_bytes());
 }
 
 fn form(parts: &[(&str, &str)]) -> String {
@@ -358,25 +361,12 @@ fn form(parts: &[(&str, &str)]) -> String {
     parts.iter().map(part).collect::<String>() + "--xx--\r\n"
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn forms_that_mean_two_things() {
-    let setup = setup().await;
-    let ask = async |body: &str| {
-        setup
-            .ask(AUDIO, &[("content-type", FORM)], body.as_bytes())
-            .await
-    };
+/// Forms that no reader gets to see, and why.
+fn bad_forms() -> Vec<(String, &'static str)> {
     let file = ("file\"; filename=\"a.wav", "RIFF");
-    for good in [
-        form(&[("model", "cheap"), file]),
-        form(&[file, ("stream", "true"), ("model", "cheap")]),
-    ] {
-        assert_eq!(ask(&good).await.0, 200, "{good}");
-        assert_eq!(setup.upstream.take()[0].1, good.as_bytes());
-    }
     let many: Vec<(&str, &str)> = std::iter::repeat_n(("x", "y"), 65).collect();
     let good = form(&[("model", "cheap")]);
-    for (bad, code) in [
+    vec![
         (
             form(&[("model", "cheap"), file, ("model", "secret")]),
             "ambiguous_key",
@@ -426,7 +416,27 @@ async fn forms_that_mean_two_things() {
             "invalid_form",
         ),
         (String::new(), "invalid_form"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_mean_two_things() {
+    let setup = setup().await;
+    let ask = async |body: &str| {
+        setup
+            .ask(AUDIO, &[("content-type", FORM)], body.as_bytes())
+            .await
+    };
+    let file = ("file\"; filename=\"a.wav", "RIFF");
+    for good in [
+        form(&[("model", "cheap"), file]),
+        form(&[file, ("stream", "true"), ("model", "cheap")]),
     ] {
+        assert_eq!(ask(&good).await.0, 200, "{good}");
+        assert_eq!(setup.upstream.take()[0].1, good.as_bytes());
+    }
+    let good = form(&[("model", "cheap")]);
+    for (bad, code) in bad_forms() {
         assert_eq!(ask(&bad).await, (400, code.to_owned()), "{bad}");
     }
     for content_type in [
@@ -434,8 +444,9 @@ async fn forms_that_mean_two_things() {
         "application/json",
         "multipart/form-data; boundary=a; boundary=xx",
     ] {
-        let got = setup.ask(AUDIO, &[("content-type", content_type)], good.as_bytes());
-        assert_eq!(got.await.0, 415, "{content_type}");
+        let headers = [("content-type", content_type)];
+        let got = setup.ask(AUDIO, &headers, good.as_bytes()).await;
+        assert_eq!(got.0, 415, "{content_type}");
     }
     assert_eq!(setup.upstream.take(), [], "nothing of it went upstream");
 }

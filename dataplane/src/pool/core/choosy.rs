@@ -39,8 +39,11 @@ impl<C: Connection, W> Core<C, W> {
             if self.connecting_to(origin) > 0 || self.in_flight() >= self.shape.size {
                 continue;
             }
-            let room = self.open() < self.limit()
-                || (self.open() == self.limit() && self.evict_coldest(effects));
+            let sound = self.origin_mut(origin);
+            let sound = sound.is_some_and(|origin| origin.fresh_trouble(now).is_none());
+            let (open, limit) = (self.open(), self.limit());
+            // Nothing gives way for an endpoint that fails.
+            let room = open < limit || (open == limit && sound && self.evict_coldest(effects));
             if room {
                 self.connect_to(now, origin, OpenReason::Demand, effects);
             }
