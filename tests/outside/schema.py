@@ -50,6 +50,7 @@ ALLOWED = {
 }
 WORDS = {"description", "title", "summary", "examples", "example", "externalDocs", "tags"}
 FEW = {"max_tokens": 8, "max_completion_tokens": 8, "max_output_tokens": 8, "n": 2}
+FORM = "application/x-www-form-urlencoded"
 NOT_SENT = {"host", "content-length", "connection", "accept-encoding", "user-agent", "x-schemathesis-testcaseid"}
 
 
@@ -104,8 +105,12 @@ def pinned(schema, serves):
     for path, item in schema["paths"].items():
         model = {"type": "string", "enum": [serves[ALLOWED[path]]]}
         for operation in item.values():
-            for content in operation.get("requestBody", {}).get("content", {}).values():
+            contents = operation.get("requestBody", {}).get("content", {})
+            for content in contents.values():
                 content["schema"] = with_model(content["schema"], model, schemas)
+            if FORM in contents:
+                # vLLM's schema has files in forms that cannot hold any.
+                contents["multipart/form-data"] = contents.pop(FORM)
     return schema
 
 
@@ -118,6 +123,9 @@ def with_model(node, model, schemas):
     if "properties" not in node:
         return node
     fields = {**node["properties"], "model": model}
+    if "file" in fields:
+        # As schemathesis knows files; or it sends what is no multipart form.
+        fields["file"] = {"type": "string", "format": "binary"}
     few = {name: {"type": "integer", "minimum": 1, "maximum": most} for name, most in FEW.items() if name in fields}
     required = {*node.get("required", []), "model", *few}
     return {**node, "properties": {**fields, **few}, "required": sorted(required)}
