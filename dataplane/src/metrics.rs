@@ -298,8 +298,7 @@ impl Metrics {
     }
 
     pub(crate) fn replay(&self, model: &ModelId, cause: &str) {
-        self.again
-            .replays
+        self.replays
             .with_label_values(&[model.as_str(), cause])
             .inc();
     }

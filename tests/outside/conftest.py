@@ -1,52 +1,27 @@
 """One control plane with a worker, and a mock upstream, for all tests of a run."""
 
-import json
-import urllib.request
-
 import openai
 import pytest
 
 from control_plane import ControlPlane
-from processes import Program, eventually
+from processes import eventually
+from stack import Mock, Stack
 
 MODELS = ["chat", "slow", "late"]
-ANY = "127.0.0.1:0"
 
 
-class Mock:
-    """A mock vLLM and what it counts."""
-
-    def __init__(self):
-        self.program = Program(
-            "forebay-mock-vllm", "--listen", ANY, "--models", ",".join(MODELS), "--interval-ms", "20"
-        )
-        self.url = self.program.printed(r"mock vLLM on (\S+)")
-
-    def stats(self):
-        return json.loads(get(f"{self.url}/__stats"))
-
-
-class Stack:
-    """A control plane with a worker in one process."""
-
-    def __init__(self, data_dir):
-        self.program = Program(
-            "forebay", "standalone", "--data-dir", str(data_dir), "--listen", ANY,
-            "--admin-listen", ANY, "--control-listen", ANY,
-        )
-        self.gateway = self.program.printed(r"gateway +http://(\S+)/v1")
-        self.admin = self.program.printed(r"admin +http://(\S+)")
-        self.control = self.program.printed(r"control +(127\S+)")
-
-
-def get(url):
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return answer.read().decode()
+def pytest_addoption(parser):
+    engine = parser.getgroup("the engine behind the behaviour suite; the mock if none is named")
+    engine.addoption("--engine", metavar="URL", help="a vLLM that runs, such as http://127.0.0.1:8101")
+    engine.addoption(
+        "--serves", metavar="CAN=MODEL", action="append", default=[],
+        help="what it can (chat, embed, audio) by which model; may be given several times",
+    )
 
 
 @pytest.fixture(scope="session")
 def mock():
-    mock = Mock()
+    mock = Mock(MODELS)
     yield mock
     mock.program.stop()
 

@@ -15,9 +15,9 @@ import time
 
 import openai
 
-from conftest import Stack, get
 from control_plane import ControlPlane
 from processes import eventually
+from stack import Stack, get
 
 HELLO = [{"role": "user", "content": "hello"}]
 

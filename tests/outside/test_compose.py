@@ -8,9 +8,9 @@ import threading
 import openai
 import pytest
 
-from conftest import get
 from control_plane import ControlPlane
 from processes import ROOT, eventually
+from stack import get
 
 PROJECT = "forebay-outside"
 CONTROL = "127.0.0.1:50051"

@@ -5,7 +5,7 @@ import subprocess
 import openai
 import pytest
 
-from conftest import get
+from stack import get
 
 
 @pytest.mark.parametrize("port", ["admin", "control"])

@@ -5,6 +5,7 @@
 
 mod config;
 mod connection;
+mod extras;
 mod form;
 mod kind;
 mod openai;

@@ -7,12 +7,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
+    extras::Extras,
     form::Form,
     kind::Kind,
     script::{Numbered, Script, Speech},
     shapes::shape,
     typed,
 };
+
+/// What an engine calls itself.
+const FINGERPRINT: &str = "vllm-mock";
 
 /// What of a request matters to the mock.
 #[derive(Debug, Default, Deserialize)]
@@ -33,8 +37,8 @@ pub(crate) struct Asked {
     stream_options: StreamOptions,
     encoding_format: Option<String>,
     pub(crate) input: Option<Value>,
-    messages: Option<Value>,
-    prompt: Option<Value>,
+    pub(crate) messages: Option<Value>,
+    pub(crate) prompt: Option<Value>,
     /// Whatever else.
     #[serde(flatten)]
     pub(crate) other: BTreeMap<String, Value>,
@@ -86,6 +90,7 @@ pub(crate) struct Answer {
     pub(crate) asked: Asked,
     speech: Box<dyn Speech>,
     said: String,
+    extras: Extras,
 }
 
 impl Answer {
@@ -99,13 +104,20 @@ impl Answer {
         let wanted = asked.max_tokens.or(asked.max_completion_tokens);
         let tokens = wanted.or(asked.max_output_tokens).unwrap_or(tokens);
         let speech = script.and_then(|script| script.answer(asked.prompt(), tokens));
+        let extras = Extras::of(kind, &asked);
+        let (tokens, speech) = match (speech, extras.speech()) {
+            (Some(speech), _) => (tokens, speech),
+            (None, Some(must)) => must,
+            (None, None) => (tokens, Box::new(Numbered::default()) as Box<dyn Speech>),
+        };
         Self {
             kind,
             id,
             tokens,
             asked,
-            speech: speech.unwrap_or_else(|| Box::new(Numbered::default())),
+            speech,
             said: String::new(),
+            extras,
         }
     }
 
@@ -126,31 +138,29 @@ impl Answer {
         if let Some(shape) = shape(self.kind, &self.id, &self.asked) {
             return shape;
         }
-        let text: String = (0..self.tokens).map(|_| self.speech.token()).collect();
+        let tokens: Vec<String> = (0..self.tokens).map(|_| self.speech.token()).collect();
         let model = self.asked.model.as_str();
-        let (object, choice) = match self.kind {
+        let object = match self.kind {
             Kind::Embedding => return self.embeddings(),
             Kind::Responses => {
+                let text = tokens.concat();
                 return typed::response(&self.id, model, "completed", &text, self.tokens);
             }
-            Kind::Messages => return typed::message(&self.id, model, &text, self.tokens),
+            Kind::Messages => {
+                return typed::message(&self.id, model, &tokens.concat(), self.tokens);
+            }
             // As many seconds as the file has bytes: who sent it can see that it arrived whole.
-            Kind::Transcription | Kind::Translation => {
-                return json!({"text": text,
+            Kind::Transcription => {
+                return json!({"text": tokens.concat(),
                     "usage": {"type": "duration", "seconds": self.asked.file_bytes}});
             }
-            Kind::Completion => (
-                "text_completion",
-                json!({"index": 0, "finish_reason": "stop", "logprobs": null, "text": text}),
-            ),
-            _ => (
-                "chat.completion",
-                json!({"index": 0, "finish_reason": "stop", "logprobs": null,
-                    "message": {"role": "assistant", "content": text}}),
-            ),
+            Kind::Translation => return json!({"text": tokens.concat()}),
+            Kind::Completion => "text_completion",
+            _ => "chat.completion",
         };
+        let choices = self.extras.whole(self.kind, &self.id, &tokens);
         json!({"id": self.id, "object": object, "created": 1, "model": model,
-            "choices": [choice], "usage": self.usage()})
+            "system_fingerprint": FINGERPRINT, "choices": choices, "usage": self.usage()})
     }
 
     /// What comes before the first token, if anything does.
@@ -159,7 +169,7 @@ impl Answer {
         match self.kind {
             Kind::Chat => {
                 let delta = json!({"role": "assistant", "content": ""});
-                Some(data(&self.chunk(&delta, None)))
+                Some(self.chunks(&[delta], None, &Value::Null))
             }
             Kind::Responses => Some(typed::response_opening(&self.id, model)),
             Kind::Messages => Some(typed::message_opening(&self.id, model)),
@@ -171,19 +181,20 @@ impl Answer {
     pub(crate) fn event(&mut self, n: u32) -> Bytes {
         let text = self.token();
         let last = (n + 1 == self.tokens).then_some("stop");
-        data(&match self.kind {
-            Kind::Responses => return typed::response_delta(&self.id, n, &text),
-            Kind::Messages => return typed::message_delta(&text),
+        match self.kind {
+            Kind::Responses => typed::response_delta(&self.id, n, &text),
+            Kind::Messages => typed::message_delta(&text),
             Kind::Transcription | Kind::Translation => {
-                json!({"id": self.id, "object": "transcription.chunk",
+                data(&json!({"id": self.id, "object": "transcription.chunk",
                 "created": 1, "model": self.asked.model,
-                "choices": [{"delta": {"content": text}, "finish_reason": last}]})
+                "choices": [{"delta": {"content": text}, "finish_reason": last}]}))
             }
-            Kind::Completion => json!({"id": self.id, "object": "text_completion", "created": 1,
-                "model": self.asked.model,
-                "choices": [{"index": 0, "text": text, "finish_reason": last}]}),
-            _ => self.chunk(&json!({"content": text}), last),
-        })
+            kind => {
+                let deltas = self.extras.deltas(kind, &self.id, n, &text);
+                let logprobs = self.extras.logprobs(kind, &[text]);
+                self.chunks(&deltas, last, &logprobs)
+            }
+        }
     }
 
     /// What comes after the last token, if it was asked for or belongs there.
@@ -199,7 +210,7 @@ impl Answer {
         self.asked.stream_options.include_usage.then(|| {
             data(
                 &json!({"id": self.id, "object": object, "created": 1, "model": self.asked.model,
-                "choices": [], "usage": self.usage()}),
+                "choices": [], "usage": self.usage(), "system_fingerprint": FINGERPRINT}),
             )
         })
     }
@@ -229,16 +240,32 @@ impl Answer {
         }
     }
 
-    fn chunk(&self, delta: &Value, finish_reason: Option<&str>) -> Value {
-        json!({"id": self.id, "object": "chat.completion.chunk", "created": 1,
-            "model": self.asked.model,
-            "choices": [{"index": 0, "delta": delta, "logprobs": null,
-                "finish_reason": finish_reason}]})
+    /// Events of a chat or a completion: each delta for each choice; with the last one the reason to end.
+    fn chunks(&self, deltas: &[Value], finish_reason: Option<&str>, logprobs: &Value) -> Bytes {
+        let (object, name) = match self.kind {
+            Kind::Completion => ("text_completion", "text"),
+            _ => ("chat.completion.chunk", "delta"),
+        };
+        let last = finish_reason.is_some() && !self.asked.stream_options.include_usage;
+        let mut events = Vec::new();
+        for (at, delta) in deltas.iter().enumerate() {
+            let reason = finish_reason.filter(|_| at + 1 == deltas.len());
+            for index in 0..self.extras.choices {
+                let mut chunk = json!({"id": self.id, "object": object, "created": 1,
+                    "model": self.asked.model, "choices": [{"index": index, name: delta,
+                    "logprobs": logprobs, "finish_reason": reason}]});
+                if let (Value::Object(fields), true) = (&mut chunk, last) {
+                    fields.insert("system_fingerprint".to_owned(), json!(FINGERPRINT));
+                }
+                events.extend_from_slice(&data(&chunk));
+            }
+        }
+        Bytes::from(events)
     }
 
     fn usage(&self) -> Value {
-        json!({"prompt_tokens": 7, "completion_tokens": self.tokens,
-            "total_tokens": self.tokens.saturating_add(7)})
+        let made = self.tokens.saturating_mul(self.extras.choices);
+        json!({"prompt_tokens": 7, "completion_tokens": made, "total_tokens": made.saturating_add(7)})
     }
 
     fn embeddings(&self) -> Value {
@@ -258,7 +285,7 @@ impl Answer {
             .map(|index| json!({"object": "embedding", "index": index, "embedding": embedding}))
             .collect();
         json!({"id": self.id, "object": "list", "created": 1, "model": self.asked.model,
-            "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}})
+            "data": data, "usage": {"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7, "prompt_tokens_details": null}})
     }
 }
 
@@ -269,14 +296,26 @@ pub(crate) fn data(event: &Value) -> Bytes {
 
 /// vLLM's shape of an error.
 pub(crate) fn error(status: u16, kind: &str, message: &str) -> Value {
-    json!({"error": {"message": message, "type": kind, "param": null, "code": status}})
+    error_of(status, kind, message, None)
+}
+
+/// The same, about a field.
+pub(crate) fn error_of(status: u16, kind: &str, message: &str, param: Option<&str>) -> Value {
+    json!({"error": {"message": message, "type": kind, "param": param, "code": status}})
 }
 
 /// The list of models.
 pub(crate) fn models(models: &[String]) -> Value {
     let data: Vec<Value> = models
         .iter()
-        .map(|id| json!({"id": id, "object": "model", "created": 1, "owned_by": "vllm"}))
+        .map(|id| {
+            json!({"id": id, "object": "model", "created": 1, "owned_by": "vllm",
+            "root": id, "parent": null, "max_model_len": 4096, "permission": [{
+                "id": "modelperm-1", "object": "model_permission", "created": 1,
+                "allow_create_engine": false, "allow_sampling": true, "allow_logprobs": true,
+                "allow_search_indices": false, "allow_view": true, "allow_fine_tuning": false,
+                "organization": "*", "group": null, "is_blocking": false}]})
+        })
         .collect();
     json!({"object": "list", "data": data})
 }

@@ -48,9 +48,13 @@ pub(crate) struct Responses {
 impl Responses {
     /// A new id; no two engines have the same.
     pub(crate) fn new_id() -> String {
+        format!("resp_{:08x}{}", std::process::id(), Self::new_number())
+    }
+
+    /// A new number; no two of one engine are the same.
+    pub(crate) fn new_number() -> String {
         static MADE: AtomicU64 = AtomicU64::new(0);
-        let made = MADE.fetch_add(1, Ordering::Relaxed);
-        format!("resp_{:08x}{made:016x}", std::process::id())
+        format!("{:016x}", MADE.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Keeps one, made at once or in the background for so long.

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{Faults, MockConfig},
     connection::{self, Fate},
+    extras,
     form::Form,
     kind::Kind,
     openai::{self, Answer, Asked},
@@ -27,7 +28,7 @@ use crate::{
     socket::Listener,
     stats::{Counts, MockStats},
     stream::{InFlight, MockBody, Tokens},
-    tls,
+    tls, typed,
 };
 
 const RESPONSES: &str = "/v1/responses/";
@@ -295,7 +296,7 @@ async fn infer(
         return whole(401, &json!({"error": "Unauthorized"}), in_flight);
     }
     let agent = text(&request, "user-agent");
-    let request_id = text(&request, "x-request-id").unwrap_or_else(|| "0".to_owned());
+    let request_id = text(&request, "x-request-id").unwrap_or_else(Responses::new_number);
     let kind = Kind::of(request.uri().path()).unwrap_or(Kind::Chat);
     let asked = match asked(shared, kind, request).await {
         Ok(asked) => asked,
@@ -304,7 +305,15 @@ async fn infer(
     let models = &shared.config.models;
     if !models.is_empty() && !models.contains(&asked.model) {
         let message = format!("The model `{}` does not exist.", asked.model);
-        return refused(404, "NotFoundError", &message, in_flight);
+        let error = match kind {
+            Kind::Messages | Kind::CountTokens => typed::error("NotFoundError", &message),
+            _ => openai::error_of(404, "NotFoundError", &message, Some("model")),
+        };
+        return whole(404, &error, in_flight);
+    }
+    if let Some((message, field)) = extras::refusal(kind, &asked) {
+        let error = openai::error_of(400, "BadRequestError", &message, Some(field));
+        return whole(400, &error, in_flight);
     }
     let previous = asked.previous_response_id.as_deref();
     if let Some(id) = previous.filter(|id| shared.responses.lock().get(id).is_none()) {
@@ -377,8 +386,8 @@ async fn generate(
     if answer.kind == Kind::Responses && answer.asked.background {
         let done = answer.whole();
         shared.keep(&answer, done.clone(), Some(takes));
-        let queued = json!({"id": answer.id, "created_at": 1, "object": "response", "output": [],
-            "model": answer.asked.model, "status": "queued", "background": true});
+        let (id, model) = (&answer.id, &answer.asked.model);
+        let queued = typed::response(id, model, "queued", "", answer.tokens);
         return whole(200, &queued, in_flight);
     }
     // A whole answer takes as long as its tokens would.

@@ -17,9 +17,11 @@ fn count(field: Option<&Value>) -> usize {
 /// The answer to what makes no tokens. `None` for what does.
 pub(crate) fn shape(kind: Kind, id: &str, asked: &Asked) -> Option<Value> {
     let (model, other) = (asked.model.as_str(), |name: &str| asked.other.get(name));
-    let usage = json!({"prompt_tokens": 7, "total_tokens": 7});
+    let usage = json!({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7});
     Some(match kind {
-        Kind::CountTokens => json!({"input_tokens": 7}),
+        Kind::CountTokens => {
+            json!({"input_tokens": 7, "context_management": {"original_input_tokens": 7}})
+        }
         Kind::Rerank => {
             let documents = other("documents").and_then(Value::as_array);
             let results = documents.into_iter().flatten().enumerate();
@@ -27,7 +29,8 @@ pub(crate) fn shape(kind: Kind, id: &str, asked: &Asked) -> Option<Value> {
                 json!({"index": index, "document": {"text": text, "multi_modal": null},
                     "relevance_score": 1.0 / (index as f64 + 2.0)})
             });
-            json!({"id": id, "model": model, "usage": usage, "results": results.collect::<Vec<_>>()})
+            json!({"id": id, "model": model,
+                "usage": {"prompt_tokens": 7, "total_tokens": 7}, "results": results.collect::<Vec<_>>()})
         }
         Kind::Score => {
             let pairs = count(other("text_2").or(other("documents"))).max(count(other("text_1")));

@@ -16,16 +16,23 @@ fn all(events: &[Value]) -> Bytes {
 
 /// The whole of a response, at some stage.
 pub(crate) fn response(id: &str, model: &str, status: &str, text: &str, tokens: u32) -> Value {
-    let output = match status {
-        "completed" => json!([item(id, "completed", text)]),
-        _ => json!([]),
+    let (output, usage) = match status {
+        "completed" => (
+            json!([item(id, "completed", text)]),
+            json!({"input_tokens": 7, "output_tokens": tokens,
+                "total_tokens": tokens.saturating_add(7),
+                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0,
+                    "input_tokens_per_turn": [], "cached_tokens_per_turn": []},
+                "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0,
+                    "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []}}),
+        ),
+        _ => (json!([]), Value::Null),
     };
     json!({"id": id, "created_at": 1, "object": "response", "model": model, "status": status,
         "output": output, "instructions": null, "metadata": null, "temperature": 1.0, "top_p": 1.0,
-        "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "background": false,
-        "error": null, "incomplete_details": null, "usage": {"input_tokens": 7, "output_tokens": tokens,
-            "total_tokens": tokens.saturating_add(7), "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens_details": {"reasoning_tokens": 0}}})
+        "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "background": status == "queued",
+        "incomplete_details": null, "max_output_tokens": tokens, "service_tier": "auto",
+        "truncation": "disabled", "presence_penalty": 0.0, "frequency_penalty": 0.0, "usage": usage})
 }
 
 fn item(id: &str, status: &str, text: &str) -> Value {
@@ -85,7 +92,7 @@ pub(crate) fn response_end(whole: &Value, tokens: u32) -> Bytes {
 /// The whole of a message.
 pub(crate) fn message(id: &str, model: &str, text: &str, tokens: u32) -> Value {
     json!({"id": id, "type": "message", "role": "assistant", "model": model,
-        "content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "stop_sequence": null,
+        "content": [{"type": "text", "text": text}], "stop_reason": "end_turn",
         "usage": {"input_tokens": 7, "output_tokens": tokens}})
 }
 
@@ -114,8 +121,12 @@ pub(crate) fn message_closing(tokens: u32) -> Bytes {
     ])
 }
 
-/// The end of a message; vLLM adds the end of a chat.
+/// The end of a message.
 pub(crate) fn message_end() -> Bytes {
-    let end = named(&json!({"type": "message_stop"}));
-    Bytes::from(format!("{end}data: [DONE]\n\n"))
+    all(&[json!({"type": "message_stop"})])
+}
+
+/// What is wrong with a request for a message.
+pub(crate) fn error(kind: &str, message: &str) -> Value {
+    json!({"type": "error", "error": {"type": kind, "message": message}})
 }

@@ -1,0 +1,89 @@
+"""What the worker itself answers, as the SDK's classes, advice and ids: nothing of this comes from an engine."""
+
+import threading
+
+import httpx2
+import openai
+import pytest
+
+from processes import eventually
+from scripted import Scripted, Silence, chat
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def narrow(stack, control_plane):
+    """A model with one slot and nobody waiting."""
+    upstream = Scripted("narrow")
+    pool = {"maxConcurrent": 1, "queue": {"maxWaiting": 0}}
+    control_plane.register("narrow", upstream.url, pool=pool)
+    yield upstream
+    upstream.stop()
+    control_plane.call("ModelRegistry", "DeleteModel", id="narrow")
+
+
+def sdk(stack, **options):
+    options = {"max_retries": 0, "timeout": 30, **options}
+    return openai.OpenAI(base_url=f"http://{stack.gateway}/v1", api_key="any", **options)
+
+
+def occupied(stack, upstream):
+    """The slot taken by a request that is not answered."""
+    upstream.answers([Silence], chat())
+    client = sdk(stack, timeout=1.5)
+
+    def ask():
+        with pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(model="narrow", messages=HELLO)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually("it is asked", lambda: len(upstream.asked) == 1)
+    return asking
+
+
+def test_a_full_queue_is_a_rate_limit(stack, narrow):
+    asking = occupied(stack, narrow)
+    with pytest.raises(openai.RateLimitError) as raised:
+        sdk(stack).chat.completions.create(model="narrow", messages=HELLO)
+    assert raised.value.code == "queue_full" and raised.value.request_id
+    assert float(raised.value.response.headers["retry-after"]) >= 1
+    asking.join()
+
+
+def test_the_sdk_waits_for_a_place(stack, narrow):
+    asking = occupied(stack, narrow)
+    answer = sdk(stack, max_retries=10).chat.completions.create(model="narrow", messages=HELLO)
+    assert answer.choices[0].message.content == "said"
+    asking.join()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/load_lora_adapter", "/v1/chat/completions/", "/invocations"])
+def test_what_is_not_served(stack, path):
+    answer = httpx2.post(f"http://{stack.gateway}{path}", json={"model": "narrow"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+    assert answer.headers["x-should-retry"] == "false" and answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"", b'{"model": "a", "model": "b"}', b'{"model": "\xff"}',
+                                  b'{"model": "a", "max_tokens": "many"}', b'{"model": "a", "stream": 1}'])
+def test_bodies_that_mean_nothing_or_two_things(stack, body):
+    """The SDK does not try again what cannot go well."""
+    headers = {"content-type": "application/json"}
+    answer = httpx2.post(f"http://{stack.gateway}/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_nobody_behind_a_model(stack, control_plane):
+    """The SDK's own retries end; the answer says what could not be reached, and that it may be tried again."""
+    control_plane.register("dead", "http://127.0.0.1:9")
+    with pytest.raises(openai.InternalServerError) as raised:
+        sdk(stack).chat.completions.create(model="dead", messages=HELLO)
+    assert raised.value.code in ("upstream_connect", "no_endpoint")
+    assert raised.value.response.headers["retry-after"]
+    assert "x-should-retry" not in raised.value.response.headers
+    control_plane.call("ModelRegistry", "DeleteModel", id="dead")
