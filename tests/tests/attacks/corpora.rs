@@ -10,7 +10,7 @@ const TARGETS: [Target; 5] = [
     ("request", fuzzing::request),
     ("answer", fuzzing::answer),
     ("json", fuzzing::json),
-    ("multipart", fuzzing::multipart),
+    ("multipart", |bytes| fuzzing::multipart(bytes, "x")),
     ("sse", fuzzing::sse),
 ];
 
