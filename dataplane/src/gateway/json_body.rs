@@ -133,14 +133,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A non-negative integer; `null` is as good as nothing.
+    /// A non-negative integer; `null` is as good as nothing, and so is the -1 with which clients of llama.cpp ask for as
+    /// much as there is.
     fn number(&mut self, name: &'static str) -> Result<Option<u64>, GatewayError> {
         let at = self.scan.value(2)?;
         match self.text_of(at) {
-            b"null" => Ok(None),
+            b"null" | b"-1" => Ok(None),
             text => whole_number(text)
                 .map(Some)
-                .ok_or(GatewayError::wrong_value(name, "a non-negative integer")),
+                .ok_or(GatewayError::wrong_value(
+                    name,
+                    "a non-negative integer, or -1",
+                )),
         }
     }
 

@@ -120,7 +120,7 @@ fn what_may_mean_two_things_is_refused() {
     for body in [
         r#"{"stream":"true"}"#,
         r#"{"stream":1}"#,
-        r#"{"max_tokens":-1}"#,
+        r#"{"max_tokens":-2}"#,
         r#"{"max_tokens":1.0}"#,
         r#"{"n":1e2}"#,
         r#"{"n":"1"}"#,

@@ -72,6 +72,7 @@ pub(super) struct Answer {
 /// A request that was read, and where it goes.
 struct Asked {
     operation: &'static Operation,
+    caller: Caller,
     headers: HeaderMap,
     explain: bool,
     endpoint: Option<EndpointId>,
@@ -159,6 +160,7 @@ impl Proxy {
         let comments = comments.filter(|_| reading.stream && operation.streams.is_some());
         let sending = self.clone().send_read(Asked {
             operation,
+            caller: caller.clone(),
             explain: headers::explains(&parts.headers),
             headers,
             endpoint: self.endpoint_of_previous(&route, &reading),
@@ -214,7 +216,7 @@ impl Proxy {
             stands_in: false,
             alarm: asked.alarm,
         };
-        let sent = self.send_or_stand_in(&mut outgoing, &live, began, body_for);
+        let sent = self.send_or_stand_in(&mut outgoing, &live, (began, &asked.caller), body_for);
         let (response, lease, limits, span) = sent.await?;
         let tap = self.tap(operation, outgoing.route, &response, &lease);
         let stands_in = outgoing.stands_in.then(|| outgoing.route.clone());

@@ -9,19 +9,22 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::{attempt::Outgoing, body::StreamLimits, error::GatewayError, proxy::Proxy};
+use super::{
+    attempt::Outgoing, body::StreamLimits, caller::Caller, error::GatewayError, proxy::Proxy,
+};
 use crate::{
     live::{Live, Route},
     pool::{AcquireError, Lease, RequestBody},
 };
 
 impl Proxy {
-    /// Sends it, to the models that stand in if its own cannot serve. `body_for` is its body for another model.
+    /// Sends it, to the models that stand in if its own cannot serve and its caller may use them. `body_for` is its body
+    /// for another model.
     pub(super) async fn send_or_stand_in<'a>(
         &self,
         outgoing: &mut Outgoing<'a>,
         live: &'a Live,
-        began: Instant,
+        (began, caller): (Instant, &Caller),
         body_for: impl Fn(&ModelId) -> RequestBody,
     ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
         let own = outgoing.route;
@@ -39,7 +42,8 @@ impl Proxy {
             },
         };
         for stand_in in stand_ins(live, fallbacks) {
-            if stand_in.pool.is_down() {
+            let id = &stand_in.model.id;
+            if stand_in.pool.is_down() || !caller.may_use(id.as_str(), Some(id)) {
                 continue;
             }
             tracing::debug!(model = %own.model.id, stand_in = %stand_in.model.id, "another model stands in");

@@ -292,7 +292,7 @@ async fn j11_values_of_another_kind() {
     for value in [
         r#""stream":"true""#,
         r#""stream":1"#,
-        r#""max_tokens":-1"#,
+        r#""max_tokens":-2"#,
         r#""max_tokens":1.0"#,
         r#""max_tokens":"1""#,
         r#""max_completion_tokens":1e3"#,
