@@ -122,7 +122,9 @@ async fn a_model_name_cannot_forge_a_line_of_the_log() {
     let (_cluster, worker, _upstream) = setup(1, Duration::from_secs(60)).await;
     let body = "{\"model\":\"x\\nERROR forged \\u001b[2J\"}";
     let answer = worker.client().post("/v1/completions").body(body).send();
-    let text = answer.await.unwrap().text().await.unwrap();
-    assert!(text.contains("model_not_found"), "{text}");
-    assert!(!text.contains("\\n") && !text.contains("\\u001b"), "{text}");
+    let answer: serde_json::Value = answer.await.unwrap().json().await.unwrap();
+    assert_eq!(answer["error"]["code"], "invalid_model");
+    // What is logged is the message: it shows such characters, and has none of them.
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(!message.contains(char::is_control), "{message:?}");
 }
