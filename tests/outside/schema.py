@@ -126,7 +126,10 @@ def with_model(node, model, schemas):
     if "file" in fields:
         # As schemathesis knows files; or it sends what is no multipart form.
         fields["file"] = {"type": "string", "format": "binary"}
-    few = {name: {"type": "integer", "minimum": 1, "maximum": most} for name, most in FEW.items() if name in fields}
+    few = {
+        name: {"type": "integer", "minimum": 1, "maximum": most}
+        for name, most in FEW.items() if name in fields
+    }
     required = {*node.get("required", []), "model", *few}
     return {**node, "properties": {**fields, **few}, "required": sorted(required)}
 
@@ -190,7 +193,8 @@ def differences(recorded, straight, through):
 def table(pairs, examples):
     for (name, before, after, error), count in sorted(pairs.items(), key=str):
         if before != after:
-            print(f"{count:6} × {name}: {before} alone, {after} {error} through; such as {examples[name, before, after, error]!r}")
+            example = examples[name, before, after, error]
+            print(f"{count:6} × {name}: {before} alone, {after} {error} through; such as {example!r}")
 
 
 def run(arguments, serves, folder, stack):

@@ -11,6 +11,8 @@ ANY = "127.0.0.1:0"
 class Mock:
     """A mock vLLM and what it counts."""
 
+    exact = True
+
     def __init__(self, models, interval_ms=20):
         self.program = Program(
             "forebay-mock-vllm", "--listen", ANY, "--models", ",".join(models),

@@ -1,13 +1,23 @@
 // Node's own fetch, as the official SDK for JavaScript uses it: whole, streamed, given up, refused.
 // usage: node client.mjs BASE MODEL     prints what it saw as JSON
 const [base, model] = process.argv.slice(2);
-const ask = (path, body, more = {}) =>
-  fetch(`${base}${path}`, {
+const seen = { again: 0 };
+const ask = async (path, body, more = {}) => {
+  const request = {
     method: "POST",
     headers: { "content-type": "application/json", authorization: "Bearer any" },
     body: JSON.stringify({ model, temperature: 0, seed: 1, max_tokens: 5, ...body }),
     ...more,
-  });
+  };
+  try {
+    return await fetch(`${base}${path}`, request);
+  } catch (error) {
+    // A kept connection that the other side closed at that moment.
+    if (error.cause?.code !== "UND_ERR_SOCKET") throw error;
+    seen.again += 1;
+    return fetch(`${base}${path}`, request);
+  }
+};
 const messages = [{ role: "user", content: "hello" }];
 
 async function* events(answer) {
@@ -18,7 +28,6 @@ async function* events(answer) {
   }
 }
 
-const seen = {};
 const whole = await (await ask("/v1/chat/completions", { messages })).json();
 seen.whole = whole.choices[0].message.content;
 

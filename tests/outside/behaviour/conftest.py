@@ -25,6 +25,8 @@ MOCK_SERVES = {"chat": "mock-chat", "embed": "mock-embed", "audio": "mock-audio"
 class Vllm:
     """A real engine, somebody else's to start and to stop."""
 
+    exact = False
+
     def __init__(self, url):
         self.url = url
 

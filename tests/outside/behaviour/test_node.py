@@ -24,5 +24,8 @@ def test_fetch(route, said, model):
     assert seen["read"] == 3 and seen["aborted"] == "AbortError"
     assert seen["nobody"] == [404, "model"]
     assert seen["many"] == 32
+    # An engine may close a connection just as it is used again; the worker outlasts its clients.
+    again = seen.pop("again")
+    assert again == 0 or not route.through
     assert said.setdefault("node", seen) == seen
     eventually("the engine rests", lambda: route.engine.running() == 0, within=2)

@@ -1,5 +1,6 @@
 """What the worker itself answers, as the SDK's classes, advice and ids: nothing of this comes from an engine."""
 
+import itertools
 import threading
 
 import httpx2
@@ -8,19 +9,23 @@ import pytest
 
 from processes import eventually
 from scripted import Scripted, Silence, chat
+from stack import get
 
 HELLO = [{"role": "user", "content": "hello"}]
+numbers = itertools.count()
 
 
 @pytest.fixture
 def narrow(stack, control_plane):
     """A model with one slot and nobody waiting."""
-    upstream = Scripted("narrow")
+    upstream = Scripted(f"narrow-{next(numbers)}")
     pool = {"maxConcurrent": 1, "queue": {"maxWaiting": 0}}
-    control_plane.register("narrow", upstream.url, pool=pool)
+    control_plane.register(upstream.model, upstream.url, pool=pool)
+    served = lambda: upstream.model in get(f"http://{stack.gateway}/v1/models")
+    eventually("it is served", served)
     yield upstream
     upstream.stop()
-    control_plane.call("ModelRegistry", "DeleteModel", id="narrow")
+    control_plane.call("ModelRegistry", "DeleteModel", id=upstream.model)
 
 
 def sdk(stack, **options):
@@ -35,7 +40,7 @@ def occupied(stack, upstream):
 
     def ask():
         with pytest.raises(openai.APITimeoutError):
-            client.chat.completions.create(model="narrow", messages=HELLO)
+            client.chat.completions.create(model=upstream.model, messages=HELLO)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -46,7 +51,7 @@ def occupied(stack, upstream):
 def test_a_full_queue_is_a_rate_limit(stack, narrow):
     asking = occupied(stack, narrow)
     with pytest.raises(openai.RateLimitError) as raised:
-        sdk(stack).chat.completions.create(model="narrow", messages=HELLO)
+        sdk(stack).chat.completions.create(model=narrow.model, messages=HELLO)
     assert raised.value.code == "queue_full" and raised.value.request_id
     assert float(raised.value.response.headers["retry-after"]) >= 1
     asking.join()
@@ -54,7 +59,7 @@ def test_a_full_queue_is_a_rate_limit(stack, narrow):
 
 def test_the_sdk_waits_for_a_place(stack, narrow):
     asking = occupied(stack, narrow)
-    answer = sdk(stack, max_retries=10).chat.completions.create(model="narrow", messages=HELLO)
+    answer = sdk(stack, max_retries=10).chat.completions.create(model=narrow.model, messages=HELLO)
     assert answer.choices[0].message.content == "said"
     asking.join()
 
@@ -81,6 +86,7 @@ def test_bodies_that_mean_nothing_or_two_things(stack, body):
 def test_nobody_behind_a_model(stack, control_plane):
     """The SDK's own retries end; the answer says what could not be reached, and that it may be tried again."""
     control_plane.register("dead", "http://127.0.0.1:9")
+    eventually("it is served", lambda: "dead" in get(f"http://{stack.gateway}/v1/models"))
     with pytest.raises(openai.InternalServerError) as raised:
         sdk(stack).chat.completions.create(model="dead", messages=HELLO)
     assert raised.value.code in ("upstream_connect", "no_endpoint")
