@@ -306,10 +306,11 @@ async fn a_response_whose_endpoint_is_gone_is_gone() {
     let (cluster, worker, mut mocks) = setup(2).await;
     let client = worker.client();
     let mut ids = Vec::new();
-    for _ in 0..8 {
+    // Which endpoint makes one is chance; each has made some.
+    while ids.len() < 8 || mocks.iter().any(|mock| mock.stats().requests == 0) {
         ids.push(respond(&client, json!({})).await);
     }
-    let gone = mocks.pop().unwrap();
+    let (gone, made) = (mocks.pop().unwrap(), ids.len() as u64);
     let model = wire::UpdateModelRequest {
         model: Some(model_of(&mocks)),
         update_mask: Some(prost_types::FieldMask {
@@ -330,7 +331,7 @@ async fn a_response_whose_endpoint_is_gone_is_gone() {
     .await;
     assert_eq!(statuses, BTreeSet::from([200, 404]));
     assert!(
-        gone.stats().requests <= asked + 8,
+        gone.stats().requests <= asked + made,
         "no more than while it was there"
     );
 }
