@@ -63,6 +63,8 @@ pub struct WorkerSettings {
     pub soak: Duration,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
+    /// Most bytes of bodies of requests that are held at a time.
+    pub max_buffered_bytes: usize,
     /// How long requests in flight get at the end.
     pub grace: Duration,
     /// Version of the build.
@@ -243,8 +245,9 @@ impl Parts {
             }),
         );
         client.start_from_disk();
-        let (max_body, grace) = (settings.max_body_bytes, settings.grace);
-        let serving = Gateway::new(live.clone(), metrics.clone(), max_body, grace, open_files);
+        let bodies = (settings.max_body_bytes, settings.max_buffered_bytes);
+        let grace = settings.grace;
+        let serving = Gateway::new(live.clone(), metrics.clone(), bodies, grace, open_files);
         let admin = Admin {
             live: live.clone(),
             status,

@@ -19,6 +19,7 @@ use wire::{
 use crate::{Client, Scrape, eventually, lasting_addr};
 
 const LARGEST_BODY: usize = 1 << 20;
+const BUFFERED: usize = 1 << 30;
 const GRACE: Duration = Duration::from_secs(5);
 /// Shorter than what a worker waits otherwise until a configuration counts as good.
 const SOAK: Duration = Duration::from_millis(500);
@@ -32,6 +33,7 @@ pub struct Cluster {
     dns: Vec<SocketAddr>,
     stream_age: Option<Duration>,
     rings: Option<RolloutSettings>,
+    buffered: usize,
 }
 
 /// A running worker.
@@ -85,7 +87,13 @@ impl Cluster {
             dns: Vec::new(),
             stream_age,
             rings,
+            buffered: BUFFERED,
         }
+    }
+
+    /// From now on workers hold no more bytes of bodies than these.
+    pub fn hold(&mut self, bytes: usize) {
+        self.buffered = bytes;
     }
 
     /// From now on workers ask this DNS server.
@@ -147,6 +155,7 @@ impl Cluster {
             probe_every: Duration::from_secs(1),
             probe_allow: Vec::new(),
             max_body_bytes: LARGEST_BODY,
+            max_buffered_bytes: self.buffered,
             grace: GRACE,
             build: "test".to_owned(),
         };

@@ -16,7 +16,7 @@ pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, Models, Output, Pool,
-        PoolArgs, ProbeArgs, ProbeMode, WriteArgs,
+        PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, WriteArgs,
     },
     roles::{
         Control, ControlListen, FreshArgs, Offline, RoleArgs, Standalone, StoreArgs, Worker,

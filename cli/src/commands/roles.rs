@@ -133,6 +133,7 @@ pub(crate) fn worker_settings(
         probe_every: listen.probe_every,
         probe_allow: role.probe_allow.clone(),
         max_body_bytes: listen.max_body_bytes,
+        max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })

@@ -17,10 +17,11 @@ use super::{
     error::GatewayError,
     headers,
     proxy::Proxy,
+    turn,
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, CloseReason, Kind, Lease, Progress},
+    pool::{AcquireError, Ask, Claim, CloseReason, Kind, Lease, Progress},
     trace_context::{self, within},
 };
 
@@ -37,6 +38,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) body: Bytes,
     pub(super) route: &'a Route,
     pub(super) deadline: Instant,
+    /// Its place among the others in line.
+    pub(super) ask: Ask,
+    /// When its client gives up, if it said so.
+    pub(super) patience: Option<Instant>,
     pub(super) explain: bool,
     /// Time spent reading the client's body and waiting for a connection: not overhead.
     pub(super) waited: Duration,
@@ -118,12 +123,17 @@ impl Proxy {
         // What it waited before counts: one limit for all attempts.
         let left = model.pool.max_wait.saturating_sub(outgoing.queued);
         let deadline = outgoing.deadline.min(began + left);
+        let claim = Claim {
+            ask: outgoing.ask,
+            deadline,
+            patience: outgoing.patience,
+        };
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
         let lease = match want {
-            Want::First => within(&span, pin!(pool.acquire(deadline))).await,
-            Want::Again => within(&span, pin!(pool.acquire_again(deadline))).await,
-            Want::Fresh => within(&span, pin!(pool.acquire_fresh(deadline))).await,
+            Want::First => within(&span, pin!(pool.acquire(&claim))).await,
+            Want::Again => within(&span, pin!(pool.acquire_again(&claim))).await,
+            Want::Fresh => within(&span, pin!(pool.acquire_fresh(&claim))).await,
         };
         let now = Instant::now();
         let queued = now - began;
@@ -167,9 +177,11 @@ impl Proxy {
                     }))
                 }
                 None => {
-                    outgoing.first_byte = began.elapsed();
-                    let seconds = outgoing.first_byte.as_secs_f64();
-                    outgoing.route.metrics.first_byte(seconds);
+                    let took = began.elapsed();
+                    outgoing.first_byte = took;
+                    outgoing.route.metrics.first_byte(took.as_secs_f64());
+                    lease.answered_after(took);
+                    turn::note_load(outgoing.route, &response, took, outgoing.body.len());
                     Ok((response, lease))
                 }
             },

@@ -5,6 +5,7 @@ mod alarm;
 mod answer;
 mod attempt;
 mod body;
+mod buffered;
 mod connection;
 mod error;
 mod headers;
@@ -16,6 +17,7 @@ mod paths;
 mod proxy;
 mod read;
 mod record;
+mod turn;
 mod watchdog;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -35,10 +37,12 @@ use tracing::field;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
+    buffered::Buffers,
     error::GatewayError,
     paths::Target,
     proxy::{Answer, Proxy},
     record::RequestRecord,
+    turn::Flows,
     watchdog::Watchdog,
 };
 use crate::{
@@ -62,13 +66,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Serves what is in force. Bodies over the limit are refused; at the end, requests in flight get
+    /// Serves what is in force. Bodies over the limits are refused; at the end, requests in flight get
     /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
     pub fn new(
         live: Arc<LiveCell>,
         metrics: Arc<Metrics>,
-        max_body_bytes: usize,
+        (max_body_bytes, max_buffered_bytes): (usize, usize),
         grace: Duration,
         open_files: u64,
     ) -> Self {
@@ -77,6 +81,8 @@ impl Gateway {
                 live,
                 metrics,
                 max_body_bytes,
+                buffers: Buffers::new(max_buffered_bytes),
+                flows: Flows::default(),
                 watchdog: Watchdog::default(),
             }),
             grace,

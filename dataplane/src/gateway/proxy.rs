@@ -14,11 +14,13 @@ use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
+    buffered::Buffers,
     error::GatewayError,
     headers,
     model_field::ModelField,
-    read::BODY_WITHIN,
+    read::{self, BODY_WITHIN},
     record::RequestRecord,
+    turn::{self, Flows},
     watchdog::Watchdog,
 };
 use crate::{
@@ -33,6 +35,8 @@ pub(super) struct Proxy {
     pub(super) live: Arc<LiveCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
+    pub(super) buffers: Arc<Buffers>,
+    pub(super) flows: Flows,
     pub(super) watchdog: Watchdog,
 }
 
@@ -70,8 +74,14 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
+        // What nobody can be served is not read first.
+        if !self.live.is_configured() {
+            read::discard(parts, body).await;
+            return Err(GatewayError::NotConfigured);
+        }
         let mut alarm = alarms.set(record.began() + BODY_WITHIN);
-        let body = self.read_body(parts, body, &mut alarm).await?;
+        // Held until the head of the answer is there: then the body is with the upstream.
+        let (body, _held) = self.read_body(parts, body, &mut alarm).await?;
         let reading = record.began().elapsed();
         let field = ModelField::find(&body)?;
         let live = self.live.load();
@@ -84,6 +94,10 @@ impl Proxy {
             body: field.body_for(route.model.id.as_str(), &body),
             route,
             deadline: record.began() + route.model.timeouts.total,
+            ask: self
+                .flows
+                .ask(&route.model.pool.turns, &parts.headers, body.len()),
+            patience: turn::patience(&parts.headers, record.began() + reading),
             explain: parts
                 .headers
                 .get(headers::EXPLAIN)

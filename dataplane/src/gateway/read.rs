@@ -8,7 +8,12 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::{alarm::Alarm, error::GatewayError, proxy::Proxy};
+use super::{
+    alarm::Alarm,
+    buffered::{Buffered, Counted, NoRoom},
+    error::GatewayError,
+    proxy::Proxy,
+};
 
 /// Longest time for a client to send its body.
 pub(super) const BODY_WITHIN: Duration = Duration::from_secs(60);
@@ -17,13 +22,13 @@ const DISCARDED_BYTES: usize = 64 << 20;
 const DISCARDED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Proxy {
-    /// The whole body, by the alarm's deadline.
+    /// The whole body, by the alarm's deadline, and what it takes of the memory for bodies.
     pub(super) async fn read_body(
         &self,
         parts: &Parts,
         mut body: Incoming,
         alarm: &mut Alarm,
-    ) -> Result<Bytes, GatewayError> {
+    ) -> Result<(Bytes, Buffered), GatewayError> {
         let (limit, deadline) = (self.max_body_bytes, alarm.at());
         let announced = parts.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
@@ -31,15 +36,35 @@ impl Proxy {
             discard(parts, body).await;
             return Err(GatewayError::BodyTooLarge { limit });
         }
-        let collecting = pin!(Limited::new(&mut body, limit).collect());
+        if announced.is_some_and(|length| !self.buffers.have_room(length)) {
+            discard(parts, body).await;
+            return Err(self.no_room());
+        }
+        let mut held = Buffered::none(&self.buffers);
+        let counted = Counted {
+            body: &mut body,
+            held: &mut held,
+        };
+        let collecting = pin!(Limited::new(counted, limit).collect());
         let collected = alarm.within(deadline, collecting).await;
         match collected.ok_or(GatewayError::BodyTimeout(BODY_WITHIN))? {
-            Ok(collected) => Ok(collected.to_bytes()),
+            Ok(collected) => Ok((collected.to_bytes(), held)),
+            Err(error) if error.is::<NoRoom>() => {
+                drop(held);
+                discard(parts, body).await;
+                Err(self.no_room())
+            }
             Err(error) if error.is::<LengthLimitError>() => {
                 discard(parts, body).await;
                 Err(GatewayError::BodyTooLarge { limit })
             }
             Err(error) => Err(GatewayError::BodyBroken(error.to_string())),
+        }
+    }
+
+    fn no_room(&self) -> GatewayError {
+        GatewayError::Overloaded {
+            most: self.buffers.most(),
         }
     }
 }

@@ -16,7 +16,9 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    core::{ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId},
+    core::{
+        Ask, ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId,
+    },
     counters::CloseReason,
     inner::Inner,
     lock::{Lock, others_may_run},
@@ -83,8 +85,8 @@ impl<C: Upstream> Desk<C> {
     }
 
     /// A connection at once, for one who comes when nobody waits and one is free.
-    pub(super) fn take(self: &Arc<Self>) -> Option<Loan<C>> {
-        let (held, effects) = self.with(|inner, now| inner.core.take_at_once(now))?;
+    pub(super) fn take(self: &Arc<Self>, ask: &Ask) -> Option<Loan<C>> {
+        let (held, effects) = self.with(|inner, now| inner.core.take_at_once(now, ask))?;
         let loan = Loan::new(self, held);
         self.carry_out(effects);
         self.budget.note_change();
@@ -92,9 +94,9 @@ impl<C: Upstream> Desk<C> {
     }
 
     /// Lines up. Dropping what it returns gives the place up, or the connection back.
-    pub(super) fn line_up(self: &Arc<Self>, place: Place) -> InLine<C> {
+    pub(super) fn line_up(self: &Arc<Self>, ask: &Ask, place: Place) -> InLine<C> {
         let (sender, receiver) = oneshot::channel();
-        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place));
+        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, ask, sender, place));
         let line = InLine {
             desk: self.clone(),
             id,
@@ -132,12 +134,18 @@ impl<C: Upstream> Desk<C> {
         self.change(|inner, now| inner.core.ended(now, id));
     }
 
-    fn release(self: &Arc<Self>, held: Held<C>, outcome: Outcome, since: Instant) {
+    fn release(
+        self: &Arc<Self>,
+        held: Held<C>,
+        outcome: Outcome,
+        since: Instant,
+        first_byte: Option<Duration>,
+    ) {
         // One of several requests; what became of it says nothing of the others.
         let goes_on = held.shared && held.conn.is_live();
         let used = since.elapsed();
         self.change(|inner, now| {
-            inner.note_use(used);
+            inner.note_use(now, used, first_byte);
             // Its end may have been told while it was on loan; under this lock it is told no more.
             let outcome = match (outcome, held.conn.is_closed()) {
                 (Outcome::Reusable, true) => Outcome::Finished,
@@ -204,6 +212,8 @@ pub(super) struct Loan<C: Upstream> {
     held: Option<Held<C>>,
     in_use: bool,
     since: Instant,
+    /// How long the answer's first byte took.
+    first_byte: Option<Duration>,
 }
 
 impl<C: Upstream> Loan<C> {
@@ -213,6 +223,7 @@ impl<C: Upstream> Loan<C> {
             held: Some(held),
             in_use: false,
             since: Instant::now(),
+            first_byte: None,
         }
     }
 
@@ -230,10 +241,16 @@ impl<C: Upstream> Loan<C> {
         self.held.as_mut()
     }
 
+    /// The answer's first byte took so long.
+    pub(super) fn answered_after(&mut self, took: Duration) {
+        self.first_byte = Some(took);
+    }
+
     /// Gives it back, with what became of it.
     pub(super) fn give_back(mut self, outcome: Outcome) {
         if let Some(held) = self.held.take() {
-            self.desk.release(held, outcome, self.since);
+            self.desk
+                .release(held, outcome, self.since, self.first_byte);
         }
     }
 
@@ -250,7 +267,8 @@ impl<C: Upstream> Drop for Loan<C> {
                 false => Outcome::Unused,
                 true => Outcome::Broken(CloseReason::Cancelled),
             };
-            self.desk.release(held, outcome, self.since);
+            self.desk
+                .release(held, outcome, self.since, self.first_byte);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The pool of one model, as the gateway, the applier and the budget know it. What it decides is in the
 //! core, what happens at the same time in the desk; the dialler makes its connections.
 
+mod claim;
 mod conn;
 mod core;
 mod counters;
 mod desk;
 mod dialler;
+mod drain;
 mod error;
 mod follow;
 mod inner;
@@ -32,20 +34,21 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    conn::Conn,
-    core::{Place, Refused},
-    desk::Desk,
-    dialler::Dialler,
-    inner::Inner,
-    probe::Reconnects,
-};
 pub use self::{
-    counters::{CloseReason, Counters, OpenReason},
+    claim::{Ask, Claim, FlowId, Priority},
+    counters::{CloseReason, Counters, OpenReason, TurnedAway},
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
     snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
+};
+use self::{
+    conn::Conn,
+    core::{Answered, How, Place, Refused},
+    desk::Desk,
+    dialler::Dialler,
+    inner::Inner,
+    probe::Reconnects,
 };
 use crate::{
     budget::{Budget, Need},
@@ -107,24 +110,24 @@ impl Pool {
 
     /// A connection for one request, in turn. Safe to drop at any await: the place in line is given
     /// up, or the connection returned.
-    pub async fn acquire(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Back, deadline).await
+    pub async fn acquire(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Back, claim).await
     }
 
     /// The same for one whose connection turned out to be dead at the first byte: it had its turn.
-    pub async fn acquire_again(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Front, deadline).await
+    pub async fn acquire_again(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Front, claim).await
     }
 
     /// A connection that carried no request yet, for one whose connection was closed under it.
-    pub async fn acquire_fresh(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::FrontForFresh, deadline).await
+    pub async fn acquire_fresh(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::FrontForFresh, claim).await
     }
 
-    async fn acquire_at(&self, mut place: Place, deadline: Instant) -> Result<Lease, AcquireError> {
+    async fn acquire_at(&self, mut place: Place, claim: &Claim) -> Result<Lease, AcquireError> {
         let began = Instant::now();
         loop {
-            let lease = self.wait_in_line(began, deadline, place).await?;
+            let lease = self.wait_in_line(began, claim, place).await?;
             // One that was found dead at its first byte must not be so again and again.
             let live = match place {
                 Place::Back => lease.seems_live(),
@@ -146,11 +149,11 @@ impl Pool {
     async fn wait_in_line(
         &self,
         began: Instant,
-        deadline: Instant,
+        claim: &Claim,
         place: Place,
     ) -> Result<Lease, AcquireError> {
         if place == Place::Back
-            && let Some(loan) = self.desk.take()
+            && let Some(loan) = self.desk.take(&claim.ask)
             && let Some(lease) = Lease::new(loan, self.common.tasks.clone())
         {
             return Ok(lease);
@@ -158,10 +161,18 @@ impl Pool {
         if let Some(wrong) = self.all_wrong() {
             return Err(wrong);
         }
-        let answer = timeout_at(deadline, self.desk.line_up(place)).await;
+        let patience = self.patience(claim);
+        let deadline = patience.map_or(claim.deadline, |until| until.min(claim.deadline));
+        if place == Place::Back && patience.is_some_and(|until| until <= began) {
+            return Err(self.too_late(began, claim, patience));
+        }
+        let answer = timeout_at(deadline, self.desk.line_up(&claim.ask, place)).await;
         let lease = match answer.ok().flatten() {
             Some(Ok(loan)) => Lease::new(loan, self.common.tasks.clone()),
-            Some(Err(Refused::QueueFull)) => return Err(AcquireError::QueueFull(self.busy())),
+            Some(Err(Refused::QueueFull | Refused::Displaced)) => {
+                return Err(AcquireError::QueueFull(self.busy()));
+            }
+            Some(Err(Refused::Crowded)) => return Err(AcquireError::Crowded(self.busy())),
             Some(Err(Refused::ConnectFailed(error))) => {
                 let model = self.model.clone();
                 // It may have been found out while this one waited.
@@ -170,10 +181,55 @@ impl Pool {
             }
             None => None,
         };
-        lease.ok_or_else(|| AcquireError::Timeout {
-            waited: began.elapsed(),
-            busy: self.busy(),
-        })
+        lease.ok_or_else(|| self.too_late(began, claim, patience))
+    }
+
+    /// Until when there is use in waiting, where the client said how long it does: later, three of four answers
+    /// would begin after it has given up. Where there is room nobody is judged by the others' answers.
+    fn patience(&self, claim: &Claim) -> Option<Instant> {
+        let until = claim.patience?;
+        let needed = self.desk.with(|inner, _| match inner.core.has_room() {
+            true => Duration::ZERO,
+            false => inner.prompt(),
+        });
+        Some(until.checked_sub(needed).unwrap_or(until))
+    }
+
+    fn too_late(&self, began: Instant, claim: &Claim, patience: Option<Instant>) -> AcquireError {
+        let impatient = patience.filter(|until| *until < claim.deadline);
+        let reason = match impatient {
+            Some(_) => TurnedAway::Impatient,
+            None => TurnedAway::Timeout,
+        };
+        self.desk
+            .with(|inner, _| inner.core.counters.count_turned_away(reason));
+        let (waited, busy) = (began.elapsed(), self.busy());
+        match impatient.and(claim.patience) {
+            Some(until) => AcquireError::Impatient {
+                waited,
+                patience: until.saturating_duration_since(began),
+                busy,
+            },
+            None => AcquireError::Timeout { waited, busy },
+        }
+    }
+
+    /// The head of a stream came, so long after its request of so many bytes was sent; what the engine's own
+    /// latency says is for a model that is let in adaptively.
+    pub fn note_stream(&self, took: Duration, bytes: usize) {
+        self.note_answer(took, bytes, How::Stream(took));
+    }
+
+    /// The engine refused a request because it has enough, so long after it was sent.
+    pub fn note_refused(&self, took: Duration, bytes: usize) {
+        self.note_answer(took, bytes, How::Refused);
+    }
+
+    fn note_answer(&self, took: Duration, bytes: usize, how: How) {
+        self.desk.change(|inner, now| {
+            let sent = now.saturating_sub(took);
+            inner.core.answered(now, &Answered { sent, bytes, how })
+        });
     }
 
     /// New parameters and endpoints, live. What still fits stays open.
@@ -303,7 +359,7 @@ impl Pool {
                 waiting: census.waiting,
                 max_waiting: inner.params.max_waiting as usize,
                 budget: (inner.core.cap() < size).then(|| self.common.budget.limit()),
-                retry_after: inner.retry_after(census.waiting),
+                retry_after: inner.retry_after(now, census.waiting),
             }
         })
     }

@@ -25,7 +25,7 @@ async fn setup(interval: Duration) -> (Cluster, WorkerHandle, MockServer) {
             max_models_concurrent: Some(2),
             queue: Some(wire::Queue {
                 max_waiting: Some(1_000),
-                max_wait: None,
+                ..wire::Queue::default()
             }),
             idle_timeout: Some(prost_types::Duration {
                 seconds: 60,

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    AT_ONCE, ConnId, Connection, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome, Standing,
+    AT_ONCE, ConnId, Connection, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome, Seat, Standing,
     handover::HANDOVER, idle::IdleLimit, shared::Shared,
 };
 use crate::pool::counters::CloseReason;
@@ -355,6 +355,7 @@ impl<C: Connection> Origin<C> {
             born: now,
             idle_since: now,
             granted: now,
+            seat: Seat::SHARED,
         });
     }
 

@@ -2,6 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use forebay_proto::AdaptiveParams;
+
+pub(in crate::pool) use crate::pool::claim::{Ask, FlowId, Priority};
 use crate::pool::counters::CloseReason;
 
 /// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
@@ -38,7 +41,19 @@ pub(in crate::pool) struct Ticket(pub(super) u64);
 
 /// A request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::pool) struct WaiterId(pub(super) u64);
+pub(in crate::pool) struct WaiterId {
+    pub(super) seq: u64,
+    pub(super) seat: Seat,
+}
+
+/// The flow that a request counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pool) struct Seat(pub(super) usize);
+
+impl Seat {
+    /// That of all who belong to no flow.
+    pub(super) const SHARED: Self = Self(0);
+}
 
 /// An open connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +79,8 @@ pub(in crate::pool) struct Shape {
     pub(in crate::pool) max_waiting: usize,
     pub(in crate::pool) idle_timeout: Duration,
     pub(in crate::pool) max_age: Option<Duration>,
+    /// Less than the size is let in while the engine is slow.
+    pub(in crate::pool) adaptive: Option<AdaptiveParams>,
 }
 
 /// A connection with its history, or one request's place on a shared one. Idle ones live in the core,
@@ -79,6 +96,8 @@ pub(in crate::pool) struct Held<C> {
     pub(super) born: Duration,
     pub(super) idle_since: Duration,
     pub(super) granted: Duration,
+    /// While it is on loan: whose request it carries.
+    pub(super) seat: Seat,
 }
 
 impl<C> Held<C> {
@@ -108,7 +127,12 @@ pub(in crate::pool) enum Outcome {
 /// Why a waiter is sent away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::pool) enum Refused {
+    /// The line is full, and his flow has more of it than others.
     QueueFull,
+    /// The same; he was in it, and made room for one of a flow that has less.
+    Displaced,
+    /// The line is full of others' requests, none of whom has more than he would.
+    Crowded,
     ConnectFailed(Arc<str>),
 }
 
@@ -178,4 +202,8 @@ pub(in crate::pool) struct Census {
     pub(in crate::pool) draining_requests: usize,
     /// Connections kept open ahead of need now.
     pub(in crate::pool) floor: usize,
+    /// Most requests in flight that are let in now.
+    pub(in crate::pool) admitted: usize,
+    /// Flows that have requests in flight or in line.
+    pub(in crate::pool) flows: usize,
 }

@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 
 mod balance;
 mod histories;
+mod overload;
 mod rules;
 mod shared;
+mod turns;
 mod warmth;
 
-use super::*;
+use super::{
+    line::{MOST_FLOWS, Waiter},
+    types::{FlowId, Priority},
+    *,
+};
 
 /// A connection that carries so many requests at a time; 0 stands for one of HTTP/1.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,19 +47,21 @@ impl<C: Connection, W> Core<C, W> {
             open <= most || self.resting() == 0,
             "1: over size with idle ones"
         );
-        let room = in_flight < self.shape.size && self.busy() < most;
+        self.line.assert_invariants();
+        assert!(self.admitted() <= self.shape.size, "7: more is let in");
+        let room = in_flight < self.admitted() && self.busy() < most;
         let backing_off = self
             .origins
             .iter()
             .all(|origin| !origin.may_connect(now, self.connecting_to(origin.id)));
-        if !self.waiters.is_empty() && room {
+        if !self.line.is_empty() && room {
             let can = |since| self.origins.iter().any(|o| o.spot(since).is_some());
             let served = |waiter: &Waiter<W>| can(waiter.fresh_since);
             assert!(
-                !self.waiters.iter().any(served),
+                !self.line.iter().any(served),
                 "4: a waiter beside an idle connection for him"
             );
-            let wanted = self.waiters.len().min(self.shape.size - in_flight);
+            let wanted = self.line.len().min(self.admitted() - in_flight);
             assert!(
                 self.expected(now) >= wanted || open >= most || backing_off,
                 "4: too few connects"
@@ -83,6 +91,18 @@ fn shape(size: usize) -> Shape {
         max_waiting: 100,
         idle_timeout: Duration::from_secs(4),
         max_age: None,
+        adaptive: None,
+    }
+}
+
+/// One of a flow.
+fn of(flow: u64) -> Ask {
+    Ask {
+        flow: match flow {
+            0 => FlowId::SHARED,
+            n => FlowId::new(n + 1),
+        },
+        ..Ask::default()
     }
 }
 
@@ -151,10 +171,18 @@ impl Shell {
     }
 
     fn acquire_at(&mut self, place: Place) -> u64 {
+        self.acquire_as(&Ask::default(), place)
+    }
+
+    fn acquire_of(&mut self, flow: u64) -> u64 {
+        self.acquire_as(&of(flow), Place::Back)
+    }
+
+    fn acquire_as(&mut self, ask: &Ask, place: Place) -> u64 {
         self.next += 1;
         let waiter = self.next;
         if place == Place::Back
-            && let Some((held, effects)) = self.core.take_at_once(self.now)
+            && let Some((held, effects)) = self.core.take_at_once(self.now, ask)
         {
             self.at_once.push(waiter);
             self.granted.push(waiter);
@@ -162,7 +190,7 @@ impl Shell {
             self.run(effects);
             return waiter;
         }
-        let (id, effects) = self.core.acquire(self.now, waiter, place);
+        let (id, effects) = self.core.acquire(self.now, ask, waiter, place);
         self.waiters.insert(waiter, id);
         self.run(effects);
         waiter

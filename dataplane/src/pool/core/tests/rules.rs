@@ -218,7 +218,10 @@ fn an_endpoint_that_accepts_and_closes_is_treated_as_one_that_refuses() {
             let leases: Vec<_> = shell.leases.keys().copied().collect();
             for waiter in leases {
                 shell.release(waiter, Outcome::Broken(CloseReason::Upstream));
-                let (id, effects) = shell.core.acquire(shell.now, waiter, Place::Front);
+                let (id, effects) =
+                    shell
+                        .core
+                        .acquire(shell.now, &Ask::default(), waiter, Place::Front);
                 shell.waiters.insert(waiter, id);
                 shell.run(effects);
             }
