@@ -54,16 +54,18 @@ async fn in_line(worker: &WorkerHandle, waiting: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_floods_is_refused_and_nobody_else() {
     let (cluster, worker) = Cluster::with_worker().await;
-    let upstream = mock(5).await;
-    cluster.create_and_wait(model(&upstream, 4, queue(8))).await;
-    // 4 slots of 50 ms: 80 a second at the most, and 20 a share.
+    let upstream = mock(20).await;
+    cluster
+        .create_and_wait(model(&upstream, 4, queue(12)))
+        .await;
+    // 4 slots of 200 ms: 19 a second at the most, and six a share. Low rates, as the machine may be busy.
     let tenant = |name: &str, rate: f64| Tenant {
         name: name.to_owned(),
         rate,
         tokens: 10.0,
         obeys: false,
     };
-    let tenants = [tenant("flood", 300.0), tenant("a", 5.0), tenant("b", 5.0)];
+    let tenants = [tenant("flood", 60.0), tenant("a", 2.0), tenant("b", 2.0)];
     let seen = offer(&worker.client(), "m", &tenants, Duration::from_secs(4), 1).await;
     println!(
         "{:?}",
@@ -73,7 +75,7 @@ async fn a_tenant_that_floods_is_refused_and_nobody_else() {
     );
     for name in ["a", "b"] {
         let one = &seen[name];
-        assert!(one.requests > 5);
+        assert!(one.requests > 2);
         assert!(one.refused.is_empty() && one.broken == 0, "{name}: {one:?}");
         assert_eq!(one.latencies.len() as u64, one.requests, "{name}");
     }
@@ -98,7 +100,7 @@ async fn a_tenant_that_floods_is_refused_and_nobody_else() {
         "all are gone"
     );
     let seen = pool(&worker).await;
-    assert!(seen["drain_per_second"].as_f64().unwrap() > 5.0, "{seen}");
+    assert!(seen["drain_per_second"].as_f64().unwrap() > 1.0, "{seen}");
     assert!(
         !worker.metrics().await.text().contains("flood"),
         "no tenant's name is a label"

@@ -60,6 +60,11 @@ impl Turn {
         self.start += u128::from(cost.max(1)) * UNIT / u128::from(self.weight.max(1));
     }
 
+    /// The virtual time at which its next request ends, if it is a small one.
+    fn would_end(&self) -> u128 {
+        self.start + UNIT / u128::from(self.weight.max(1))
+    }
+
     /// How much it holds, in slots of the least weight.
     fn holds(&self, least: u32) -> u128 {
         self.in_flight as u128 * u128::from(least) / u128::from(self.weight.max(1))
@@ -215,7 +220,8 @@ impl<W> Line<W> {
         let least_band = waiting().map(|band| band.turn.weight).min()?;
         let mut best = None;
         for band in waiting() {
-            let of_band = (band.turn.holds(least_band), band.turn.start);
+            // By where a request of its would end: of those that begin together the weightier is first.
+            let of_band = (band.turn.holds(least_band), band.turn.would_end());
             let flows = || band.waiting.iter().filter_map(|seat| self.of(*seat));
             let least = flows().map(|(_, flow)| flow.turn.weight).min();
             for (seat, flow) in flows() {

@@ -9,7 +9,7 @@ use super::*;
 const LOAD: f64 = 0.7;
 const TENANTS: u64 = 5;
 /// Slots times seconds of a run.
-const SLOT_SECONDS: f64 = 4_500.0;
+const SLOT_SECONDS: f64 = 3_000.0;
 const MEAN: f64 = 1.0;
 
 #[derive(Debug, Clone, Copy)]
@@ -49,8 +49,12 @@ struct Seen {
 
 impl Seen {
     fn p99(&mut self) -> f64 {
+        self.percentile(99)
+    }
+
+    fn percentile(&mut self, percent: usize) -> f64 {
         self.latencies.sort_unstable();
-        self.latencies[self.latencies.len() * 99 / 100].as_secs_f64()
+        self.latencies[self.latencies.len() * percent / 100].as_secs_f64()
     }
 }
 
@@ -150,7 +154,13 @@ fn a_tenant_at_a_hundred_times_its_share_is_not_felt_by_the_others() {
                 after <= before * 1.2,
                 "{size} slots, {service:?}: {before} to {after}"
             );
-            assert_eq!(flooded.refused, 0, "within their share");
+            // Bursts beyond what their part of the line holds are drawn, too, but seldom.
+            let asked = flooded.latencies.len() + flooded.refused;
+            assert!(
+                flooded.refused * 1_000 <= asked,
+                "{} of {asked} refused",
+                flooded.refused
+            );
             assert!(served > 0.9, "{served}: the rest is lent");
         }
     }

@@ -160,6 +160,11 @@ fn the_urgent_go_first_and_the_lowest_do_not_stand_still() {
     let served = serve(&mut shell, 700);
     let of_low = served.iter().filter(|waiter| low.contains(waiter)).count();
     assert!((9..=11).contains(&of_low), "{of_low} of 700, one in 65");
+    // Of those that wait together the urgent go first, however late they came.
+    let (mut shell, _) = one_slot();
+    let [low, normal, high] =
+        Priority::ALL.map(|priority| shell.acquire_as(&urgent(1, priority), Place::Back));
+    assert_eq!(serve(&mut shell, 3), [high, normal, low]);
     let (mut shell, _) = slots(8, 1_000);
     let low: Vec<u64> = (0..20)
         .map(|_| shell.acquire_as(&urgent(1, Priority::Low), Place::Back))
