@@ -107,6 +107,11 @@ impl LiveCell {
         self.live.load_full()
     }
 
+    /// True once there is a revision in force.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.live.load().position.is_some()
+    }
+
     /// Puts a new revision in force.
     pub(crate) fn publish(&self, live: Live) {
         self.live.store(Arc::new(live));

@@ -22,6 +22,7 @@ use super::{
     read,
     record::RequestRecord,
     responses::{Maker, id_of},
+    turn,
 };
 use crate::{
     live::{Live, Route},
@@ -73,7 +74,7 @@ impl Proxy {
         record.route(route);
         tracing::Span::current().record("model", route.model.id.as_str());
         let alarm = alarms.set(record.began() + route.model.timeouts.total);
-        let mut outgoing = outgoing(&kept, parts, record, route, maker.endpoint, alarm);
+        let mut outgoing = self.asking(&kept, parts, record, route, maker.endpoint, alarm);
         let (response, lease, limits, span) =
             self.send(&mut outgoing, &live, record.began()).await?;
         Ok(Answer {
@@ -126,7 +127,7 @@ impl Proxy {
                 .saturating_sub(began.elapsed())
                 .min(ANSWER_WITHIN);
             let alarm = alarms.set(Instant::now() + left);
-            let mut asked = outgoing(kept, parts, record, route, endpoint.clone(), alarm);
+            let mut asked = self.asking(kept, parts, record, route, endpoint.clone(), alarm);
             asked.deadline = Instant::now() + left;
             asked.method = Method::GET;
             asked.path = only_path(kept);
@@ -150,42 +151,46 @@ impl Proxy {
             None => unknown("no endpoint has it"),
         }
     }
+
+    /// What is asked of one endpoint.
+    fn asking<'a>(
+        &self,
+        kept: &Kept,
+        parts: &Parts,
+        record: &RequestRecord,
+        route: &'a Arc<Route>,
+        endpoint: EndpointId,
+        alarm: Alarm,
+    ) -> Outgoing<'a> {
+        let mut headers = headers::for_upstream(&parts.headers, record.request_id_header());
+        headers.remove(header::CONTENT_TYPE);
+        Outgoing {
+            operation: kept.operation,
+            method: kept.method.clone(),
+            path: kept.path.clone(),
+            headers,
+            body: RequestBody::default(),
+            endpoint: Some(endpoint),
+            route,
+            deadline: record.began() + route.model.timeouts.total,
+            ask: self.flows.ask(&route.model.pool.turns, &parts.headers, 0),
+            patience: turn::patience(&parts.headers, record.began()),
+            explain: headers::explains(&parts.headers),
+            strip: false,
+            sent: 0,
+            stands_in: false,
+            waited: record.began().elapsed(),
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
+            alarm,
+        }
+    }
 }
 
 fn only_path(kept: &Kept) -> PathAndQuery {
     // The id is letters, digits, `_` and `-`.
     let path = PathAndQuery::try_from(format!("/v1/responses/{}", kept.id));
     path.unwrap_or_else(|_| kept.path.clone())
-}
-
-fn outgoing<'a>(
-    kept: &Kept,
-    parts: &Parts,
-    record: &RequestRecord,
-    route: &'a Arc<Route>,
-    endpoint: EndpointId,
-    alarm: Alarm,
-) -> Outgoing<'a> {
-    let mut headers = headers::for_upstream(&parts.headers, record.request_id_header());
-    headers.remove(header::CONTENT_TYPE);
-    Outgoing {
-        operation: kept.operation,
-        method: kept.method.clone(),
-        path: kept.path.clone(),
-        headers,
-        body: RequestBody::default(),
-        endpoint: Some(endpoint),
-        route,
-        deadline: record.began() + route.model.timeouts.total,
-        explain: headers::explains(&parts.headers),
-        strip: false,
-        sent: 0,
-        stands_in: false,
-        waited: record.began().elapsed(),
-        queued: Duration::ZERO,
-        first_byte: Duration::ZERO,
-        alarm,
-    }
 }
 
 /// Whether this answer is the response. Its connection is used again if the rest is short.

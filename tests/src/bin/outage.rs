@@ -12,7 +12,7 @@ use std::{process::ExitCode, time::Duration};
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Cluster, Outage, model_at};
+use forebay_tests::{Cluster, Outage, WorkerHandle, model_at};
 
 /// Requests a second.
 const RATE: u32 = 50;
@@ -29,6 +29,42 @@ fn always(status: u16) -> Faults {
 async fn main() -> ExitCode {
     let asked = std::env::args().nth(1).and_then(|text| text.parse().ok());
     let lasts = Duration::from_secs(asked.unwrap_or(60));
+    let (_cluster, worker, upstreams) = scene().await;
+    println!(
+        "| for {lasts:?} all | requests | attempts | first second | last failure after the return | failed after it |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let mut good = true;
+    for (what, fault) in faults() {
+        let outage = Outage {
+            model: "m".to_owned(),
+            rate: RATE,
+            lasts,
+            fault,
+        };
+        let seen = outage.run(&worker, &upstreams).await;
+        println!(
+            "| {what} | {} | {} | {} | {:.2} s | {} |",
+            seen.requests,
+            seen.attempts,
+            seen.first_second,
+            seen.recovered.as_secs_f64(),
+            seen.failed_after
+        );
+        good &= seen.is_good(RATE);
+    }
+    println!(
+        "ejections: {}",
+        worker.metrics().await.sum("forebay_ejections_total", &[])
+    );
+    match good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Three endpoints of one model, and a policy that sends everything again that it can.
+async fn scene() -> (Cluster, WorkerHandle, Vec<MockServer>) {
     let (cluster, worker) = Cluster::with_worker().await;
     let mut upstreams = Vec::new();
     for _ in 0..3 {
@@ -56,7 +92,12 @@ async fn main() -> ExitCode {
         ..model_at("m", "")
     };
     cluster.create_and_wait(model).await;
-    let faults = [
+    (cluster, worker, upstreams)
+}
+
+/// Ways to fail.
+fn faults() -> [(&'static str, Faults); 5] {
+    [
         ("answer 500", always(500)),
         ("answer 503, as a full vLLM", always(503)),
         (
@@ -80,36 +121,5 @@ async fn main() -> ExitCode {
                 ..Faults::default()
             },
         ),
-    ];
-    println!(
-        "| for {lasts:?} all | requests | attempts | first second | last failure after the return | failed after it |"
-    );
-    println!("|---|---|---|---|---|---|");
-    let mut good = true;
-    for (what, fault) in faults {
-        let outage = Outage {
-            model: "m".to_owned(),
-            rate: RATE,
-            lasts,
-            fault,
-        };
-        let seen = outage.run(&worker, &upstreams).await;
-        println!(
-            "| {what} | {} | {} | {} | {:.2} s | {} |",
-            seen.requests,
-            seen.attempts,
-            seen.first_second,
-            seen.recovered.as_secs_f64(),
-            seen.failed_after
-        );
-        good &= seen.is_good(RATE);
-    }
-    println!(
-        "ejections: {}",
-        worker.metrics().await.sum("forebay_ejections_total", &[])
-    );
-    match good {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    ]
 }

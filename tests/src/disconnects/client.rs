@@ -1,9 +1,6 @@
 //! A client that asks and leaves.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
@@ -13,7 +10,7 @@ use tokio::{
     net::TcpStream,
     sync::oneshot,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{

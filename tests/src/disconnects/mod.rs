@@ -3,17 +3,14 @@
 mod client;
 mod upstream;
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use fastrand::Rng;
 use forebay_proto::wire;
 use futures_util::future::join_all;
 use tokio::{
     runtime::Handle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{client::Leaver, upstream::Upstream};

@@ -10,7 +10,7 @@ const TARGETS: [Target; 5] = [
     ("request", fuzzing::request),
     ("answer", fuzzing::answer),
     ("json", fuzzing::json),
-    ("multipart", fuzzing::multipart),
+    ("multipart", |body| fuzzing::multipart(body, "x")),
     ("sse", fuzzing::sse),
 ];
 

@@ -1,11 +1,12 @@
 //! An endpoint that breaks is left out and comes back by itself; one that is busy, or has a bad client, stays.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
 use forebay_tests::{Chat, Cluster, Outage, WorkerHandle, eventually, eventually_within, model_at};
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 pub(super) fn always(status: u16) -> Faults {
     Faults {
