@@ -8,7 +8,7 @@
 //! times, which advance by cost / weight (start-time fair queueing): that decides where there are fewer slots
 //! than flows. Within a flow, first come, first served. Nothing in flight is ever cut. docs/adr/0025.
 //!
-//! A full line turns away the newest of the flow that has most in it for its weight.
+//! A full line turns away the newest of the flow that has most for its weight, in it and of the slots.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -94,11 +94,12 @@ impl<W> Flow<W> {
         !self.line.is_empty() || self.turn.in_flight > 0
     }
 
-    /// How much of the line it has for its weight, its band's included.
+    /// How much it has for its weight, its band's included: in line, and of the slots.
     fn crowding(&self) -> f64 {
         let (priority, _) = self.name;
         let band = BAND_WEIGHTS.get(priority as usize).copied().unwrap_or(1);
-        self.line.len() as f64 / (f64::from(self.turn.weight.max(1)) * f64::from(band))
+        (self.line.len() + self.turn.in_flight) as f64
+            / (f64::from(self.turn.weight.max(1)) * f64::from(band))
     }
 }
 
@@ -281,7 +282,7 @@ impl<W> Line<W> {
     }
 
     /// Turns one away, as the line is longer than it may be by the one who came last: the newest of the flow
-    /// that has most in it. Why says whether that one has more than its share.
+    /// that has most. Why says whether that one has more than its share.
     pub(super) fn turn_away(&mut self, last: WaiterId) -> Option<(W, Refused)> {
         let own = self.flows.get(last.seat.0)?;
         if own.line.back().is_none_or(|newest| newest.id != last) {

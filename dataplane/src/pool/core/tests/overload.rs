@@ -171,9 +171,7 @@ fn a_tenant_at_a_hundred_times_its_share_is_not_felt_by_the_others() {
 fn in_one_line_for_all_it_would_be() {
     let mut quiet = Simulation::run(50, Service::LogNormal, 1.0, false);
     let mut flooded = Simulation::run(50, Service::LogNormal, 100.0, false);
-    let refused = flooded.refused;
-    assert!(
-        flooded.p99() > quiet.p99() * 1.2 && refused > 1_000,
-        "{refused}"
-    );
+    assert!(flooded.percentile(50) > quiet.percentile(50) * 2.0);
+    let served = flooded.latencies.len();
+    assert!(flooded.refused > served, "{} and {served}", flooded.refused);
 }
