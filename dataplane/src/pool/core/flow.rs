@@ -78,11 +78,12 @@ impl<W> Flow<W> {
         !self.line.is_empty() || self.turn.in_flight > 0
     }
 
-    /// How much of the line it has for its weight, its band's included.
+    /// How much it has for its weight, its band's included: in line, and of the slots.
     pub(super) fn crowding(&self) -> f64 {
         let (priority, _) = self.name;
         let band = BAND_WEIGHTS.get(priority as usize).copied().unwrap_or(1);
-        self.line.len() as f64 / (f64::from(self.turn.weight.max(1)) * f64::from(band))
+        (self.line.len() + self.turn.in_flight) as f64
+            / (f64::from(self.turn.weight.max(1)) * f64::from(band))
     }
 }
 

