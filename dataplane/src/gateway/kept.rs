@@ -47,15 +47,16 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
+        // What nobody can be served is not read first.
+        if !self.live.is_configured() {
+            return Err(GatewayError::NotConfigured);
+        }
         // Nothing in it means anything.
         if !read::discard(parts, &mut body).await {
             let limit = read::DISCARDED_BYTES;
             return Err(GatewayError::BodyTooLarge { limit });
         }
         let live = self.live.load();
-        if live.position.is_none() {
-            return Err(GatewayError::NotConfigured);
-        }
         let maker = match self.responses.maker(&kept.id) {
             Some(maker) => maker,
             None => self.search(&live, &kept, parts, alarms, record).await?,

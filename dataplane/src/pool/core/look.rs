@@ -39,7 +39,8 @@ impl<C: Connection, W> Core<C, W> {
 
     /// True if one more is let in.
     pub(in crate::pool) fn has_room(&self) -> bool {
-        self.line.is_empty() && self.in_flight() < self.admitted()
+        // Those who wait for certain endpoints hold nobody else up.
+        self.line.len() == self.line.wishing() && self.in_flight() < self.admitted()
     }
 
     /// True if there is something left of an endpoint, be it removed.

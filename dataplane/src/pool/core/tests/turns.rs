@@ -130,6 +130,37 @@ fn what_is_held_counts() {
     assert_eq!(serve(&mut shell, 5), late[..5], "until both hold five");
 }
 
+/// Those who wait for an endpoint that has no room are passed by others of their flow, and their flow is not behind for
+/// it; when there is room they are the first.
+#[test]
+fn one_who_wants_a_certain_endpoint_holds_nobody_up() {
+    let mut shell = Shell::new(shape(2), 2);
+    // In use, one connection at each endpoint.
+    let mut at = |endpoint| {
+        let only = Some(EndpointKey(endpoint));
+        let waiter = shell.acquire_wish(Place::Back, Wish { only, not: vec![] });
+        shell.connect();
+        waiter
+    };
+    let (first, second) = (at(0), at(1));
+    let only = Some(EndpointKey(0));
+    let wish = Wish { only, not: vec![] };
+    let picky = shell.acquire_by(&of(1), Place::Back, wish);
+    let plain = [shell.acquire_of(1), shell.acquire_of(1)];
+    let other = shell.acquire_of(2);
+    assert_eq!(shell.core.line.wishing(), 1);
+    // A connection to the other endpoint is free: the first plain one of the flow gets it, then the other flow.
+    let before = shell.granted.len();
+    shell.release(second, Outcome::Reusable);
+    shell.release(plain[0], Outcome::Reusable);
+    assert_eq!(shell.granted[before..], [plain[0], other]);
+    shell.release(first, Outcome::Reusable);
+    assert_eq!(shell.granted[before + 2..], [picky]);
+    assert_eq!(shell.core.line.wishing(), 0);
+    shell.release(other, Outcome::Reusable);
+    assert_eq!(shell.granted[before + 3..], [plain[1]]);
+}
+
 /// A flow that was away for long has not saved anything up.
 #[test]
 fn nobody_saves_turns_up() {
