@@ -149,7 +149,7 @@ models:
         let shown = wire::Model {
             etag: "\"x\"".into(),
             revision: 7,
-            resolved_pool: models[0].pool,
+            resolved_pool: models[0].pool.clone(),
             probe_results: vec![wire::ProbeResult::default()],
             ..models[0].clone()
         };

@@ -51,7 +51,7 @@ pub(crate) fn models(models: &[wire::Model]) -> String {
         ">REVISION",
     ]);
     for model in models {
-        let pool = model.resolved_pool.unwrap_or_default();
+        let pool = model.resolved_pool.clone().unwrap_or_default();
         let urls: Vec<_> = model
             .endpoints
             .iter()
@@ -77,11 +77,6 @@ pub(crate) fn models(models: &[wire::Model]) -> String {
 
 /// One model in full.
 pub(crate) fn model(model: &wire::Model) -> String {
-    let pool = model.resolved_pool.unwrap_or_default();
-    let own = model.pool.unwrap_or_default();
-    let queue = pool.queue.unwrap_or_default();
-    let timeouts = model.resolved_timeouts.unwrap_or_default();
-    let inherited = |own: bool| if own { "" } else { "   inherited" };
     let mut rows = vec![
         ("model", model.id.clone()),
         ("aliases", dash(model.aliases.join(", "))),
@@ -95,8 +90,26 @@ pub(crate) fn model(model: &wire::Model) -> String {
     if let Some(streaming) = &model.streaming {
         rows.push(("streams", streams_of(streaming)));
     }
-    let size = number(pool.max_concurrent);
+    rows.extend(pool_of(model));
     rows.extend([
+        ("revision", model.revision.to_string()),
+        ("etag", model.etag.clone()),
+    ]);
+    match model.probe_results.as_slice() {
+        [] => facts(&rows),
+        results => format!("{}\n\n{}", facts(&rows), probe_results(results)),
+    }
+}
+
+/// Its pool and deadlines.
+fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
+    let pool = model.resolved_pool.clone().unwrap_or_default();
+    let own = model.pool.clone().unwrap_or_default();
+    let queue = pool.queue.unwrap_or_default();
+    let timeouts = model.resolved_timeouts.unwrap_or_default();
+    let inherited = |own: bool| if own { "" } else { "   inherited" };
+    let size = number(pool.max_concurrent);
+    [
         (
             "pool size",
             format!("{size}{}", inherited(own.max_concurrent.is_some())),
@@ -120,11 +133,13 @@ pub(crate) fn model(model: &wire::Model) -> String {
         (
             "queue",
             format!(
-                "{} waiting, {} at most",
+                "{} waiting, {} at most{}",
                 number(queue.max_waiting),
-                duration(queue.max_wait.as_ref())
+                duration(queue.max_wait.as_ref()),
+                turns(&queue)
             ),
         ),
+        ("admission", admission(pool.adaptive.as_ref())),
         (
             "timeouts",
             format!(
@@ -135,13 +150,7 @@ pub(crate) fn model(model: &wire::Model) -> String {
                 duration(timeouts.total.as_ref()),
             ),
         ),
-        ("revision", model.revision.to_string()),
-        ("etag", model.etag.clone()),
-    ]);
-    match model.probe_results.as_slice() {
-        [] => facts(&rows),
-        results => format!("{}\n\n{}", facts(&rows), probe_results(results)),
-    }
+    ]
 }
 
 /// What was said of failing; what was not is as documented.
@@ -244,7 +253,7 @@ pub(crate) fn probe_results(results: &[wire::ProbeResult]) -> String {
 
 /// The pool settings.
 pub(crate) fn settings(settings: &wire::PoolDefaults) -> String {
-    let queue = settings.queue.unwrap_or_default();
+    let queue = settings.queue.clone().unwrap_or_default();
     let (size, models) = (
         number(settings.max_concurrent),
         number(settings.max_models_concurrent),
@@ -286,8 +295,9 @@ pub(crate) fn settings(settings: &wire::PoolDefaults) -> String {
                 "{} waiting, {} at most",
                 or(number(queue.max_waiting), "twice the size"),
                 or(duration(queue.max_wait.as_ref()), "30s"),
-            ),
+            ) + &turns(&queue),
         ),
+        ("admission", admission(settings.adaptive.as_ref())),
         ("revision", settings.revision.to_string()),
         ("etag", settings.etag.clone()),
     ])
@@ -484,6 +494,40 @@ fn state(state: wire::WorkerState) -> &'static str {
         wire::WorkerState::Refused => "refused",
         wire::WorkerState::Gone => "gone",
     }
+}
+
+/// How turns are given in the line, where they are.
+fn turns(queue: &wire::Queue) -> String {
+    let header = |what: &str, name: &Option<String>| {
+        let name = name.as_deref().filter(|name| !name.is_empty());
+        name.map(|name| format!(", {what} by `{name}`"))
+    };
+    let tenants = header("turns", &queue.tenant_header);
+    let priorities = header("priority", &queue.priority_header);
+    let tokens = i32::from(wire::QueueCost::Tokens);
+    let cost = (queue.cost == Some(tokens)).then(|| ", weighed by tokens".to_owned());
+    tenants.into_iter().chain(priorities).chain(cost).collect()
+}
+
+/// How many requests are let in.
+fn admission(adaptive: Option<&wire::Adaptive>) -> String {
+    let adaptive = adaptive.filter(|adaptive| adaptive.min.is_some_and(|min| min > 0));
+    let Some(adaptive) = adaptive else {
+        return "up to the pool size".to_owned();
+    };
+    let target = adaptive.target_first_byte.as_ref();
+    let target = target.filter(|target| target.seconds > 0 || target.nanos > 0);
+    let slow = match target {
+        Some(target) => format!("a first byte after {}", duration(Some(target))),
+        None => format!(
+            "{} % of the quickest",
+            adaptive.tolerance_percent.unwrap_or(200)
+        ),
+    };
+    format!(
+        "down to {} while the engine is slow ({slow}) or refuses",
+        number(adaptive.min)
+    )
 }
 
 pub(crate) fn number(number: Option<u32>) -> String {

@@ -82,6 +82,8 @@ pub struct WorkerSettings {
     pub drain_delay: Duration,
     /// What else is taken from clients, and for how long.
     pub clients: ClientLimits,
+    /// Most bytes of bodies of requests that are held at a time.
+    pub max_buffered_bytes: usize,
     /// How long requests in flight get at the end.
     pub grace: Duration,
     /// Whether a new process may take its place.
@@ -280,14 +282,15 @@ impl Parts {
         let mut client = remake();
         client.start_from_disk();
         let ending = Arc::new(Ending::default());
-        let (max_body, grace) = (settings.max_body_bytes, settings.grace);
+        let bodies = (settings.max_body_bytes, settings.max_buffered_bytes);
+        let grace = settings.grace;
         if exposed && keys.load().is_empty() {
             warn_of_exposure(gateway_addr);
         }
         let serving = Gateway::new(
             (live.clone(), keys.clone()),
             metrics.clone(),
-            max_body,
+            bodies,
             settings.clients,
             ending.clone(),
             grace,

@@ -156,6 +156,11 @@ impl LiveCell {
         self.credentials.load(Ordering::Acquire)
     }
 
+    /// True once there is a revision in force.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.live.load().position.is_some()
+    }
+
     /// Puts a new revision in force.
     pub(crate) fn publish(&self, live: Live) {
         // Before it is seen, and for good: a request may still be on what was in force.

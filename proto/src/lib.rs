@@ -32,7 +32,10 @@ pub use ids::{EndpointId, InstanceId, ModelId, WorkerId};
 pub use key::{KeyId, KeySpec, KeysPosition, Priority};
 pub use model::{ModelSpec, ResolvedModel, StreamUsage, Streaming};
 pub use parts::Parts;
-pub use pool::{Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, Timeouts};
+pub use pool::{
+    AdaptiveParams, Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, QueueCost,
+    RequestHeader, Timeouts, TurnParams,
+};
 pub use probe::{ProbeMode, ProbeSpec};
 pub use revision::{Digest, Epoch, Position, Revision};
 pub use violation::{Violation, Violations};

@@ -89,6 +89,10 @@ pub const MODELS_CONCURRENT: RangeInclusive<u32> = 1..=1_000;
 pub const BUDGET: RangeInclusive<u32> = 1..=100_000;
 /// Requests waiting for one model on one worker.
 pub const MAX_WAITING: RangeInclusive<u32> = 0..=100_000;
+/// Longest name of a request header that is looked at, in characters.
+pub const HEADER_NAME_CHARS: usize = 64;
+/// By how much a stream may begin later than the quickest, in percent of its time.
+pub const TOLERANCE_PERCENT: RangeInclusive<u32> = 110..=1_000;
 /// Weight of an endpoint.
 pub const WEIGHT: RangeInclusive<u32> = 1..=1_000;
 

@@ -49,6 +49,122 @@ impl Budget {
     }
 }
 
+/// The name of a request header, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestHeader(String);
+
+impl RequestHeader {
+    /// Checks that it is one. Nothing stands for no header.
+    pub fn parse(name: &str) -> Result<Option<Self>, InvalidValue> {
+        let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
+        if name.len() > limits::HEADER_NAME_CHARS || !name.bytes().all(token) {
+            return Err(InvalidValue::new(format!(
+                "must be the name of a header, such as `x-tenant`, of at most {} characters; or empty for none",
+                limits::HEADER_NAME_CHARS
+            )));
+        }
+        Ok((!name.is_empty()).then(|| Self(name.to_ascii_lowercase())))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// By what requests are weighed against each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QueueCost {
+    /// Each counts as one.
+    #[default]
+    Request,
+    /// By their size, a token for four bytes.
+    Tokens,
+}
+
+/// How turns are given in the line. `None` is inherited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TurnOverrides {
+    /// The header that names the tenant; `Some(None)` is none, whatever is inherited.
+    pub tenant_header: Option<Option<RequestHeader>>,
+    /// The header that names the priority.
+    pub priority_header: Option<Option<RequestHeader>>,
+    /// By what requests are weighed.
+    pub cost: Option<QueueCost>,
+}
+
+/// How turns are given in the line, filled in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TurnParams {
+    /// The header that names the tenant.
+    pub tenant_header: Option<RequestHeader>,
+    /// The header that names the priority.
+    pub priority_header: Option<RequestHeader>,
+    /// By what requests are weighed.
+    pub cost: QueueCost,
+}
+
+impl TurnOverrides {
+    /// What holds, where this asks first.
+    #[must_use]
+    pub fn or(&self, inherited: &Self) -> TurnParams {
+        let first = |own: &Option<Option<RequestHeader>>, other: &Option<Option<RequestHeader>>| {
+            own.clone().or_else(|| other.clone()).flatten()
+        };
+        TurnParams {
+            tenant_header: first(&self.tenant_header, &inherited.tenant_header),
+            priority_header: first(&self.priority_header, &inherited.priority_header),
+            cost: self.cost.or(inherited.cost).unwrap_or_default(),
+        }
+    }
+}
+
+/// How far fewer requests are let in while the engine is slow. `None` is inherited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdaptiveOverrides {
+    /// The least that is let in; zero: always as many as the size.
+    pub min: Option<u32>,
+    /// A stream that begins later than this is slow; zero: by comparison.
+    pub target_first_byte: Option<Duration>,
+    /// A stream that takes so much longer than the quickest of its size of late is slow.
+    pub tolerance_percent: Option<u32>,
+}
+
+/// How far fewer requests are let in while the engine is slow, filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdaptiveParams {
+    /// The least that is let in; at least 1, at most the size.
+    pub min: u32,
+    /// A stream that begins later than this is slow.
+    pub target_first_byte: Option<Duration>,
+    /// Without a target: a stream that takes so much longer than the quickest of its size of late.
+    pub tolerance_percent: u32,
+}
+
+impl AdaptiveParams {
+    /// When nobody says otherwise: twice the quickest.
+    pub const TOLERANCE_PERCENT: u32 = 200;
+}
+
+impl AdaptiveOverrides {
+    /// What holds, where this asks first; nothing if nobody wants it.
+    #[must_use]
+    pub fn or(&self, inherited: &Self, size: PoolSize) -> Option<AdaptiveParams> {
+        let min = self.min.or(inherited.min).filter(|min| *min > 0)?;
+        let target = self.target_first_byte.or(inherited.target_first_byte);
+        Some(AdaptiveParams {
+            // An inherited least gives way to a small pool.
+            min: min.min(size.get()),
+            target_first_byte: target.filter(|target| !target.is_zero()),
+            tolerance_percent: self
+                .tolerance_percent
+                .or(inherited.tolerance_percent)
+                .unwrap_or(AdaptiveParams::TOLERANCE_PERCENT),
+        })
+    }
+}
+
 /// What a model asks for. `None` is inherited from [`PoolSettings`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PoolOverrides {
@@ -66,6 +182,10 @@ pub struct PoolOverrides {
     pub max_connection_age: Option<Duration>,
     /// Whether an unanswered request is sent once more.
     pub replay_unanswered: Option<bool>,
+    /// How turns are given in the line.
+    pub turns: TurnOverrides,
+    /// Whether, and how, less is let in while the engine is slow.
+    pub adaptive: AdaptiveOverrides,
 }
 
 /// What a worker uses: every parameter, filled in.
@@ -85,6 +205,10 @@ pub struct PoolParams {
     pub max_connection_age: Option<Duration>,
     /// A request whose reused connection was closed at once, unanswered, is sent once more.
     pub replay_unanswered: bool,
+    /// How turns are given in the line.
+    pub turns: TurnParams,
+    /// How less is let in while the engine is slow; nothing: as many as the size, always.
+    pub adaptive: Option<AdaptiveParams>,
 }
 
 /// Deadlines of a request that a model asks for. `None` is inherited.
@@ -222,6 +346,12 @@ impl PoolSettings {
                 format!("{warm} warm connections do not fit a pool of {size}; at most {size}"),
             );
         }
+        if let Some(min) = asked.adaptive.min.filter(|min| *min > size.get()) {
+            violations.add(
+                "adaptive.min",
+                format!("{min} requests are more than a pool of {size} lets in; at most {size}"),
+            );
+        }
         let max_wait = asked
             .max_wait
             .or(self.pool.max_wait)
@@ -244,6 +374,8 @@ impl PoolSettings {
                 .replay_unanswered
                 .or(self.pool.replay_unanswered)
                 .unwrap_or(true),
+            turns: asked.turns.or(&self.pool.turns),
+            adaptive: asked.adaptive.or(&self.pool.adaptive, size),
         }))
     }
 }
@@ -346,6 +478,35 @@ mod tests {
             error.contains("151") && error.contains("50 x max_models_concurrent 3"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn turns_and_the_adaptive_limit_are_inherited_and_can_be_switched_off() {
+        let header = |name| RequestHeader::parse(name).unwrap();
+        let mut settings = PoolSettings::default();
+        let nothing = settings.resolve(&PoolOverrides::default()).unwrap();
+        assert_eq!(nothing.turns, TurnParams::default());
+        assert_eq!(nothing.adaptive, None);
+        settings.pool.turns.tenant_header = Some(header("X-Tenant"));
+        settings.pool.turns.cost = Some(QueueCost::Tokens);
+        settings.pool.adaptive.min = Some(60);
+        let inherits = settings.resolve(&PoolOverrides::default()).unwrap();
+        let tenant = inherits.turns.tenant_header.unwrap();
+        assert_eq!(tenant.as_str(), "x-tenant");
+        assert_eq!(inherits.turns.cost, QueueCost::Tokens);
+        let adaptive = inherits.adaptive.unwrap();
+        assert_eq!((adaptive.min, adaptive.tolerance_percent), (50, 200));
+        let mut own = PoolOverrides::default();
+        own.turns.tenant_header = Some(header(""));
+        own.adaptive.min = Some(0);
+        let off = settings.resolve(&own).unwrap();
+        assert_eq!((off.turns.tenant_header, off.adaptive), (None, None));
+        own.adaptive.min = Some(51);
+        let error = settings.resolve(&own).unwrap_err().to_string();
+        assert!(error.starts_with("adaptive.min: 51"), "{error}");
+        for bad in ["x tenant", "x:y", "é", &"x".repeat(65)] {
+            assert!(RequestHeader::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

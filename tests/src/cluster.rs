@@ -19,6 +19,7 @@ use wire::{
 use crate::{Client, Scrape, eventually, lasting_addr};
 
 const LARGEST_BODY: usize = 1 << 20;
+const BUFFERED: usize = 1 << 30;
 const GRACE: Duration = Duration::from_secs(5);
 /// Shorter than what a worker waits otherwise until a configuration counts as good.
 const SOAK: Duration = Duration::from_millis(500);
@@ -33,6 +34,7 @@ pub struct Cluster {
     clients: ClientLimits,
     stream_age: Option<Duration>,
     rings: Option<RolloutSettings>,
+    buffered: usize,
 }
 
 /// A running worker.
@@ -87,7 +89,13 @@ impl Cluster {
             clients: ClientLimits::default(),
             stream_age,
             rings,
+            buffered: BUFFERED,
         }
+    }
+
+    /// From now on workers hold no more bytes of bodies than these.
+    pub fn hold(&mut self, bytes: usize) {
+        self.buffered = bytes;
     }
 
     /// From now on workers ask this DNS server.
@@ -157,6 +165,7 @@ impl Cluster {
             max_body_bytes: LARGEST_BODY,
             drain_delay: Duration::ZERO,
             clients: self.clients.clone(),
+            max_buffered_bytes: self.buffered,
             grace: GRACE,
             hand_over: forebay_dataplane::HandOver::Never,
             build: "test".to_owned(),

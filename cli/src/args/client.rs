@@ -77,6 +77,15 @@ pub(crate) struct WriteArgs {
     pub(crate) author: Option<String>,
 }
 
+/// By what requests are weighed against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QueueCostArg {
+    /// Each counts as one.
+    Request,
+    /// By their size, a token for each four bytes.
+    Tokens,
+}
+
 /// What can be said of a model's pool and deadlines.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Pool and deadlines")]
@@ -93,6 +102,24 @@ pub(crate) struct PoolArgs {
     /// Longest wait, such as 30s.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) max_wait: Option<Duration>,
+    /// Request header that names the tenant; tenants take turns. Empty: none.
+    #[arg(long, value_name = "HEADER")]
+    pub(crate) tenant_header: Option<String>,
+    /// Request header that says `high`, `normal` or `low`. Empty: none.
+    #[arg(long, value_name = "HEADER")]
+    pub(crate) priority_header: Option<String>,
+    /// By what requests are weighed against each other where there are fewer slots than tenants.
+    #[arg(long, value_enum, value_name = "COST")]
+    pub(crate) queue_cost: Option<QueueCostArg>,
+    /// Let fewer requests in while the engine is slow, but no fewer than this; 0: never.
+    #[arg(long, value_name = "N")]
+    pub(crate) adaptive_min: Option<u32>,
+    /// A stream whose first byte comes later than this is slow, such as 2s; 0s: by comparison.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) adaptive_first_byte: Option<Duration>,
+    /// By comparison: slow is what takes so many percent of the quickest of its size.
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) adaptive_tolerance: Option<u32>,
     /// Connections opened ahead of need.
     #[arg(long, value_name = "N")]
     pub(crate) warm: Option<u32>,

@@ -18,7 +18,8 @@ pub(crate) use self::{
     bench::{Bench, Load, Seed, ZeroLoss},
     client::{
         ClientArgs, DEFAULT_CONTROL, EndpointArgs, EndpointProtocol, Fleet, ModelArgs, Models,
-        Output, Pool, PoolArgs, ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
+        Output, Pool, PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, StreamUsage, StreamingArgs,
+        WriteArgs,
     },
     failure::{FailureArgs, RetryCause},
     keys::{KeyArgs, KeyPriority, Keys, SignArgs},

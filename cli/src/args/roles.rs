@@ -157,6 +157,9 @@ pub(crate) struct WorkerListen {
         value_name = "N"
     )]
     pub(crate) max_connections_per_peer: Option<usize>,
+    /// Most bytes of bodies of requests that are held at a time; further ones are refused with 503.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_MAX_BUFFERED_BYTES", value_name = "BYTES", default_value_t = 1 << 30)]
+    pub(crate) max_buffered_bytes: usize,
     /// How long a pushed configuration is in force until it counts as good and is kept on disk; a worker that ends before
     /// without a word starts from the one before.
     #[arg(long, hide_env_values = true, env = "FOREBAY_SOAK", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_proto::{convert::duration_to_wire, wire};
 
-use crate::args::PoolArgs;
+use crate::args::{PoolArgs, QueueCostArg};
 
 impl PoolArgs {
     /// As the pool of a model.
@@ -16,6 +16,7 @@ impl PoolArgs {
             idle_timeout: wire(self.idle_timeout),
             max_connection_age: wire(self.max_connection_age),
             replay_unanswered: self.replay_unanswered,
+            adaptive: self.adaptive(),
             keepalive: self.keepalive,
             ..wire::Pool::default()
         };
@@ -43,6 +44,7 @@ impl PoolArgs {
             idle_timeout: wire(self.idle_timeout),
             max_connection_age: wire(self.max_connection_age),
             replay_unanswered: self.replay_unanswered,
+            adaptive: self.adaptive(),
             timeouts: self.timeouts(),
             keepalive: self.keepalive,
             ..wire::PoolDefaults::default()
@@ -58,6 +60,18 @@ impl PoolArgs {
             below("keepalive", self.keepalive.is_some()),
             below("queue.max_waiting", self.max_waiting.is_some()),
             below("queue.max_wait", self.max_wait.is_some()),
+            below("queue.tenant_header", self.tenant_header.is_some()),
+            below("queue.priority_header", self.priority_header.is_some()),
+            below("queue.cost", self.queue_cost.is_some()),
+            below("adaptive.min", self.adaptive_min.is_some()),
+            below(
+                "adaptive.target_first_byte",
+                self.adaptive_first_byte.is_some(),
+            ),
+            below(
+                "adaptive.tolerance_percent",
+                self.adaptive_tolerance.is_some(),
+            ),
             below("warm", self.warm.is_some()),
             below("idle_timeout", self.idle_timeout.is_some()),
             below("max_connection_age", self.max_connection_age.is_some()),
@@ -74,8 +88,26 @@ impl PoolArgs {
         let queue = wire::Queue {
             max_waiting: self.max_waiting,
             max_wait: wire(self.max_wait),
+            tenant_header: self.tenant_header.clone(),
+            priority_header: self.priority_header.clone(),
+            cost: self.queue_cost.map(|cost| {
+                match cost {
+                    QueueCostArg::Request => wire::QueueCost::Request,
+                    QueueCostArg::Tokens => wire::QueueCost::Tokens,
+                }
+                .into()
+            }),
         };
         Some(queue).filter(|queue| *queue != wire::Queue::default())
+    }
+
+    fn adaptive(&self) -> Option<wire::Adaptive> {
+        let adaptive = wire::Adaptive {
+            min: self.adaptive_min,
+            target_first_byte: wire(self.adaptive_first_byte),
+            tolerance_percent: self.adaptive_tolerance,
+        };
+        Some(adaptive).filter(|adaptive| *adaptive != wire::Adaptive::default())
     }
 }
 

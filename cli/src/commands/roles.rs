@@ -152,6 +152,7 @@ pub(crate) fn worker_settings(
             allowed_hosts: listen.allowed_hosts.clone(),
             ..forebay_dataplane::ClientLimits::default()
         },
+        max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         hand_over: HandOver::Never,
         build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,7 +1,7 @@
 //! `/config`: what is in force, as JSON. There is nothing secret in it: of credentials their fingerprints, of clients' keys
 //! how many there are.
 
-use forebay_proto::{Endpoint, ProbeMode, endpoint::TlsRoots};
+use forebay_proto::{Endpoint, ProbeMode, QueueCost, endpoint::TlsRoots};
 use serde_json::{Value, json};
 
 use crate::{
@@ -68,6 +68,17 @@ fn model(live: &Live, route: &Route) -> Value {
             "idle_timeout_seconds": pool.idle_timeout.as_secs_f64(),
             "max_connection_age_seconds": pool.max_connection_age.map(|age| age.as_secs_f64()),
             "replay_unanswered": pool.replay_unanswered,
+            "tenant_header": pool.turns.tenant_header.as_ref().map(|header| header.as_str()),
+            "priority_header": pool.turns.priority_header.as_ref().map(|header| header.as_str()),
+            "cost": match pool.turns.cost {
+                QueueCost::Request => "request",
+                QueueCost::Tokens => "tokens",
+            },
+            "adaptive": pool.adaptive.map(|adaptive| json!({
+                "min": adaptive.min,
+                "target_first_byte_seconds": adaptive.target_first_byte.map(|t| t.as_secs_f64()),
+                "tolerance_percent": adaptive.tolerance_percent,
+            })),
         },
         "timeouts": {
             "connect_seconds": timeouts.connect.as_secs_f64(),

@@ -168,6 +168,18 @@ fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
         "Connections kept open ahead of need now: as configured, or the decayed peak of what was in use.",
         &["model"],
     )?;
+    let admitted = gauge(
+        registry,
+        "forebay_pool_admission_limit",
+        "Most requests in flight that are let in now: the size, or less while the engine is slow.",
+        &["model"],
+    )?;
+    let flows = gauge(
+        registry,
+        "forebay_queue_flows",
+        "Keys or tenants that have requests in flight or in line.",
+        &["model"],
+    )?;
     let connections = gauge(
         registry,
         "forebay_pool_connections",
@@ -178,6 +190,10 @@ fn gauges(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
         let name = pool.model.as_str();
         waiting.with_label_values(&[name]).set(count(pool.waiting));
         floor.with_label_values(&[name]).set(count(pool.warm_floor));
+        admitted
+            .with_label_values(&[name])
+            .set(count(pool.admission_limit));
+        flows.with_label_values(&[name]).set(count(pool.flows));
         in_flight
             .with_label_values(&[name])
             .set(count(pool.in_flight));
@@ -271,10 +287,18 @@ fn counters(registry: &Registry, pools: &[&PoolSnapshot]) -> Result<(), Error> {
         "Ejections of endpoints, by what showed that they are broken.",
         "reason",
     )?;
+    let turned_away = counter(
+        "forebay_queue_refused_total",
+        "Requests that left the line without a connection, by reason.",
+        "reason",
+    )?;
     for pool in pools {
         let name = pool.model.as_str();
         for (reason, n) in &pool.ejected {
             ejections.with_label_values(&[name, reason]).inc_by(*n);
+        }
+        for (reason, n) in &pool.turned_away {
+            turned_away.with_label_values(&[name, reason]).inc_by(*n);
         }
         for (reason, n) in &pool.opened {
             opened.with_label_values(&[name, reason]).inc_by(*n);

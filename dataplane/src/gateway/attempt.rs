@@ -18,13 +18,13 @@ use super::{
     headers,
     paths::Operation,
     proxy::Proxy,
-    verdict,
+    turn, verdict,
 };
 use crate::{
     live::{Carries, Live, Route},
     pool::{
-        AcquireError, CloseReason, Fault, Kind, Lease, Progress, RequestBody, SendFailed, Tried,
-        Verdict,
+        AcquireError, Ask, Claim, CloseReason, Fault, Kind, Lease, Progress, RequestBody,
+        SendFailed, Tried, Verdict,
     },
     trace_context::{self, within},
 };
@@ -47,6 +47,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) endpoint: Option<EndpointId>,
     pub(super) route: &'a Arc<Route>,
     pub(super) deadline: Instant,
+    /// Its place among the others in line.
+    pub(super) ask: Ask,
+    /// When its client gives up, if it said so.
+    pub(super) patience: Option<Instant>,
     pub(super) explain: bool,
     /// The usage of its stream was asked for by us, and is not for the client.
     pub(super) strip: bool,
@@ -151,15 +155,20 @@ impl Proxy {
         // What it waited before counts: one limit for all attempts.
         let left = model.pool.max_wait.saturating_sub(outgoing.queued);
         let deadline = outgoing.deadline.min(began + left);
+        let claim = Claim {
+            ask: outgoing.ask,
+            deadline,
+            patience: outgoing.patience,
+        };
         let span = tracing::info_span!("queue", model = %model.id);
         let pool = &outgoing.route.pool;
         let lease = match (want, &outgoing.endpoint) {
-            (_, Some(only)) => within(&span, pin!(pool.acquire_from(only, deadline))).await,
-            (Want::First, None) => within(&span, pin!(pool.acquire(deadline))).await,
-            (Want::Again, None) => within(&span, pin!(pool.acquire_again(deadline))).await,
-            (Want::Fresh, None) => within(&span, pin!(pool.acquire_fresh(deadline))).await,
+            (_, Some(only)) => within(&span, pin!(pool.acquire_from(only, &claim))).await,
+            (Want::First, None) => within(&span, pin!(pool.acquire(&claim))).await,
+            (Want::Again, None) => within(&span, pin!(pool.acquire_again(&claim))).await,
+            (Want::Fresh, None) => within(&span, pin!(pool.acquire_fresh(&claim))).await,
             (Want::Elsewhere(tried), None) => {
-                within(&span, pin!(pool.acquire_elsewhere(tried, deadline))).await
+                within(&span, pin!(pool.acquire_elsewhere(tried, &claim))).await
             }
         };
         let now = Instant::now();
@@ -243,9 +252,11 @@ impl Proxy {
                     if let Some(verdict) = verdict::of_answer(&response) {
                         lease.judge(verdict);
                     }
-                    outgoing.first_byte = began.elapsed();
-                    let seconds = outgoing.first_byte.as_secs_f64();
-                    outgoing.route.metrics.first_byte(seconds);
+                    let took = began.elapsed();
+                    outgoing.first_byte = took;
+                    outgoing.route.metrics.first_byte(took.as_secs_f64());
+                    lease.answered_after(took);
+                    turn::note_load(outgoing.route, &response, took, outgoing.body.left());
                     Ok((response, lease))
                 }
             },

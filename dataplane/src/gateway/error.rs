@@ -41,6 +41,11 @@ pub(crate) enum GatewayError {
     BodyTimeout(Duration),
     #[error("the body is larger than {limit} bytes; shorten it or raise --max-body-bytes")]
     BodyTooLarge { limit: usize },
+    #[error(
+        "the bodies of requests in flight take all of the {most} bytes that this worker has for them; try again, or \
+         raise --max-buffered-bytes"
+    )]
+    Overloaded { most: usize },
     #[error("{header} is {found}; send {wanted}")]
     MediaType {
         header: &'static str,
@@ -164,7 +169,12 @@ impl GatewayError {
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
             }
-            E::Acquire(AcquireError::Timeout { .. }) => (503, "server_error", "saturated", Gateway),
+            E::Acquire(
+                AcquireError::Timeout { .. }
+                | AcquireError::Crowded(_)
+                | AcquireError::Impatient { .. },
+            ) => (503, "server_error", "saturated", Gateway),
+            E::Overloaded { .. } => (503, "server_error", "overloaded", Gateway),
             E::Acquire(AcquireError::Connect { .. }) => {
                 (502, "server_error", "upstream_connect", Upstream)
             }
@@ -210,6 +220,8 @@ impl GatewayError {
                 | E::BodyBroken(_)
                 | E::BodyTimeout(_)
                 | E::BodyTooLarge { .. }
+                | E::Overloaded { .. }
+                | E::NotConfigured
         )
     }
 
@@ -235,13 +247,17 @@ impl GatewayError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Acquire(AcquireError::QueueFull(busy) | AcquireError::Timeout { busy, .. }) => {
-                Some(busy.retry_after)
-            }
+            Self::Acquire(
+                AcquireError::QueueFull(busy)
+                | AcquireError::Crowded(busy)
+                | AcquireError::Timeout { busy, .. }
+                | AcquireError::Impatient { busy, .. },
+            ) => Some(busy.retry_after),
             Self::Declined { after, .. } => *after,
             Self::Limited { refused, .. } => Some(refused.again()),
             Self::NotConfigured
             | Self::Draining
+            | Self::Overloaded { .. }
             | Self::Acquire(AcquireError::Connect { .. } | AcquireError::NoEndpoint { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
             // As often as it is asked again, unless told otherwise.
@@ -258,6 +274,7 @@ impl GatewayError {
                 | Self::Limited { .. }
                 | Self::NotConfigured
                 | Self::Draining
+                | Self::Overloaded { .. }
                 | Self::Declined { .. }
                 | Self::UpstreamReset { sent: false, .. }
         )
@@ -349,7 +366,10 @@ impl GatewayError {
             HeaderValue::from_static("application/json"),
         );
         if let Some(after) = self.retry_after() {
+            let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(after)));
+            // The official SDKs look at this one first; it spreads those who were refused together.
+            headers.insert("retry-after-ms", HeaderValue::from(millis));
         }
         if self.is_final() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));

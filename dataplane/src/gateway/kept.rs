@@ -23,6 +23,7 @@ use super::{
     read,
     record::RequestRecord,
     responses::{Maker, id_of},
+    turn,
 };
 use crate::{
     live::{Live, Route},
@@ -48,15 +49,16 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
+        // What nobody can be served is not read first.
+        if !self.live.is_configured() {
+            return Err(GatewayError::NotConfigured);
+        }
         // Nothing in it means anything.
         if !read::discard(parts, &mut body).await {
             let limit = read::DISCARDED_BYTES;
             return Err(GatewayError::BodyTooLarge { limit });
         }
         let live = self.live.load();
-        if live.position.is_none() {
-            return Err(GatewayError::NotConfigured);
-        }
         let maker = match self.responses.maker(&kept.id) {
             Some(maker) => maker,
             None => {
@@ -79,7 +81,8 @@ impl Proxy {
         record.route(route);
         tracing::Span::current().record("model", route.model.id.as_str());
         let alarm = alarms.set(record.began() + route.model.timeouts.total);
-        let mut outgoing = outgoing(&kept, (parts, caller), record, route, maker.endpoint, alarm);
+        let about = (parts, caller);
+        let mut outgoing = self.asking(&kept, about, record, route, maker.endpoint, alarm);
         let (response, lease, limits, span) =
             self.send(&mut outgoing, &live, record.began()).await?;
         Ok(Answer {
@@ -133,14 +136,8 @@ impl Proxy {
                 .saturating_sub(began.elapsed())
                 .min(ANSWER_WITHIN);
             let alarm = alarms.set(Instant::now() + left);
-            let mut asked = outgoing(
-                kept,
-                (parts, caller),
-                record,
-                route,
-                endpoint.clone(),
-                alarm,
-            );
+            let about = (parts, caller);
+            let mut asked = self.asking(kept, about, record, route, endpoint.clone(), alarm);
             asked.deadline = Instant::now() + left;
             asked.method = Method::GET;
             asked.path = only_path(kept);
@@ -164,42 +161,48 @@ impl Proxy {
             None => unknown("no endpoint has it"),
         }
     }
+
+    /// What is asked of one endpoint.
+    fn asking<'a>(
+        &self,
+        kept: &Kept,
+        (parts, caller): (&Parts, &Caller),
+        record: &RequestRecord,
+        route: &'a Arc<Route>,
+        endpoint: EndpointId,
+        alarm: Alarm,
+    ) -> Outgoing<'a> {
+        let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
+        headers.remove(header::CONTENT_TYPE);
+        Outgoing {
+            operation: kept.operation,
+            method: kept.method.clone(),
+            path: kept.path.clone(),
+            headers,
+            body: RequestBody::default(),
+            endpoint: Some(endpoint),
+            route,
+            deadline: record.began() + route.model.timeouts.total,
+            ask: self
+                .flows
+                .ask(&route.model.pool.turns, &parts.headers, caller, 0),
+            patience: turn::patience(&parts.headers, record.began()),
+            explain: headers::explains(&parts.headers),
+            strip: false,
+            sent: 0,
+            stands_in: false,
+            waited: record.began().elapsed(),
+            queued: Duration::ZERO,
+            first_byte: Duration::ZERO,
+            alarm,
+        }
+    }
 }
 
 fn only_path(kept: &Kept) -> PathAndQuery {
     // The id is letters, digits, `_` and `-`.
     let path = PathAndQuery::try_from(format!("/v1/responses/{}", kept.id));
     path.unwrap_or_else(|_| kept.path.clone())
-}
-
-fn outgoing<'a>(
-    kept: &Kept,
-    (parts, caller): (&Parts, &Caller),
-    record: &RequestRecord,
-    route: &'a Arc<Route>,
-    endpoint: EndpointId,
-    alarm: Alarm,
-) -> Outgoing<'a> {
-    let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
-    headers.remove(header::CONTENT_TYPE);
-    Outgoing {
-        operation: kept.operation,
-        method: kept.method.clone(),
-        path: kept.path.clone(),
-        headers,
-        body: RequestBody::default(),
-        endpoint: Some(endpoint),
-        route,
-        deadline: record.began() + route.model.timeouts.total,
-        explain: headers::explains(&parts.headers),
-        strip: false,
-        sent: 0,
-        stands_in: false,
-        waited: record.began().elapsed(),
-        queued: Duration::ZERO,
-        first_byte: Duration::ZERO,
-        alarm,
-    }
 }
 
 /// Whether this answer is the response. Its connection is used again if the rest is short.

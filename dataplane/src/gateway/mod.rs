@@ -8,6 +8,7 @@ mod answer_metrics;
 mod attempt;
 mod auth;
 mod body;
+mod buffered;
 mod caller;
 mod clients;
 mod connection;
@@ -41,6 +42,7 @@ mod sse;
 mod stand_in;
 mod stream_style;
 mod strip;
+mod turn;
 mod verdict;
 mod watchdog;
 
@@ -57,6 +59,7 @@ pub use self::clients::ClientLimits;
 use self::{
     alarm::Alarms,
     body::ResponseBody,
+    buffered::Buffers,
     clients::Presence,
     crowd::Crowd,
     error::GatewayError,
@@ -65,6 +68,7 @@ use self::{
     proxy::{Proxy, Served},
     record::RequestRecord,
     responses::Responses,
+    turn::Flows,
     watchdog::Watchdog,
 };
 #[cfg(feature = "fuzzing")]
@@ -95,13 +99,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Serves what is in force. Bodies over the limit are refused; at the end, requests in flight get
+    /// Serves what is in force. Bodies over the limits are refused; at the end, requests in flight get
     /// `grace` to finish. Clients get no more of the `open_files` than the upstreams leave.
     #[must_use]
     pub(crate) fn new(
         (live, keys): (Arc<LiveCell>, Arc<KeyCell>),
         metrics: Arc<Metrics>,
-        max_body_bytes: usize,
+        (max_body_bytes, max_buffered_bytes): (usize, usize),
         limits: ClientLimits,
         ending: Arc<Ending>,
         grace: Duration,
@@ -113,6 +117,8 @@ impl Gateway {
                 keys,
                 metrics,
                 max_body_bytes,
+                buffers: Buffers::new(max_buffered_bytes),
+                flows: Flows::default(),
                 hosts: Hosts::new(&limits.allowed_hosts),
                 limits,
                 ending,

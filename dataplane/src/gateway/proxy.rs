@@ -18,6 +18,7 @@ use super::{
     alarm::{Alarm, Alarms},
     attempt::Outgoing,
     body::{ResponseBody, StreamLimits, UpstreamBody},
+    buffered::{Buffered, Buffers},
     caller::Caller,
     clients::ClientLimits,
     error::GatewayError,
@@ -32,6 +33,7 @@ use super::{
     record::RequestRecord,
     responses::{Maker, ResponseTap, Responses},
     stream_style::StreamStyle,
+    turn::{self, Flows},
     watchdog::Watchdog,
 };
 use crate::{
@@ -39,7 +41,7 @@ use crate::{
     keys::KeyCell,
     live::{Live, LiveCell, Route},
     metrics::Metrics,
-    pool::Lease,
+    pool::{Ask, Lease},
 };
 
 /// What serves requests.
@@ -49,6 +51,8 @@ pub(super) struct Proxy {
     pub(super) keys: Arc<KeyCell>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) max_body_bytes: usize,
+    pub(super) buffers: Arc<Buffers>,
+    pub(super) flows: Flows,
     pub(super) ending: Arc<Ending>,
     pub(super) limits: ClientLimits,
     pub(super) hosts: Hosts,
@@ -78,6 +82,13 @@ struct Asked {
     endpoint: Option<EndpointId>,
     reading: Reading,
     body: Bytes,
+    /// What that takes of the memory for bodies.
+    held: Buffered,
+    /// Its place among the others in line, and that with models that may stand in.
+    ask: Ask,
+    asks: Vec<(ModelId, Ask)>,
+    /// When its client gives up, if it said so.
+    patience: Option<Instant>,
     live: Arc<Live>,
     route: Arc<Route>,
     began: Instant,
@@ -140,10 +151,14 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Served, GatewayError> {
+        // What nobody can be served is not read first.
+        if !self.live.is_configured() {
+            return Err(GatewayError::NotConfigured);
+        }
         let began = record.began();
         let media = Media::of(&parts.headers, operation.model)?;
         let mut alarm = alarms.set(began + self.limits.body);
-        let body = self.read_body(parts, body, &mut alarm).await?;
+        let (body, held) = self.read_body(parts, body, &mut alarm).await?;
         let waited = began.elapsed();
         let reading = match &media {
             Media::Json => json_body::read(&body)?,
@@ -152,13 +167,29 @@ impl Proxy {
         let live = self.live.load();
         let route = find_route(&live, operation, &reading, caller)?.clone();
         record.route(&route);
-        record.reserve(reading.likely_tokens(body.len()), caller)?;
+        let likely = reading.likely_tokens(body.len());
+        record.reserve(likely, caller)?;
         Span::current().record("model", route.model.id.as_str());
         let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
         headers.insert(header::CONTENT_TYPE, media.content_type());
         let comments = route.model.streaming.keep_alive;
         let comments = comments.filter(|_| reading.stream && operation.streams.is_some());
+        // One who is given comments by then does not give up.
+        let patience = turn::patience(&parts.headers, began + waited);
+        let patience =
+            patience.filter(|until| comments.is_none_or(|every| *until <= Instant::now() + every));
+        let ask = |route: &Route| {
+            let turns = &route.model.pool.turns;
+            self.flows.ask(turns, &parts.headers, caller, likely.all())
+        };
+        let stand_ins = route.model.failure.fallbacks.iter();
+        let stand_ins = stand_ins.filter_map(|id| live.models.get(id));
+        let asks = stand_ins.map(|route| (route.model.id.clone(), ask(route)));
         let sending = self.clone().send_read(Asked {
+            ask: ask(&route),
+            asks: asks.collect(),
+            patience,
+            held,
             operation,
             caller: caller.clone(),
             explain: headers::explains(&parts.headers),
@@ -196,8 +227,13 @@ impl Proxy {
             began,
             ..
         } = asked;
+        // Until the head of the answer is there: then the body is with the upstream.
+        let _held = asked.held;
         let usage = include_usage::edit(&route.model.streaming, operation, &reading, &body);
         let body_for = |id: &ModelId| reading.body_for(id.as_str(), &body, usage.as_ref());
+        let (ask, asks) = (asked.ask, asked.asks);
+        let ask_of = |id: &ModelId| asks.iter().find(|(known, _)| known == id);
+        let for_model = |id: &ModelId| (body_for(id), ask_of(id).map_or(ask, |(_, ask)| *ask));
         let mut outgoing = Outgoing {
             operation,
             method: Method::POST,
@@ -207,6 +243,8 @@ impl Proxy {
             endpoint: asked.endpoint,
             route: &route,
             deadline: began + route.model.timeouts.total,
+            ask,
+            patience: asked.patience,
             explain: asked.explain,
             strip: usage.is_some(),
             waited: asked.waited,
@@ -216,7 +254,7 @@ impl Proxy {
             stands_in: false,
             alarm: asked.alarm,
         };
-        let sent = self.send_or_stand_in(&mut outgoing, &live, (began, &asked.caller), body_for);
+        let sent = self.send_or_stand_in(&mut outgoing, &live, (began, &asked.caller), for_model);
         let (response, lease, limits, span) = sent.await?;
         let tap = self.tap(operation, outgoing.route, &response, &lease);
         let stands_in = outgoing.stands_in.then(|| outgoing.route.clone());

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::{
     alarm::Alarm,
+    buffered::{Buffered, Counted, NoRoom},
     error::GatewayError,
     pace::{PaceError, Paced},
     proxy::Proxy,
@@ -21,13 +22,14 @@ pub(super) const DISCARDED_BYTES: usize = 64 * 1024;
 const DISCARDED_WITHIN: Duration = Duration::from_millis(250);
 
 impl Proxy {
-    /// The whole body, at the pace and by the deadline that clients have for it.
+    /// The whole body, at the pace and by the deadline that clients have for it, and what it takes of the memory for
+    /// bodies.
     pub(super) async fn read_body(
         &self,
         parts: &Parts,
         mut body: Incoming,
         alarm: &mut Alarm,
-    ) -> Result<Bytes, GatewayError> {
+    ) -> Result<(Bytes, Buffered), GatewayError> {
         let limit = self.max_body_bytes;
         let announced = parts.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -35,10 +37,19 @@ impl Proxy {
         if announced.is_some_and(|length| length > limit as u64) {
             return Err(GatewayError::BodyTooLarge { limit });
         }
+        if announced.is_some_and(|length| !self.buffers.have_room(length)) {
+            return Err(self.no_room());
+        }
         let limits = &self.limits;
-        let paced = Paced::new(&mut body, alarm, limits.slow_body, limits.body);
-        match Limited::new(paced, limit).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
+        let mut held = Buffered::none(&self.buffers);
+        let mut paced = Paced::new(&mut body, alarm, limits.slow_body, limits.body);
+        let counted = Counted {
+            body: &mut paced,
+            held: &mut held,
+        };
+        match Limited::new(counted, limit).collect().await {
+            Ok(collected) => Ok((collected.to_bytes(), held)),
+            Err(error) if error.is::<NoRoom>() => Err(self.no_room()),
             Err(error) if error.is::<LengthLimitError>() => {
                 Err(GatewayError::BodyTooLarge { limit })
             }
@@ -46,6 +57,12 @@ impl Proxy {
                 Err(GatewayError::BodyTimeout(limits.body))
             }
             Err(error) => Err(GatewayError::BodyBroken(error.to_string())),
+        }
+    }
+
+    fn no_room(&self) -> GatewayError {
+        GatewayError::Overloaded {
+            most: self.buffers.most(),
         }
     }
 }

@@ -152,6 +152,13 @@ pub(super) struct Likely {
     pub(super) completion: u64,
 }
 
+impl Likely {
+    /// Both.
+    pub(super) fn all(self) -> u64 {
+        self.prompt.saturating_add(self.completion)
+    }
+}
+
 /// Bytes of English text that make one token, about.
 const BYTES_PER_TOKEN: u64 = 4;
 

@@ -115,8 +115,7 @@ impl RequestRecord {
         };
         let now = Instant::now();
         self.likely_prompt = likely.prompt;
-        let tokens = likely.prompt.saturating_add(likely.completion);
-        let reserved = hold.reserve(tokens, now);
+        let reserved = hold.reserve(likely.all(), now);
         reserved.map_err(|refused| GatewayError::limited(refused, caller.key(), now))
     }
 

@@ -14,18 +14,18 @@ use super::{
 };
 use crate::{
     live::{Live, Route},
-    pool::{AcquireError, Lease, RequestBody},
+    pool::{AcquireError, Ask, Lease, RequestBody},
 };
 
 impl Proxy {
-    /// Sends it, to the models that stand in if its own cannot serve and its caller may use them. `body_for` is its body
-    /// for another model.
+    /// Sends it, to the models that stand in if its own cannot serve and its caller may use them. `for_model` gives its
+    /// body for another model, and its place among the others there.
     pub(super) async fn send_or_stand_in<'a>(
         &self,
         outgoing: &mut Outgoing<'a>,
         live: &'a Live,
         (began, caller): (Instant, &Caller),
-        body_for: impl Fn(&ModelId) -> RequestBody,
+        for_model: impl Fn(&ModelId) -> (RequestBody, Ask),
     ) -> Result<(Response<Incoming>, Lease, StreamLimits, Span), GatewayError> {
         let own = outgoing.route;
         let fallbacks = match outgoing.endpoint {
@@ -50,7 +50,7 @@ impl Proxy {
             self.metrics.failures.fallback(&own.model.id);
             outgoing.route = stand_in;
             outgoing.stands_in = true;
-            outgoing.body = body_for(&stand_in.model.id);
+            (outgoing.body, outgoing.ask) = for_model(&stand_in.model.id);
             outgoing.queued = std::time::Duration::ZERO;
             match self.send(outgoing, live, began).await {
                 Err(error) if cannot_serve(&error) => {}
@@ -60,7 +60,7 @@ impl Proxy {
         // What is wrong with its own model is what the client is told.
         outgoing.route = own;
         outgoing.stands_in = false;
-        outgoing.body = body_for(&own.model.id);
+        (outgoing.body, outgoing.ask) = for_model(&own.model.id);
         match refused {
             Some(error) => Err(error),
             None => self.send(outgoing, live, began).await,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::core::Refused;
+
 /// Why a connection was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenReason {
@@ -144,12 +146,51 @@ pub(super) enum Turn {
     Back,
 }
 
+/// Why a request left the line without a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// The line is full, and its flow has more of it than others.
+    Full,
+    /// The same, when one came of a flow that has less.
+    Displaced,
+    /// The line is full of others' requests.
+    Crowded,
+    /// It waited for as long as it may.
+    Timeout,
+    /// Its client would have given up before the answer.
+    Impatient,
+}
+
+impl TurnedAway {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 5] = [
+        Self::Full,
+        Self::Displaced,
+        Self::Crowded,
+        Self::Timeout,
+        Self::Impatient,
+    ];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Displaced => "displaced",
+            Self::Crowded => "crowded",
+            Self::Timeout => "timeout",
+            Self::Impatient => "client_deadline",
+        }
+    }
+}
+
 /// Totals since the pool was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     opened: [u64; OpenReason::ALL.len()],
     closed: [u64; CloseReason::ALL.len()],
     ejected: [u64; Fault::ALL.len()],
+    turned_away: [u64; TurnedAway::ALL.len()],
     /// Connections handed out that had carried a request before.
     pub reused: u64,
     /// Connections handed out for their first request.
@@ -184,6 +225,26 @@ impl Counters {
     /// Ejections of endpoints, by what showed that they are broken.
     pub fn ejected(&self) -> impl Iterator<Item = (Fault, u64)> {
         Fault::ALL.into_iter().zip(self.ejected)
+    }
+
+    pub(super) fn count_turned_away(&mut self, reason: TurnedAway) {
+        if let Some(count) = self.turned_away.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    pub(super) fn count_refused(&mut self, why: &Refused) {
+        match why {
+            Refused::QueueFull => self.count_turned_away(TurnedAway::Full),
+            Refused::Displaced => self.count_turned_away(TurnedAway::Displaced),
+            Refused::Crowded => self.count_turned_away(TurnedAway::Crowded),
+            Refused::ConnectFailed(_) | Refused::NoEndpoint => {}
+        }
+    }
+
+    /// Left the line without a connection, by reason.
+    pub fn turned_away(&self) -> impl Iterator<Item = (TurnedAway, u64)> {
+        TurnedAway::ALL.into_iter().zip(self.turned_away)
     }
 
     /// Opened, by reason.

@@ -17,7 +17,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     core::{
-        ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId, Wish,
+        Ask, ConnId, Connection, Effect, Held, OriginId, Outcome, Place, Refused, Ticket, WaiterId,
+        Wish,
     },
     counters::{CloseReason, Turn, Verdict},
     inner::Inner,
@@ -85,8 +86,8 @@ impl<C: Upstream> Desk<C> {
     }
 
     /// A connection at once, for one who comes when nobody waits and one is free.
-    pub(super) fn take(self: &Arc<Self>) -> Option<Loan<C>> {
-        let (held, effects) = self.with(|inner, now| inner.core.take_at_once(now))?;
+    pub(super) fn take(self: &Arc<Self>, ask: &Ask) -> Option<Loan<C>> {
+        let (held, effects) = self.with(|inner, now| inner.core.take_at_once(now, ask))?;
         let loan = Loan::new(self, held);
         self.carry_out(effects);
         self.budget.note_change();
@@ -94,9 +95,10 @@ impl<C: Upstream> Desk<C> {
     }
 
     /// Lines up. Dropping what it returns gives the place up, or the connection back.
-    pub(super) fn line_up(self: &Arc<Self>, place: Place, wish: Wish) -> InLine<C> {
+    pub(super) fn line_up(self: &Arc<Self>, ask: &Ask, place: Place, wish: Wish) -> InLine<C> {
         let (sender, receiver) = oneshot::channel();
-        let (id, effects) = self.with(|inner, now| inner.core.acquire(now, sender, place, wish));
+        let lined_up = self.with(|inner, now| inner.core.acquire(now, ask, sender, place, wish));
+        let (id, effects) = lined_up;
         let line = InLine {
             desk: self.clone(),
             id,
@@ -168,12 +170,18 @@ impl<C: Upstream> Desk<C> {
         self.change(|inner, now| inner.core.ended(now, id));
     }
 
-    fn release(self: &Arc<Self>, held: Held<C>, outcome: Outcome, since: Instant) {
+    fn release(
+        self: &Arc<Self>,
+        held: Held<C>,
+        outcome: Outcome,
+        since: Instant,
+        first_byte: Option<Duration>,
+    ) {
         // One of several requests; what became of it says nothing of the others.
         let goes_on = held.shared && held.conn.is_live();
         let used = since.elapsed();
         self.change(|inner, now| {
-            inner.note_use(used);
+            inner.note_use(now, used, first_byte);
             // Its end may have been told while it was on loan; under this lock it is told no more.
             let outcome = match (outcome, held.conn.is_closed()) {
                 (Outcome::Reusable, true) => Outcome::Finished,
@@ -240,6 +248,8 @@ pub(super) struct Loan<C: Upstream> {
     held: Option<Held<C>>,
     in_use: bool,
     since: Instant,
+    /// How long the answer's first byte took.
+    first_byte: Option<Duration>,
 }
 
 impl<C: Upstream> Loan<C> {
@@ -249,6 +259,7 @@ impl<C: Upstream> Loan<C> {
             held: Some(held),
             in_use: false,
             since: Instant::now(),
+            first_byte: None,
         }
     }
 
@@ -266,10 +277,16 @@ impl<C: Upstream> Loan<C> {
         self.held.as_mut()
     }
 
+    /// The answer's first byte took so long.
+    pub(super) fn answered_after(&mut self, took: Duration) {
+        self.first_byte = Some(took);
+    }
+
     /// Gives it back, with what became of it.
     pub(super) fn give_back(mut self, outcome: Outcome) {
         if let Some(held) = self.held.take() {
-            self.desk.release(held, outcome, self.since);
+            self.desk
+                .release(held, outcome, self.since, self.first_byte);
         }
     }
 
@@ -286,7 +303,8 @@ impl<C: Upstream> Drop for Loan<C> {
                 false => Outcome::Unused,
                 true => Outcome::Broken(CloseReason::Cancelled),
             };
-            self.desk.release(held, outcome, self.since);
+            self.desk
+                .release(held, outcome, self.since, self.first_byte);
         }
     }
 }

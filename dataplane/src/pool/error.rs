@@ -7,9 +7,24 @@ use forebay_proto::ModelId;
 /// Why no connection was to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcquireError {
-    /// The waiting line is full.
+    /// The waiting line is full, and this request's flow has more of it than others.
     #[error("{0}")]
     QueueFull(Busy),
+    /// The waiting line is full of others' requests.
+    #[error("{0}, all of them others'")]
+    Crowded(Busy),
+    /// The client will have given up before it could be served.
+    #[error(
+        "no connection within {waited:?}, and the client said that it waits no longer than {patience:?}: {busy}"
+    )]
+    Impatient {
+        /// How long it waited.
+        waited: Duration,
+        /// What the client said.
+        patience: Duration,
+        /// The pool at that instant.
+        busy: Busy,
+    },
     /// The deadline passed in the line.
     #[error("no connection within {waited:?}: {busy}")]
     Timeout {

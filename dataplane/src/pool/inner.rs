@@ -11,6 +11,7 @@ use super::{
     check::Checked,
     core::{Core, EndpointKey, OriginId, OriginSpec, Rules, Shape, Standing},
     desk::{Effects, Upstream, Waiter},
+    drain::{Drain, Prompt},
     target::{Place, Target},
     tls::Tls,
 };
@@ -49,8 +50,10 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) quarantine: BTreeMap<EndpointId, HashMap<Place, Quarantined>>,
     /// Origins that may get requests.
     serving: usize,
-    /// Decayed mean of how long a slot is in use, for `retry-after`.
-    pub(super) mean_use: Duration,
+    /// How fast the line drains, for `retry-after`.
+    drain: Drain,
+    /// How soon answers begin, for the patience of clients.
+    prompt: Prompt,
 }
 
 /// What endpoints are asked for.
@@ -86,7 +89,8 @@ impl<C: Upstream> Inner<C> {
             asked: None,
             quarantine: BTreeMap::new(),
             serving: 0,
-            mean_use: Duration::from_secs(1),
+            drain: Drain::default(),
+            prompt: Prompt::default(),
         }
     }
 
@@ -398,18 +402,34 @@ impl<C: Upstream> Inner<C> {
         moved.map(|(id, _)| id).collect()
     }
 
-    pub(super) fn note_use(&mut self, used: Duration) {
-        self.mean_use = self.mean_use.mul_f64(0.9) + used.mul_f64(0.1);
+    pub(super) fn note_use(&mut self, now: Duration, used: Duration, first_byte: Option<Duration>) {
+        self.drain.note(now, used, self.core.has_line());
+        if let Some(took) = first_byte {
+            self.prompt.note(took);
+        }
     }
 
-    /// The time in which the line ahead drains, from 1 s to 60 s.
-    pub(super) fn retry_after(&self, waiting: usize) -> Duration {
-        let slots = self.core.cap().clamp(1, self.params.size.get() as usize);
-        let turns = (waiting + 1) as f64 / slots as f64;
-        let seconds = (turns * self.mean_use.as_secs_f64())
-            .ceil()
-            .clamp(1.0, 60.0);
-        Duration::from_secs_f64(seconds)
+    /// What an answer needs at the least to begin.
+    pub(super) fn prompt(&self) -> Duration {
+        self.prompt.get()
+    }
+
+    /// Most requests in flight now.
+    fn slots(&self, now: Duration) -> usize {
+        let admitted = self.core.census(now).admitted;
+        self.core.cap().clamp(1, admitted.max(1))
+    }
+
+    /// Slots a second that come free while somebody waits.
+    pub(super) fn drain_rate(&self, now: Duration) -> f64 {
+        self.drain.per_second(now, self.slots(now))
+    }
+
+    /// When one who is sent away should come again: when the line ahead will have drained, and not all at once.
+    pub(super) fn retry_after(&self, now: Duration, waiting: usize) -> Duration {
+        let dice = fastrand::f64();
+        self.drain
+            .retry_after(now, waiting + 1, self.slots(now), dice)
     }
 }
 
@@ -428,6 +448,7 @@ pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
             panic_percent: ejection.panic_percent(),
         },
         checked: failure.health.path.is_some(),
+        adaptive: params.adaptive,
     }
 }
 

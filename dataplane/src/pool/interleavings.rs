@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use shuttle::{Config, Runner, check_random, future::block_on, scheduler::DfsScheduler, thread};
 
 use super::{
-    core::{ConnId, Connection, OriginId, Outcome, Place, Ticket, Wish},
+    claim::{FlowId, Priority},
+    core::{Ask, ConnId, Connection, OriginId, Outcome, Place, Ticket, Wish},
     counters::CloseReason,
     desk::{Desk, Dial, Loan, Upstream},
     inner::Inner,
@@ -126,11 +127,16 @@ impl Run {
 
     /// Lines up, uses what it gets, and gives it back in this way.
     fn client(&self, outcome: Outcome) -> thread::JoinHandle<()> {
+        self.client_of(Ask::default(), outcome)
+    }
+
+    /// The same, as one of a flow.
+    fn client_of(&self, ask: Ask, outcome: Outcome) -> thread::JoinHandle<()> {
         let (ledger, desk) = (self.ledger.clone(), self.desk.clone());
         thread::spawn(move || {
-            let loan = match desk.take() {
+            let loan = match desk.take(&ask) {
                 Some(loan) => loan,
-                None => block_on(desk.line_up(Place::Back, Wish::default()))
+                None => block_on(desk.line_up(&ask, Place::Back, Wish::default()))
                     .unwrap()
                     .unwrap(),
             };
@@ -142,7 +148,7 @@ impl Run {
     fn quitter(&self) -> thread::JoinHandle<()> {
         let desk = self.desk.clone();
         thread::spawn(move || {
-            let line = desk.line_up(Place::Back, Wish::default());
+            let line = desk.line_up(&Ask::default(), Place::Back, Wish::default());
             others_may_run();
             drop(line);
         })
@@ -264,6 +270,28 @@ fn a_shrink_that_crosses_loans() {
         join(clients);
         join([operator]);
         run.settle(2);
+    });
+}
+
+/// Flows and bands come and go while somebody leaves the line.
+#[test]
+fn flows_that_cross_a_leaving() {
+    many(|| {
+        let run = Run::new(2);
+        let of = |flow, priority| Ask {
+            flow: FlowId::new(flow),
+            priority,
+            ..Ask::default()
+        };
+        join([
+            run.client_of(of(7, Priority::Normal), Outcome::Reusable),
+            run.client_of(of(8, Priority::High), Outcome::Reusable),
+            run.quitter(),
+            run.client_of(of(8, Priority::High), Outcome::Broken(CloseReason::Error)),
+        ]);
+        run.settle(2);
+        let busy = run.desk.with(|inner, now| inner.core.census(now).flows);
+        assert_eq!(busy, 0, "a flow is counted for something that is gone");
     });
 }
 

@@ -270,6 +270,11 @@ impl Lease {
         }
     }
 
+    /// The answer's first byte took so long.
+    pub fn answered_after(&mut self, took: Duration) {
+        self.loan.answered_after(took);
+    }
+
     /// The response was read to its end: the connection goes back to be used again.
     pub fn finish(self) {
         match self.loan.held().is_none_or(|held| held.conn.is_ready()) {

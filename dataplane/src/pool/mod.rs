@@ -2,11 +2,13 @@
 //! core, what happens at the same time in the desk; the dialler makes its connections.
 
 mod check;
+mod claim;
 mod conn;
 mod core;
 mod counters;
 mod desk;
 mod dialler;
+mod drain;
 mod error;
 mod follow;
 mod inner;
@@ -15,6 +17,7 @@ mod lease;
 mod lock;
 mod probe;
 mod request_body;
+mod retry;
 mod snapshot;
 mod target;
 mod tls;
@@ -27,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{EndpointId, ModelId, ResolvedModel, limits};
+use forebay_proto::{EndpointId, ModelId, ResolvedModel};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -35,21 +38,23 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::request_body::Edit;
-use self::{
-    conn::Conn,
-    core::{OriginId, Place, Refused, Wish},
-    desk::Desk,
-    dialler::Dialler,
-    inner::Inner,
-    probe::Reconnects,
-};
 pub use self::{
-    counters::{CloseReason, Counters, Fault, OpenReason, Verdict},
+    claim::{Ask, Claim, FlowId, Priority},
+    counters::{CloseReason, Counters, Fault, OpenReason, TurnedAway, Verdict},
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
     request_body::RequestBody,
+    retry::{NoRetry, Retrying, Tried},
     snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
+};
+use self::{
+    conn::Conn,
+    core::{Answered, How, Place, Refused, Wish},
+    desk::Desk,
+    dialler::Dialler,
+    inner::Inner,
+    probe::Reconnects,
 };
 use crate::{
     budget::{Budget, Need},
@@ -122,15 +127,13 @@ impl Pool {
 
     /// A connection for one request, in turn. Safe to drop at any await: the place in line is given
     /// up, or the connection returned.
-    pub async fn acquire(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Back, &Wish::default(), deadline)
-            .await
+    pub async fn acquire(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Back, &Wish::default(), claim).await
     }
 
     /// The same for one whose connection turned out to be dead at the first byte: it had its turn.
-    pub async fn acquire_again(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::Front, &Wish::default(), deadline)
-            .await
+    pub async fn acquire_again(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::Front, &Wish::default(), claim).await
     }
 
     /// A connection to this endpoint and no other, for what only this one has; in turn, but past those who wait for
@@ -138,22 +141,22 @@ impl Pool {
     pub async fn acquire_from(
         &self,
         endpoint: &EndpointId,
-        deadline: Instant,
+        claim: &Claim,
     ) -> Result<Lease, AcquireError> {
         let only = Some(self.desk.with(|inner, _| inner.key_of(endpoint)));
         let wish = Wish { only, not: vec![] };
-        self.acquire_at(Place::Back, &wish, deadline).await
+        self.acquire_at(Place::Back, &wish, claim).await
     }
 
     /// A connection to an endpoint that the request was not sent to yet, for one that had its turn.
     pub async fn acquire_elsewhere(
         &self,
         tried: &Tried,
-        deadline: Instant,
+        claim: &Claim,
     ) -> Result<Lease, AcquireError> {
         let not = tried.origins();
         let wish = Wish { only: None, not };
-        self.acquire_at(Place::Front, &wish, deadline).await
+        self.acquire_at(Place::Front, &wish, claim).await
     }
 
     /// True if nothing can be expected of any endpoint: another model may stand in.
@@ -161,29 +164,9 @@ impl Pool {
         self.desk.with(|inner, now| inner.core.is_down(now))
     }
 
-    /// Leave to send a request again to another endpoint than these, if there is one that does not fail as well and
-    /// not too many are sent again already.
-    pub fn retry(self: &Arc<Self>, tried: &Tried) -> Result<Retrying, NoRetry> {
-        let (other, active) = self.desk.with(|inner, now| {
-            let other = inner.core.has_other(now, &tried.origins());
-            (other, inner.core.census(now).in_flight)
-        });
-        if !other {
-            return Err(NoRetry::NoOther);
-        }
-        let most = (active / RETRY_SHARE).max(RETRIES_AT_LEAST);
-        let taken = self.retries.fetch_add(1, Ordering::AcqRel);
-        let retrying = Retrying(self.clone());
-        match taken < most {
-            true => Ok(retrying),
-            // Dropping it gives its place back.
-            false => Err(NoRetry::Budget),
-        }
-    }
-
     /// A connection that carried no request yet, for one whose connection was closed under it.
-    pub async fn acquire_fresh(&self, deadline: Instant) -> Result<Lease, AcquireError> {
-        self.acquire_at(Place::FrontForFresh, &Wish::default(), deadline)
+    pub async fn acquire_fresh(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.acquire_at(Place::FrontForFresh, &Wish::default(), claim)
             .await
     }
 
@@ -191,11 +174,11 @@ impl Pool {
         &self,
         mut place: Place,
         wish: &Wish,
-        deadline: Instant,
+        claim: &Claim,
     ) -> Result<Lease, AcquireError> {
         let began = Instant::now();
         loop {
-            let lease = self.wait_in_line((began, deadline), place, wish).await?;
+            let lease = self.wait_in_line(began, claim, place, wish).await?;
             // One that was found dead at its first byte must not be so again and again.
             let live = match place {
                 Place::Back => lease.seems_live(),
@@ -216,13 +199,14 @@ impl Pool {
 
     async fn wait_in_line(
         &self,
-        (began, deadline): (Instant, Instant),
+        began: Instant,
+        claim: &Claim,
         place: Place,
         wish: &Wish,
     ) -> Result<Lease, AcquireError> {
         if place == Place::Back
             && wish.is_any()
-            && let Some(loan) = self.desk.take()
+            && let Some(loan) = self.desk.take(&claim.ask)
             && let Some(lease) = Lease::new(loan, self.common.tasks.clone())
         {
             return Ok(lease);
@@ -230,14 +214,23 @@ impl Pool {
         if let Some(wrong) = self.all_wrong() {
             return Err(wrong);
         }
-        let answer = timeout_at(deadline, self.desk.line_up(place, wish.clone())).await;
+        let patience = self.patience(claim);
+        let deadline = patience.map_or(claim.deadline, |until| until.min(claim.deadline));
+        if place == Place::Back && patience.is_some_and(|until| until <= began) {
+            return Err(self.too_late(began, claim, patience));
+        }
+        let in_line = self.desk.line_up(&claim.ask, place, wish.clone());
+        let answer = timeout_at(deadline, in_line).await;
         let lease = match answer.ok().flatten() {
             Some(Ok(loan)) => Lease::new(loan, self.common.tasks.clone()),
             Some(Err(Refused::NoEndpoint)) => {
                 let (model, why) = (self.model.clone(), no_endpoint(wish));
                 return Err(AcquireError::NoEndpoint { model, why });
             }
-            Some(Err(Refused::QueueFull)) => return Err(AcquireError::QueueFull(self.busy())),
+            Some(Err(Refused::QueueFull | Refused::Displaced)) => {
+                return Err(AcquireError::QueueFull(self.busy()));
+            }
+            Some(Err(Refused::Crowded)) => return Err(AcquireError::Crowded(self.busy())),
             Some(Err(Refused::ConnectFailed(error))) => {
                 let model = self.model.clone();
                 // It may have been found out while this one waited.
@@ -246,10 +239,55 @@ impl Pool {
             }
             None => None,
         };
-        lease.ok_or_else(|| AcquireError::Timeout {
-            waited: began.elapsed(),
-            busy: self.busy(),
-        })
+        lease.ok_or_else(|| self.too_late(began, claim, patience))
+    }
+
+    /// Until when there is use in waiting, where the client said how long it does: later, three of four answers
+    /// would begin after it has given up. Where there is room nobody is judged by the others' answers.
+    fn patience(&self, claim: &Claim) -> Option<Instant> {
+        let until = claim.patience?;
+        let needed = self.desk.with(|inner, _| match inner.core.has_room() {
+            true => Duration::ZERO,
+            false => inner.prompt(),
+        });
+        Some(until.checked_sub(needed).unwrap_or(until))
+    }
+
+    fn too_late(&self, began: Instant, claim: &Claim, patience: Option<Instant>) -> AcquireError {
+        let impatient = patience.filter(|until| *until < claim.deadline);
+        let reason = match impatient {
+            Some(_) => TurnedAway::Impatient,
+            None => TurnedAway::Timeout,
+        };
+        self.desk
+            .with(|inner, _| inner.core.counters.count_turned_away(reason));
+        let (waited, busy) = (began.elapsed(), self.busy());
+        match impatient.and(claim.patience) {
+            Some(until) => AcquireError::Impatient {
+                waited,
+                patience: until.saturating_duration_since(began),
+                busy,
+            },
+            None => AcquireError::Timeout { waited, busy },
+        }
+    }
+
+    /// The head of a stream came, so long after its request of so many bytes was sent; what the engine's own
+    /// latency says is for a model that is let in adaptively.
+    pub fn note_stream(&self, took: Duration, bytes: usize) {
+        self.note_answer(took, bytes, How::Stream(took));
+    }
+
+    /// The engine refused a request because it has enough, so long after it was sent.
+    pub fn note_refused(&self, took: Duration, bytes: usize) {
+        self.note_answer(took, bytes, How::Refused);
+    }
+
+    fn note_answer(&self, took: Duration, bytes: usize, how: How) {
+        self.desk.change(|inner, now| {
+            let sent = now.saturating_sub(took);
+            inner.core.answered(now, &Answered { sent, bytes, how })
+        });
     }
 
     /// New parameters and endpoints, live. What still fits stays open.
@@ -394,58 +432,10 @@ impl Pool {
                 waiting: census.waiting,
                 max_waiting: inner.params.max_waiting as usize,
                 budget: (inner.core.cap() < size).then(|| self.common.budget.limit()),
-                retry_after: inner.retry_after(census.waiting),
+                retry_after: inner.retry_after(now, census.waiting),
             }
         })
     }
-}
-
-/// The part of a pool's requests that may be sent again to another endpoint at a time.
-const RETRY_SHARE: usize = 5;
-/// As many may always.
-const RETRIES_AT_LEAST: usize = 3;
-
-/// The addresses that a request was sent to.
-#[derive(Debug, Clone, Default)]
-pub struct Tried([Option<OriginId>; *limits::RETRY_ATTEMPTS.end() as usize]);
-
-impl Tried {
-    /// To this one, too. Who has been to more than there is room for has been to as many as he may.
-    pub fn add(&mut self, lease: &Lease) {
-        if let Some(free) = self.0.iter_mut().find(|tried| tried.is_none()) {
-            *free = lease.origin();
-        }
-    }
-
-    /// It did not go to the last one after all.
-    pub fn forget_last(&mut self) {
-        if let Some(last) = self.0.iter_mut().rfind(|tried| tried.is_some()) {
-            *last = None;
-        }
-    }
-
-    fn origins(&self) -> Vec<OriginId> {
-        self.0.iter().flatten().copied().collect()
-    }
-}
-
-/// A request is being sent again; dropped when that is answered, or will never be.
-#[derive(Debug)]
-pub struct Retrying(Arc<Pool>);
-
-impl Drop for Retrying {
-    fn drop(&mut self) {
-        self.0.retries.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Why a request is not sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoRetry {
-    /// There is no other endpoint, or the others fail as well.
-    NoOther,
-    /// Too many are sent again already.
-    Budget,
 }
 
 fn no_endpoint(wish: &Wish) -> &'static str {

@@ -69,7 +69,8 @@ impl RequestBody {
         self.pieces.iter().skip(self.next)
     }
 
-    fn left(&self) -> usize {
+    /// Bytes that are still to be sent.
+    pub(crate) fn left(&self) -> usize {
         self.rest().map(Bytes::len).sum()
     }
 

@@ -46,6 +46,15 @@ pub struct PoolSnapshot {
     pub waiting: usize,
     /// Longest waiting line.
     pub max_waiting: u32,
+    /// Most requests in flight that are let in now: the size, or less while the engine is slow
+    /// (`pool.adaptive`).
+    pub admission_limit: usize,
+    /// Flows (keys, tenants) that have requests in flight or in line.
+    pub flows: usize,
+    /// Slots a second that come free while somebody waits.
+    pub drain_per_second: f64,
+    /// Requests that left the line without a connection so far, by reason.
+    pub turned_away: BTreeMap<&'static str, u64>,
     /// Connections opened so far, by reason.
     pub opened: BTreeMap<&'static str, u64>,
     /// Connections closed so far, by reason.
@@ -138,6 +147,13 @@ impl PoolSnapshot {
             connecting: census.connecting,
             waiting: census.waiting,
             max_waiting: params.max_waiting,
+            admission_limit: census.admitted,
+            flows: census.flows,
+            drain_per_second: inner.drain_rate(now),
+            turned_away: counters
+                .turned_away()
+                .map(|(reason, count)| (reason.label(), count))
+                .collect(),
             opened: counters
                 .opened()
                 .map(|(reason, count)| (reason.label(), count))

@@ -55,7 +55,9 @@ async fn mock(config: MockConfig) -> MockServer {
 }
 
 async fn lease(pool: &Arc<Pool>) -> Lease {
-    pool.acquire(Instant::now() + SOON).await.unwrap()
+    pool.acquire(&Claim::until(Instant::now() + SOON))
+        .await
+        .unwrap()
 }
 
 fn request(lease: &Lease) -> Request<RequestBody> {
@@ -195,7 +197,7 @@ async fn a_waiter_that_goes_leaves_the_line_and_one_out_of_time_is_told_why() {
     );
     assert_eq!(pool.snapshot().waiting, 0);
     let late = pool
-        .acquire(Instant::now() + Duration::from_millis(20))
+        .acquire(&Claim::until(Instant::now() + Duration::from_millis(20)))
         .await;
     let Err(AcquireError::Timeout { busy, .. }) = late else {
         panic!("{late:?}");
@@ -269,7 +271,8 @@ async fn a_close_that_hyper_has_not_seen_is_seen_at_checkout() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     upstream.close();
     // Nothing listens any more, so that no other connection is to be had.
-    let nothing = pool.acquire(Instant::now() + Duration::from_millis(50));
+    let claim = Claim::until(Instant::now() + Duration::from_millis(50));
+    let nothing = pool.acquire(&claim);
     assert!(nothing.await.is_err());
     let seen = pool.snapshot();
     assert_eq!((seen.stale_at_checkout, seen.closed["upstream"]), (1, 1));
@@ -314,8 +317,9 @@ async fn an_endpoint_that_refuses_is_named() {
             pool.sweep();
         }
     };
+    let claim = Claim::until(Instant::now() + SOON);
     let refused = tokio::select! {
-        refused = pool.acquire(Instant::now() + SOON) => refused,
+        refused = pool.acquire(&claim) => refused,
         () = sweeping => unreachable!("sweeps for ever"),
     };
     let Err(AcquireError::Connect { error, .. }) = refused else {
@@ -356,4 +360,43 @@ async fn a_retired_pool_empties_when_its_last_request_is_done() {
     drop(held);
     assert!(pool.is_empty());
     assert_eq!(pool.snapshot().closed["removed"], 2);
+}
+
+/// A client that gives up before the line has come to it is not served, and takes no slot from others.
+#[tokio::test]
+async fn who_gives_up_soon_leaves_the_line_in_time() {
+    let mock = mock(MockConfig::default()).await;
+    let pool = pool(&mock.url(), 1);
+    // What is known of answers: they take about 400 ms to begin.
+    for _ in 0..3 {
+        let mut lease = lease(&pool).await;
+        lease.answered_after(Duration::from_millis(400));
+        drop(lease);
+    }
+    let held = lease(&pool).await;
+    let began = Instant::now();
+    let claim = |patience: u64| Claim {
+        patience: Some(began + Duration::from_millis(patience)),
+        ..Claim::until(began + SOON)
+    };
+    let refused = pool.acquire(&claim(300)).await.unwrap_err();
+    assert!(
+        matches!(refused, AcquireError::Impatient { .. }),
+        "{refused}"
+    );
+    assert_eq!(pool.snapshot().waiting, 0);
+    let refused = pool.acquire(&claim(900)).await.unwrap_err();
+    let AcquireError::Impatient { waited, .. } = refused else {
+        panic!("{refused}");
+    };
+    let left = Duration::from_millis(900) - waited;
+    assert!(
+        left >= Duration::from_millis(300),
+        "{left:?} are left for the answer"
+    );
+    assert_eq!(pool.snapshot().turned_away["client_deadline"], 2);
+    drop(held);
+    // Where there is room, he is served however little he waits.
+    let quick = claim(300);
+    assert!(pool.acquire(&quick).await.is_ok());
 }

@@ -9,7 +9,10 @@ use super::model::{
 use crate::{
     config::Config,
     model::{ModelSpec, ResolvedModel},
-    pool::{Budget, PoolOverrides, PoolParams, TimeoutOverrides, Timeouts},
+    pool::{
+        AdaptiveOverrides, Budget, PoolOverrides, PoolParams, TimeoutOverrides, Timeouts,
+        TurnOverrides,
+    },
     revision::Revision,
     violation::Violations,
     wire,
@@ -99,8 +102,9 @@ impl TryFrom<wire::Model> for ResolvedModel {
 fn read_pool(wire: Option<wire::Pool>) -> Result<PoolParams, Violations> {
     let asked = PoolOverrides::try_from(wire.unwrap_or_default())?;
     let mut violations = Violations::new();
+    let size = present(&mut violations, "max_concurrent", asked.max_concurrent)?;
     let params = PoolParams {
-        size: present(&mut violations, "max_concurrent", asked.max_concurrent)?,
+        size,
         max_waiting: present(&mut violations, "queue.max_waiting", asked.max_waiting)?,
         max_wait: present(&mut violations, "queue.max_wait", asked.max_wait)?,
         warm: present(&mut violations, "warm", asked.warm)?,
@@ -108,6 +112,8 @@ fn read_pool(wire: Option<wire::Pool>) -> Result<PoolParams, Violations> {
         max_connection_age: asked.max_connection_age.filter(|age| !age.is_zero()),
         // Not in what an older build wrote.
         replay_unanswered: asked.replay_unanswered.unwrap_or(true),
+        turns: asked.turns.or(&TurnOverrides::default()),
+        adaptive: asked.adaptive.or(&AdaptiveOverrides::default(), size),
     };
     if params.warm > params.size.get() {
         violations.add(

@@ -8,9 +8,12 @@ use crate::{
     ids::ModelId,
     limits,
     model::{ModelSpec, StreamUsage, Streaming},
-    pool::{PoolOverrides, PoolParams, PoolSize, TimeoutOverrides, Timeouts},
+    pool::{
+        AdaptiveOverrides, PoolOverrides, PoolParams, PoolSize, QueueCost, RequestHeader,
+        TimeoutOverrides, Timeouts, TurnOverrides,
+    },
     probe::{Outcome, ProbeMode, ProbeSpec, ServedName, Verdict},
-    violation::Violations,
+    violation::{InvalidValue, Violations},
     wire,
 };
 
@@ -209,6 +212,8 @@ impl TryFrom<wire::Pool> for PoolOverrides {
                 &limits::CONNECTION_AGE,
             ),
             replay_unanswered: wire.replay_unanswered,
+            turns: read_turns(v, &queue),
+            adaptive: read_adaptive(v, wire.adaptive),
         };
         violations.finish(Some(pool))
     }
@@ -216,9 +221,18 @@ impl TryFrom<wire::Pool> for PoolOverrides {
 
 impl From<&PoolOverrides> for wire::Pool {
     fn from(pool: &PoolOverrides) -> Self {
+        let turns = &pool.turns;
         let queue = wire::Queue {
             max_waiting: pool.max_waiting,
             max_wait: pool.max_wait.map(duration_to_wire),
+            tenant_header: turns.tenant_header.as_ref().map(header_to_wire),
+            priority_header: turns.priority_header.as_ref().map(header_to_wire),
+            cost: turns.cost.map(cost_to_wire),
+        };
+        let adaptive = wire::Adaptive {
+            min: pool.adaptive.min,
+            target_first_byte: pool.adaptive.target_first_byte.map(duration_to_wire),
+            tolerance_percent: pool.adaptive.tolerance_percent,
         };
         Self {
             max_concurrent: pool.max_concurrent.map(PoolSize::get),
@@ -227,6 +241,7 @@ impl From<&PoolOverrides> for wire::Pool {
             idle_timeout: pool.idle_timeout.map(duration_to_wire),
             max_connection_age: pool.max_connection_age.map(duration_to_wire),
             replay_unanswered: pool.replay_unanswered,
+            adaptive: Some(adaptive).filter(|adaptive| *adaptive != wire::Adaptive::default()),
             ..Self::default()
         }
     }
@@ -235,12 +250,18 @@ impl From<&PoolOverrides> for wire::Pool {
 impl From<&PoolParams> for wire::Pool {
     /// Everything, output-only fields included.
     fn from(pool: &PoolParams) -> Self {
+        let turns = &pool.turns;
+        let header = |header: &RequestHeader| header.as_str().to_owned();
         Self {
             max_concurrent: Some(pool.size.get()),
             scope: wire::PoolScope::PerWorker.into(),
             queue: Some(wire::Queue {
                 max_waiting: Some(pool.max_waiting),
                 max_wait: Some(duration_to_wire(pool.max_wait)),
+                // What is as it always was is not told: the digest stays.
+                tenant_header: turns.tenant_header.as_ref().map(header),
+                priority_header: turns.priority_header.as_ref().map(header),
+                cost: (turns.cost != QueueCost::default()).then(|| cost_to_wire(turns.cost)),
             }),
             warm: Some(pool.warm),
             idle_timeout: Some(duration_to_wire(pool.idle_timeout)),
@@ -248,10 +269,73 @@ impl From<&PoolParams> for wire::Pool {
                 pool.max_connection_age.unwrap_or_default(),
             )),
             replay_unanswered: Some(pool.replay_unanswered),
+            adaptive: pool.adaptive.map(|adaptive| wire::Adaptive {
+                min: Some(adaptive.min),
+                target_first_byte: adaptive.target_first_byte.map(duration_to_wire),
+                tolerance_percent: Some(adaptive.tolerance_percent),
+            }),
             keepalive: Some(pool.size.get()),
             coverage: Some(1.0),
         }
     }
+}
+
+/// How turns are given, of a model or of the settings.
+pub(super) fn read_turns(v: &mut Violations, queue: &wire::Queue) -> TurnOverrides {
+    let mut header = |field, name: &Option<String>| {
+        let name = name.as_deref().map(RequestHeader::parse);
+        name.and_then(|name| v.check(field, name))
+    };
+    let tenant_header = header("queue.tenant_header", &queue.tenant_header);
+    let priority_header = header("queue.priority_header", &queue.priority_header);
+    let cost = queue
+        .cost
+        .map(|cost| match wire::QueueCost::try_from(cost) {
+            Ok(wire::QueueCost::Unspecified | wire::QueueCost::Request) => Ok(QueueCost::Request),
+            Ok(wire::QueueCost::Tokens) => Ok(QueueCost::Tokens),
+            Err(_) => Err(InvalidValue::new(format!(
+                "{cost} is not a cost; use REQUEST or TOKENS"
+            ))),
+        });
+    TurnOverrides {
+        tenant_header,
+        priority_header,
+        cost: cost.and_then(|cost| v.check("queue.cost", cost)),
+    }
+}
+
+/// How less is let in, of a model or of the settings.
+pub(super) fn read_adaptive(v: &mut Violations, wire: Option<wire::Adaptive>) -> AdaptiveOverrides {
+    let wire = wire.unwrap_or_default();
+    let sizes = 0..=*limits::POOL_SIZE.end();
+    AdaptiveOverrides {
+        min: number_in(v, "adaptive.min", wire.min, &sizes),
+        target_first_byte: duration_zero_or_in(
+            v,
+            "adaptive.target_first_byte",
+            wire.target_first_byte,
+            &limits::TIMEOUT,
+        ),
+        tolerance_percent: number_in(
+            v,
+            "adaptive.tolerance_percent",
+            wire.tolerance_percent,
+            &limits::TOLERANCE_PERCENT,
+        ),
+    }
+}
+
+fn header_to_wire(header: &Option<RequestHeader>) -> String {
+    let name = header.as_ref().map(RequestHeader::as_str);
+    name.unwrap_or_default().to_owned()
+}
+
+fn cost_to_wire(cost: QueueCost) -> i32 {
+    match cost {
+        QueueCost::Request => wire::QueueCost::Request,
+        QueueCost::Tokens => wire::QueueCost::Tokens,
+    }
+    .into()
 }
 
 impl TryFrom<wire::Timeouts> for TimeoutOverrides {

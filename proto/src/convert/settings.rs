@@ -1,6 +1,9 @@
 //! `PoolDefaults`.
 
-use super::units::{duration_in, duration_to_wire, duration_zero_or_in, number_in};
+use super::{
+    model::{read_adaptive, read_turns},
+    units::{duration_in, duration_to_wire, duration_zero_or_in, number_in},
+};
 use crate::{
     limits,
     pool::{ModelsConcurrent, PoolOverrides, PoolSettings, PoolSize},
@@ -43,6 +46,8 @@ impl TryFrom<wire::PoolDefaults> for PoolSettings {
                 &limits::CONNECTION_AGE,
             ),
             replay_unanswered: wire.replay_unanswered,
+            turns: read_turns(v, &queue),
+            adaptive: read_adaptive(v, wire.adaptive),
         };
         let timeouts = v.part("timeouts", wire.timeouts.unwrap_or_default().try_into());
         let settings = size
@@ -78,6 +83,7 @@ impl From<&PoolSettings> for wire::PoolDefaults {
             idle_timeout: settings.pool.idle_timeout.map(duration_to_wire),
             max_connection_age: settings.pool.max_connection_age.map(duration_to_wire),
             replay_unanswered: settings.pool.replay_unanswered,
+            adaptive: pool.adaptive,
             timeouts: Some(timeouts).filter(|timeouts| *timeouts != wire::Timeouts::default()),
             keepalive: Some(budget),
             budget,

@@ -235,6 +235,7 @@ fn every_bad_field_is_named_at_once() {
             queue: Some(wire::Queue {
                 max_waiting: Some(100_001),
                 max_wait: negative,
+                ..Default::default()
             }),
             idle_timeout: zero,
             ..Default::default()

@@ -25,7 +25,7 @@ async fn setup(interval: Duration) -> (Cluster, WorkerHandle, MockServer) {
             max_models_concurrent: Some(2),
             queue: Some(wire::Queue {
                 max_waiting: Some(1_000),
-                max_wait: None,
+                ..wire::Queue::default()
             }),
             idle_timeout: Some(prost_types::Duration {
                 seconds: 60,
@@ -175,11 +175,11 @@ async fn a_request_that_waited_in_vain_is_told_of_the_budget() {
             id: "c".to_owned(),
             pool: Some(wire::Pool {
                 queue: Some(wire::Queue {
-                    max_waiting: None,
                     max_wait: Some(prost_types::Duration {
                         seconds: 0,
                         nanos: 200_000_000,
                     }),
+                    ..wire::Queue::default()
                 }),
                 ..wire::Pool::default()
             }),

@@ -7,6 +7,7 @@
     reason = "in a test, a wrong assumption is to fail at once"
 )]
 
+mod admission;
 mod bad_input;
 mod budget;
 mod cancel;

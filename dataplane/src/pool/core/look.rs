@@ -16,7 +16,7 @@ impl<C: Connection, W> Core<C, W> {
 
     /// What it has and wants, for the division of the budget.
     pub(in crate::pool) fn need(&self, now: Duration) -> Need {
-        let drains = self.retired && self.waiters.is_empty();
+        let drains = self.retired && self.line.is_empty();
         let coldest = self.origins.iter().filter_map(Origin::coldest).min();
         Need {
             size: if drains { 0 } else { self.shape.size },
@@ -24,12 +24,23 @@ impl<C: Connection, W> Core<C, W> {
             idle: self.resting() + self.connecting.len(),
             waiting: self.waiting(now),
             waited: self
-                .waiters
-                .front()
-                .map_or(Duration::ZERO, |first| now.saturating_sub(first.arrived)),
+                .line
+                .oldest()
+                .map_or(Duration::ZERO, |arrived| now.saturating_sub(arrived)),
             recent: self.recent(now),
             coldest: coldest.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         }
+    }
+
+    /// True if somebody waits.
+    pub(in crate::pool) fn has_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// True if one more is let in.
+    pub(in crate::pool) fn has_room(&self) -> bool {
+        // Those who wait for certain endpoints hold nobody else up.
+        self.line.len() == self.line.wishing() && self.in_flight() < self.admitted()
     }
 
     /// True if there is something left of an endpoint, be it removed.
@@ -51,8 +62,8 @@ impl<C: Connection, W> Core<C, W> {
     fn waiting(&self, now: Duration) -> usize {
         let mut current = self.origins.iter().filter(|origin| origin.is_current());
         match current.any(|origin| origin.is_reachable(now)) {
-            true => self.waiters.len(),
-            false => self.waiters.len().min(1),
+            true => self.line.len(),
+            false => self.line.len().min(1),
         }
     }
 
@@ -109,15 +120,17 @@ impl<C: Connection, W> Core<C, W> {
             active: self.busy() - draining,
             draining,
             connecting: self.connecting.len(),
-            waiting: self.waiters.len(),
+            waiting: self.line.len(),
             in_flight: self.in_flight(),
             draining_requests: drained().map(Origin::in_flight).sum(),
             floor: if self.retired { 0 } else { self.floor(now) },
+            admitted: self.admitted(),
+            flows: self.line.busy_flows(),
         }
     }
 
     /// True when a retired pool has nothing left.
     pub(in crate::pool) fn is_empty(&self) -> bool {
-        self.open() == 0 && self.waiters.is_empty()
+        self.open() == 0 && self.line.is_empty()
     }
 }

@@ -18,20 +18,25 @@
 //!    worker's budget leaves to the pool. After a shrink of either, what is in use stays in use, and
 //!    nothing is opened until it fits again.
 //! 2. Keepalive is the size: a returned connection that fits is kept, whatever the count of idle ones.
-//! 3. Waiters are served first come, first served; an arrival never overtakes one, but one who needs a fresh
-//!    connection, or a certain endpoint.
+//! 3. Within a flow waiters are served first come, first served, and an arrival never overtakes one, but one who
+//!    needs a fresh connection, or a certain endpoint; between flows the turns are those of `line.rs`.
 //! 4. Nobody waits while there is an idle connection that he may use and room to use it; if there is room, as
 //!    many connects are under way as are waited for, unless every endpoint is backing off or out.
 //! 5. No idle connection belongs to a retired endpoint.
 //! 6. opened - closed = idle + active.
-//! 7. A connection carries no more requests at a time than it can, and a pool no more than its size.
+//! 7. A connection carries no more requests at a time than it can, and a pool no more than its size; it
+//!    takes no more in than its admission limit, which is at most the size.
 //! 8. An endpoint that is ejected gets no request while another may serve, and one that is half-open one at a time.
+//! 9. Each request in flight is counted for one flow.
 
+mod adaptive;
 mod balance;
 mod ejection;
+mod flow;
 mod handover;
 mod health;
 mod idle;
+mod line;
 mod look;
 mod origin;
 mod pulse;
@@ -44,46 +49,33 @@ mod wish;
 
 use std::{
     cell::Cell,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     time::Duration,
 };
 
 use self::{
+    adaptive::Adaptive,
     balance::{LeastLoaded, Scorer},
     health::Mood,
+    line::Line,
     origin::{Origin, Phase, Rest},
     warmth::Peak,
 };
 pub(super) use self::{
+    adaptive::{Answered, How},
     ejection::{Rules, State},
     pulse::Pulse,
     shared::MOST_STREAMS,
     types::{
-        Census, ConnId, Connection, Effect, Effects, EndpointKey, Held, Idle, OriginCensus,
-        OriginId, OriginSpec, Outcome, Place, Refused, Shape, Standing, Ticket, WaiterId, Wish,
+        Ask, Census, ConnId, Connection, Effect, Effects, EndpointKey, Held, Idle, OriginCensus,
+        OriginId, OriginSpec, Outcome, Place, Refused, Seat, Shape, Standing, Ticket, WaiterId,
+        Wish,
     },
 };
 use super::counters::{CloseReason, Counters, OpenReason};
 
 /// A close this soon after a connection was handed out had happened before.
 const AT_ONCE: Duration = Duration::from_millis(250);
-
-#[derive(Debug)]
-struct Waiter<W> {
-    id: WaiterId,
-    arrived: Duration,
-    /// He needs a connection that is newer than his request's last failure.
-    fresh_since: Option<Duration>,
-    wish: Wish,
-    waiter: W,
-}
-
-impl<W> Waiter<W> {
-    /// True if any connection to any endpoint will do.
-    fn is_plain(&self) -> bool {
-        self.fresh_since.is_none() && self.wish.is_any()
-    }
-}
 
 #[derive(Debug)]
 struct Connecting {
@@ -101,7 +93,9 @@ pub(super) struct Core<C, W> {
     retired: bool,
     origins: Vec<Origin<C>>,
     connecting: Vec<Connecting>,
-    waiters: VecDeque<Waiter<W>>,
+    line: Line<W>,
+    /// What is let in while the engine is slow; nothing unless the model asks for it.
+    adaptive: Option<Adaptive>,
     ids: u64,
     /// The warm floor was reached once; what is opened for it from now on is a refill.
     filled: bool,
@@ -120,12 +114,15 @@ impl<C: Connection, W> Core<C, W> {
     /// A pool with no endpoint yet; [`Core::reshape`] names them.
     pub(super) fn new(shape: Shape, cap: usize, seed: u64) -> Self {
         Self {
+            adaptive: shape
+                .adaptive
+                .map(|params| Adaptive::new(params, shape.size, Duration::ZERO)),
             shape,
             cap,
             retired: false,
             origins: Vec::new(),
             connecting: Vec::new(),
-            waiters: VecDeque::new(),
+            line: Line::new(),
             ids: 0,
             filled: false,
             peak: Peak::default(),
@@ -142,42 +139,48 @@ impl<C: Connection, W> Core<C, W> {
     pub(super) fn acquire(
         &mut self,
         now: Duration,
+        ask: &Ask,
         waiter: W,
         place: Place,
         wish: Wish,
     ) -> (WaiterId, Vec<Effect<C, W>>) {
-        let id = WaiterId(self.next_id());
-        let waiter = Waiter {
-            id,
-            arrived: now,
-            fresh_since: (place == Place::FrontForFresh).then_some(now),
-            wish,
-            waiter,
+        let seq = self.next_id();
+        let id = match place {
+            Place::Back => self.line.push(now, seq, ask, wish, waiter),
+            Place::Front => self.line.push_front(now, seq, ask, None, wish, waiter),
+            Place::FrontForFresh => {
+                let fresh_since = Some(now);
+                self.line
+                    .push_front(now, seq, ask, fresh_since, wish, waiter)
+            }
         };
-        match place {
-            Place::Back => self.waiters.push_back(waiter),
-            Place::Front | Place::FrontForFresh => self.waiters.push_front(waiter),
-        }
         let mut effects = self.pump(now);
         // Those for whom there is room wait for a connect, not in line.
-        let room = self.shape.size.saturating_sub(self.in_flight());
-        if self.waiters.len().saturating_sub(room) > self.shape.max_waiting
+        let room = self.admitted().saturating_sub(self.in_flight());
+        if self.line.len().saturating_sub(room) > self.shape.max_waiting
             && place == Place::Back
-            && self.waiters.back().is_some_and(|last| last.id == id)
-            && let Some(last) = self.waiters.pop_back()
+            && let Some((waiter, why)) = self.line.turn_away(id)
         {
-            effects.push(Effect::Refuse {
-                waiter: last.waiter,
-                why: Refused::QueueFull,
-            });
+            self.counters.count_refused(&why);
+            effects.push(Effect::Refuse { waiter, why });
         }
         (id, effects)
     }
 
     /// A waiter went away. The connect that it caused goes on and serves the next one.
     pub(super) fn cancel(&mut self, id: WaiterId) -> Option<W> {
-        let at = self.waiters.iter().position(|waiter| waiter.id == id)?;
-        self.waiters.remove(at).map(|waiter| waiter.waiter)
+        self.line.remove(id)
+    }
+
+    /// The head of an answer says how the engine does.
+    pub(super) fn answered(&mut self, now: Duration, answered: &Answered) -> Vec<Effect<C, W>> {
+        let in_flight = self.in_flight();
+        let size = self.shape.size;
+        let adaptive = self.adaptive.as_mut();
+        match adaptive.is_some_and(|a| a.answered(now, answered, in_flight, size)) {
+            true => self.pump(now),
+            false => Vec::new(),
+        }
     }
 
     /// A connect succeeded.
@@ -194,7 +197,7 @@ impl<C: Connection, W> Core<C, W> {
         let id = ConnId(self.next_id());
         let fits = self.open() < self.limit();
         let no_room = self.no_room();
-        let retired = self.retired && self.waiters.is_empty();
+        let retired = self.retired && self.line.is_empty();
         let Some(origin) = self
             .origin_mut(connect.origin)
             .filter(|o| o.is_current() && !retired)
@@ -264,6 +267,14 @@ impl<C: Connection, W> Core<C, W> {
         if shape.warm > self.shape.warm {
             self.filled = false;
         }
+        self.adaptive = match (self.adaptive.take(), shape.adaptive) {
+            (Some(mut adaptive), Some(params)) => {
+                adaptive.reshape(params, self.shape.size, shape.size);
+                Some(adaptive)
+            }
+            (None, Some(params)) => Some(Adaptive::new(params, shape.size, now)),
+            (_, None) => None,
+        };
         self.shape = shape;
         let wanted: HashMap<OriginId, &OriginSpec> = origins.iter().map(|o| (o.id, o)).collect();
         for origin in &mut self.origins {
@@ -438,6 +449,12 @@ impl<C: Connection, W> Core<C, W> {
             true => CloseReason::Shrink,
             false => CloseReason::Evicted,
         }
+    }
+
+    /// Most requests in flight that are let in now.
+    fn admitted(&self) -> usize {
+        let adaptive = self.adaptive.as_ref();
+        adaptive.map_or(self.shape.size, |a| a.limit().min(self.shape.size))
     }
 
     /// Most connections open now.

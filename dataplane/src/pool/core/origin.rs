@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     AT_ONCE, ConnId, Connection, EndpointKey, Held, MOST_STREAMS, OriginId, OriginSpec, Outcome,
-    Pulse, Standing, ejection::Health, handover::HANDOVER, idle::IdleLimit, shared::Shared,
+    Pulse, Seat, Standing, ejection::Health, handover::HANDOVER, idle::IdleLimit, shared::Shared,
 };
 use crate::pool::counters::CloseReason;
 
@@ -382,6 +382,7 @@ impl<C: Connection> Origin<C> {
             born: now,
             idle_since: now,
             granted: now,
+            seat: Seat::SHARED,
         });
     }
 

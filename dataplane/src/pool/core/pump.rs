@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Connecting, Connection, Core, Effect, Effects, Held, OriginId, Refused, Ticket, Waiter, Wish,
+    Ask, Connecting, Connection, Core, Effect, Effects, Held, OriginId, Refused, Ticket, Wish,
+    flow::Waiter,
+    line::Spot as Stand,
     origin::{Origin, Phase, Trouble, lighter},
 };
 use crate::pool::counters::{CloseReason, OpenReason};
@@ -47,7 +49,7 @@ impl<C: Connection, W> Core<C, W> {
 
     /// What rests where nothing is wanted any more, and shared connections after their last request.
     fn close_retired(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        let empty = self.retired && self.waiters.is_empty();
+        let empty = self.retired && self.line.is_empty();
         for origin in &mut self.origins {
             let doomed = origin
                 .shared
@@ -67,17 +69,18 @@ impl<C: Connection, W> Core<C, W> {
     }
 
     fn grant(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
-        while !self.waiters.is_empty() && self.in_flight() < self.shape.size {
+        while !self.line.is_empty() && self.in_flight() < self.admitted() {
             // What does not fit any more is not taken into use.
             if self.busy() >= self.limit() {
                 self.shrink(effects);
             }
-            let Some((at, held)) = self.next_grant(now) else {
+            let Some((stand, mut held)) = self.next_grant(now) else {
                 return;
             };
-            let Some(waiter) = self.waiters.remove(at) else {
+            let Some((waiter, seat)) = self.line.serve(stand) else {
                 return;
             };
+            held.seat = seat;
             self.count_checkout(&held);
             effects.push(Effect::Grant {
                 waiter: waiter.waiter,
@@ -90,15 +93,17 @@ impl<C: Connection, W> Core<C, W> {
     pub(in crate::pool) fn take_at_once(
         &mut self,
         now: Duration,
+        ask: &Ask,
     ) -> Option<(Held<C>, Effects<C, W>)> {
-        let room = self.in_flight() < self.shape.size && self.busy() < self.limit();
-        if !room || !self.waiters.is_empty() {
+        let room = self.in_flight() < self.admitted() && self.busy() < self.limit();
+        if !room || !self.line.is_empty() {
             return None;
         }
         self.weigh(now);
         let (origin, spot) = self.choose(now, None, &Wish::default())?;
         let mut held = self.origins.get_mut(origin)?.take(spot, now)?;
         self.put_to_trial(now, origin, &mut held);
+        held.seat = self.line.serve_at_once(ask);
         self.count_checkout(&held);
         // With one endpoint nothing else can have become due.
         let effects = match self.origins.len() {
@@ -118,8 +123,8 @@ impl<C: Connection, W> Core<C, W> {
         }
     }
 
-    /// The first who waits and can be served, and his connection.
-    fn next_grant(&mut self, now: Duration) -> Option<(usize, Held<C>)> {
+    /// Whose turn it is of those who can be served, and his connection.
+    fn next_grant(&mut self, now: Duration) -> Option<(Stand, Held<C>)> {
         let can = |since, wish: &Wish| {
             let mut origins = self.origins.iter();
             origins.any(|o| self.suits(now, o, wish) && o.spot(since).is_some())
@@ -129,13 +134,13 @@ impl<C: Connection, W> Core<C, W> {
             true => any,
             false => can(waiter.fresh_since, &waiter.wish),
         };
-        let at = self.waiters.iter().position(served)?;
-        let waiter = self.waiters.get(at)?;
+        let stand = self.line.next(served)?;
+        let waiter = self.line.at(stand)?;
         let (fresh_since, wish) = (waiter.fresh_since, waiter.wish.clone());
         let (origin, spot) = self.choose(now, fresh_since, &wish)?;
         let mut held = self.origins.get_mut(origin)?.take(spot, now)?;
         self.put_to_trial(now, origin, &mut held);
-        Some((at, held))
+        Some((stand, held))
     }
 
     fn shrink(&mut self, effects: &mut Vec<Effect<C, W>>) {
@@ -163,9 +168,9 @@ impl<C: Connection, W> Core<C, W> {
 
     fn connect_for_waiters(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
         self.make_room_for_fresh(effects);
-        let room = self.shape.size.saturating_sub(self.in_flight());
+        let room = self.admitted().saturating_sub(self.in_flight());
         let spoken_for = self.connect_for_wishes(now, room, effects);
-        let plain = self.waiters.iter().filter(|w| w.wish.is_any()).count();
+        let plain = self.line.len() - self.line.wishing();
         let wanted = plain.min(room) + spoken_for;
         while plain > 0 && self.expected(now) < wanted {
             if self.open() >= self.limit() && !self.make_room(now, &Wish::default(), effects) {
@@ -198,10 +203,7 @@ impl<C: Connection, W> Core<C, W> {
 
     /// One who needs a fresh connection must not wait for the idle ones to go.
     fn make_room_for_fresh(&mut self, effects: &mut Vec<Effect<C, W>>) {
-        let waiters = self.waiters.iter();
-        let wanted = waiters
-            .filter(|waiter| waiter.fresh_since.is_some())
-            .count();
+        let wanted = self.line.wanting_fresh();
         let missing = wanted.saturating_sub(self.connecting.len());
         for _ in 0..missing {
             if self.open() < self.limit() {
@@ -315,7 +317,7 @@ impl<C: Connection, W> Core<C, W> {
         let serving = self.origins.iter().filter(|o| o.phase != Phase::Retired);
         let open = serving.map(Origin::open).sum::<usize>() + self.connecting.len();
         // Without a cap no connect was tried: it is the budget that is waited for.
-        if self.waiters.is_empty() || open > 0 || self.limit() == 0 {
+        if self.line.is_empty() || open > 0 || self.limit() == 0 {
             return;
         }
         let current = self.origins.iter().filter(|origin| origin.is_current());
@@ -330,15 +332,10 @@ impl<C: Connection, W> Core<C, W> {
             .first()
             .map_or_else(|| "no endpoint".into(), |t| t.error.clone());
         let patience = patience(now, since);
-        while let Some(first) = self.waiters.front()
-            && now.saturating_sub(first.arrived) >= patience
-            && let Some(waiter) = self.waiters.pop_front()
-        {
+        for waiter in self.line.take_those_who_waited(now, patience) {
             let why = Refused::ConnectFailed(error.clone());
-            effects.push(Effect::Refuse {
-                waiter: waiter.waiter,
-                why,
-            });
+            let waiter = waiter.waiter;
+            effects.push(Effect::Refuse { waiter, why });
         }
     }
 }

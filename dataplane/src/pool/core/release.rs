@@ -13,6 +13,7 @@ impl<C: Connection, W> Core<C, W> {
         held: Held<C>,
         outcome: Outcome,
     ) -> Vec<Effect<C, W>> {
+        self.line.leave(held.seat);
         if let Some(origin) = self.origin_mut(held.origin) {
             origin.note_end(now, &held, outcome);
         }
@@ -30,7 +31,7 @@ impl<C: Connection, W> Core<C, W> {
     ) -> Vec<Effect<C, W>> {
         let fits = self.open() <= self.limit();
         let no_room = self.no_room();
-        let idle_pool = self.retired && self.waiters.is_empty();
+        let idle_pool = self.retired && self.line.is_empty();
         let too_old = self.is_too_old(now, held.born);
         let Some(origin) = self.origin_mut(held.origin) else {
             self.counters.count_closed(CloseReason::Removed);
@@ -57,7 +58,7 @@ impl<C: Connection, W> Core<C, W> {
         }
         origin.idle.push_back(held);
         // With one endpoint, and nobody who waits, nothing has become due.
-        match self.waiters.is_empty() && self.origins.len() == 1 && !self.retired {
+        match self.line.is_empty() && self.origins.len() == 1 && !self.retired {
             true => Vec::new(),
             false => self.pump(now),
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConnId, Connection, Held, OriginId};
+use super::{ConnId, Connection, Held, OriginId, Seat};
 use crate::pool::counters::CloseReason;
 
 /// Most requests at a time on one connection, whatever the server allows: one that fails takes no more
@@ -57,6 +57,7 @@ impl<C: Connection> Shared<C> {
             born: self.born,
             idle_since,
             granted: now,
+            seat: Seat::SHARED,
         })
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use forebay_proto::AdaptiveParams;
+
 use super::ejection::{Rules, State};
+pub(in crate::pool) use crate::pool::claim::{Ask, FlowId, Priority};
 use crate::pool::counters::{CloseReason, Fault};
 
 /// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
@@ -61,7 +64,19 @@ pub(in crate::pool) struct Ticket(pub(super) u64);
 
 /// A request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::pool) struct WaiterId(pub(super) u64);
+pub(in crate::pool) struct WaiterId {
+    pub(super) seq: u64,
+    pub(super) seat: Seat,
+}
+
+/// The flow that a request counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pool) struct Seat(pub(super) usize);
+
+impl Seat {
+    /// That of all who belong to no flow.
+    pub(super) const SHARED: Self = Self(0);
+}
 
 /// An open connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +106,8 @@ pub(in crate::pool) struct Shape {
     pub(in crate::pool) ejection: Rules,
     /// Endpoints are checked.
     pub(in crate::pool) checked: bool,
+    /// Less than the size is let in while the engine is slow.
+    pub(in crate::pool) adaptive: Option<AdaptiveParams>,
 }
 
 /// A connection with its history, or one request's place on a shared one. Idle ones live in the core,
@@ -110,6 +127,8 @@ pub(in crate::pool) struct Held<C> {
     pub(super) born: Duration,
     pub(super) idle_since: Duration,
     pub(super) granted: Duration,
+    /// While it is on loan: whose request it carries.
+    pub(super) seat: Seat,
 }
 
 impl<C> Held<C> {
@@ -139,7 +158,12 @@ pub(in crate::pool) enum Outcome {
 /// Why a waiter is sent away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::pool) enum Refused {
+    /// The line is full, and his flow has more of it than others.
     QueueFull,
+    /// The same; he was in it, and made room for one of a flow that has less.
+    Displaced,
+    /// The line is full of others' requests, none of whom has more than he would.
+    Crowded,
     ConnectFailed(Arc<str>),
     /// There is none that it may go to.
     NoEndpoint,
@@ -218,4 +242,8 @@ pub(in crate::pool) struct Census {
     pub(in crate::pool) draining_requests: usize,
     /// Connections kept open ahead of need now.
     pub(in crate::pool) floor: usize,
+    /// Most requests in flight that are let in now.
+    pub(in crate::pool) admitted: usize,
+    /// Flows that have requests in flight or in line.
+    pub(in crate::pool) flows: usize,
 }

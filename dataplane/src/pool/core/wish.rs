@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Connection, Core, Effect, Refused, Ticket, Wish,
+    Connection, Core, Effect, Refused, Ticket, WaiterId, Wish,
+    flow::Waiter,
     origin::{Origin, Phase},
     pump::patience,
 };
@@ -18,15 +19,8 @@ impl<C: Connection, W> Core<C, W> {
         room: usize,
         effects: &mut Vec<Effect<C, W>>,
     ) -> usize {
-        if self.waiters.iter().all(|waiter| waiter.wish.is_any()) {
-            return 0;
-        }
-        let wishes = self.waiters.iter().map(|waiter| &waiter.wish);
-        let wishes: Vec<Wish> = wishes
-            .filter(|wish| !wish.is_any())
-            .take(room)
-            .cloned()
-            .collect();
+        let wishes = self.line.wishes().into_iter().take(room);
+        let wishes: Vec<Wish> = wishes.map(|waiter| waiter.wish.clone()).collect();
         let mut theirs: Vec<Ticket> = Vec::new();
         for wish in &wishes {
             let under_way = self.connecting.iter().find(|connect| {
@@ -66,19 +60,15 @@ impl<C: Connection, W> Core<C, W> {
     /// Sends those away for whom nothing can come: their endpoint is gone, or cannot be reached; or there is no other
     /// than those that they tried.
     pub(super) fn refuse_wishes(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
-        let mut at = 0;
-        while let Some(waiter) = self.waiters.get(at) {
+        let hopeless = |waiter: &Waiter<W>| {
             let waited = now.saturating_sub(waiter.arrived);
-            let why = match waiter.wish.is_any() {
-                true => None,
-                false => self.is_hopeless(now, &waiter.wish, waited),
-            };
-            let Some(why) = why else {
-                at += 1;
-                continue;
-            };
-            if let Some(waiter) = self.waiters.remove(at) {
-                let waiter = waiter.waiter;
+            let why = self.is_hopeless(now, &waiter.wish, waited)?;
+            Some((waiter.id, why))
+        };
+        let wishes = self.line.wishes().into_iter();
+        let hopeless: Vec<(WaiterId, Refused)> = wishes.filter_map(hopeless).collect();
+        for (id, why) in hopeless {
+            if let Some(waiter) = self.line.remove(id) {
                 effects.push(Effect::Refuse { waiter, why });
             }
         }

@@ -8,7 +8,9 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum Event {
-    Acquire,
+    Acquire(u64),
+    Answered(usize, u64),
+    Adaptive(u32),
     AcquireAgain,
     AcquireFresh,
     /// From this endpoint alone.
@@ -59,7 +61,9 @@ fn fault() -> impl Strategy<Value = Option<Fault>> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        8 => Just(Event::Acquire),
+        8 => (0_u64..6).prop_map(Event::Acquire),
+        1 => (any::<usize>(), 0_u64..900).prop_map(|(at, took)| Event::Answered(at, took)),
+        1 => (0_u32..4).prop_map(Event::Adaptive),
         1 => Just(Event::AcquireAgain),
         1 => Just(Event::AcquireFresh),
         1 => (0_u64..4).prop_map(Event::AcquireFrom),
@@ -86,8 +90,10 @@ fn event() -> impl Strategy<Value = Event> {
 /// The same, many times faster, for the long run.
 fn any_event(dice: &mut fastrand::Rng) -> Event {
     let at = dice.usize(..);
-    match dice.u8(0..58) {
-        0..8 => Event::Acquire,
+    match dice.u8(0..60) {
+        58 => Event::Answered(at, dice.u64(0..900)),
+        59 => Event::Adaptive(dice.u32(0..4)),
+        0..8 => Event::Acquire(dice.u64(0..6)),
         8 => Event::AcquireAgain,
         9 => Event::AcquireFresh,
         10..12 => Event::Cancel(at),
@@ -129,33 +135,51 @@ fn any_event(dice: &mut fastrand::Rng) -> Event {
     }
 }
 
+/// A flow and what its requests claim: weights and priorities differ.
+fn ask_of(flow: u64) -> Ask {
+    Ask {
+        weight: (flow % 3 + 1) as u32,
+        priority: Priority::ALL[(flow as usize + 1) % 3],
+        cost: (flow % 2 * 7 + 1) as u32,
+        ..of(flow)
+    }
+}
+
+/// Of one who had his turn: he goes before everybody.
+const AGAIN: u64 = 99;
+
 /// What the core may do: who waits, in which order, and who may be served before whom.
 #[derive(Debug, Default)]
 struct Model {
-    line: VecDeque<(u64, bool)>,
+    /// Who, whether he needs a fresh one or certain endpoints, and his flow.
+    line: VecDeque<(u64, bool, u64)>,
+    adaptive: u32,
     granted: usize,
     size: usize,
 }
 
 impl Model {
-    /// Takes note of what was granted since the last time: in order, but past those who need a fresher
-    /// connection, and never to somebody who does not wait.
+    /// Takes note of what was granted since the last time: those who had their turn before the others, and each
+    /// flow in order; but past those who need a fresher connection, and never to somebody who does not wait.
     fn follow(&mut self, shell: &Shell) {
         for waiter in &shell.granted[self.granted..] {
-            let at = self.line.iter().position(|(known, _)| known == waiter);
+            let at = self.line.iter().position(|(known, ..)| known == waiter);
             let at = at.unwrap_or_else(|| panic!("{waiter} does not wait"));
-            let passed = self.line.range(..at);
+            let (_, _, flow) = self.line[at];
+            let first = |other: &u64| *other == flow || *other == AGAIN;
+            let passed = self.line.range(..at).filter(|(_, _, flow)| first(flow));
+            let passed: Vec<_> = passed.collect();
             // What one endpoint alone is asked for, others may not be allowed to have.
             let may_pass = shell.wanted_one.contains(waiter);
             assert!(
-                may_pass || passed.clone().all(|(_, fresh)| *fresh),
+                may_pass || passed.iter().all(|(_, fresh, _)| *fresh),
                 "3: {waiter} was served before {passed:?}"
             );
             self.line.remove(at);
         }
         self.granted = shell.granted.len();
         self.line
-            .retain(|(waiter, _)| shell.waiters.contains_key(waiter));
+            .retain(|(waiter, ..)| shell.waiters.contains_key(waiter));
         assert_eq!(self.line.len(), shell.waiters.len());
     }
 }
@@ -181,25 +205,27 @@ fn play(shell: &mut Shell, model: &mut Model, event: Event) {
 /// What requests do.
 fn ask(shell: &mut Shell, model: &mut Model, event: &Event) {
     match *event {
-        Event::Acquire => {
-            model.line.push_back((shell.next + 1, false));
-            shell.acquire();
+        Event::Acquire(flow) => {
+            model.line.push_back((shell.next + 1, false, flow));
+            shell.acquire_as(&ask_of(flow), Place::Back);
         }
         Event::AcquireAgain => {
-            model.line.push_front((shell.next + 1, false));
+            model.line.push_front((shell.next + 1, false, AGAIN));
             shell.acquire_at(Place::Front);
         }
         Event::AcquireFresh => {
-            model.line.push_front((shell.next + 1, true));
+            model.line.push_front((shell.next + 1, true, AGAIN));
             shell.acquire_at(Place::FrontForFresh);
         }
         Event::AcquireFrom(endpoint) => {
-            model.line.push_back((shell.next + 1, true));
+            // One of a flow like all others.
+            let flow = endpoint;
+            model.line.push_back((shell.next + 1, true, flow));
             let only = Some(EndpointKey(endpoint));
-            shell.acquire_wish(Place::Back, Wish { only, not: vec![] });
+            shell.acquire_by(&ask_of(flow), Place::Back, Wish { only, not: vec![] });
         }
         Event::AcquireElsewhere(bits) => {
-            model.line.push_front((shell.next + 1, true));
+            model.line.push_front((shell.next + 1, true, AGAIN));
             let not = (0..4).filter(|n| bits & (1 << n) != 0).map(OriginId);
             let not = not.collect();
             shell.acquire_wish(Place::Front, Wish { only: None, not });
@@ -260,6 +286,18 @@ fn happen(shell: &mut Shell, event: &Event) {
                 shell.run(effects);
             }
         }
+        Event::Answered(at, took) => {
+            let answered = Answered {
+                sent: shell.now.saturating_sub(Duration::from_millis(took)),
+                bytes: at % 100_000,
+                how: match at % 7 {
+                    0 => How::Refused,
+                    _ => How::Stream(Duration::from_millis(took)),
+                },
+            };
+            let effects = shell.core.answered(shell.now, &answered);
+            shell.run(effects);
+        }
         Event::Streams(streams) => shell.streams = streams,
         Event::Sweep(millis) => shell.sweep(millis),
         _ => {}
@@ -279,14 +317,21 @@ fn configure(shell: &mut Shell, model: &mut Model, event: &Event) {
             let bits = |bits: u8| (0..4).filter(move |n| bits & (1 << n) != 0);
             let origins: Vec<u64> = bits(origins).collect();
             let changed: Vec<u64> = bits(changed).filter(|n| !origins.contains(n)).collect();
+            let adaptive = forebay_proto::AdaptiveParams {
+                min: model.adaptive.min(size as u32),
+                target_first_byte: None,
+                tolerance_percent: 150,
+            };
             let shape = Shape {
                 warm,
                 max_waiting: 5,
                 checked: true,
+                adaptive: (model.adaptive > 0).then_some(adaptive),
                 ..shape(size)
             };
             shell.reshape_with(shape, &origins, &changed);
         }
+        Event::Adaptive(min) => model.adaptive = min,
         Event::Retire => {
             let effects = shell.core.retire(shell.now);
             shell.run(effects);
@@ -309,6 +354,12 @@ fn check(shell: &Shell) {
         trials.len(),
         shell.trials().count(),
         "8: two trials at once"
+    );
+    let counted = shell.core.line.in_flight();
+    assert_eq!(
+        counted,
+        shell.leases.len(),
+        "9: each is counted for its flow"
     );
     let census = shell.census();
     assert_eq!(census.connecting, shell.connects.len());

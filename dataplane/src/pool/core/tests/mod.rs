@@ -5,11 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 mod balance;
 mod ejection;
 mod histories;
+mod overload;
 mod rules;
 mod shared;
+mod turns;
 mod warmth;
 
-use super::*;
+use super::{
+    flow::Waiter,
+    line::MOST_FLOWS,
+    types::{FlowId, Priority},
+    *,
+};
 use crate::pool::counters::{Fault, Turn, Verdict};
 
 /// A connection that carries so many requests at a time; 0 stands for one of HTTP/1.1.
@@ -43,12 +50,14 @@ impl<C: Connection, W> Core<C, W> {
             open <= most || self.resting() == 0,
             "1: over size with idle ones"
         );
-        let room = in_flight < self.shape.size && self.busy() < most;
+        self.line.assert_invariants();
+        assert!(self.admitted() <= self.shape.size, "7: more is let in");
+        let room = in_flight < self.admitted() && self.busy() < most;
         let backing_off = self
             .origins
             .iter()
             .all(|origin| !self.may_dial(now, origin) || !self.takes(now, origin));
-        if !self.waiters.is_empty() && room {
+        if !self.line.is_empty() && room {
             let served = |waiter: &Waiter<W>| {
                 let mut origins = self.origins.iter();
                 origins.any(|origin| {
@@ -57,11 +66,11 @@ impl<C: Connection, W> Core<C, W> {
                 })
             };
             assert!(
-                !self.waiters.iter().any(served),
+                !self.line.iter().any(served),
                 "4: a waiter beside an idle connection for him"
             );
-            let plain = self.waiters.iter().filter(|w| w.wish.is_any()).count();
-            let wanted = plain.min(self.shape.size - in_flight);
+            let plain = self.line.iter().filter(|w| w.wish.is_any()).count();
+            let wanted = plain.min(self.admitted() - in_flight);
             assert!(
                 self.expected(now) >= wanted || open >= most || backing_off,
                 "4: too few connects"
@@ -93,6 +102,18 @@ fn shape(size: usize) -> Shape {
         max_age: None,
         ejection: RULES,
         checked: false,
+        adaptive: None,
+    }
+}
+
+/// One of a flow.
+fn of(flow: u64) -> Ask {
+    Ask {
+        flow: match flow {
+            0 => FlowId::SHARED,
+            n => FlowId::new(n + 1),
+        },
+        ..Ask::default()
     }
 }
 
@@ -214,12 +235,24 @@ impl Shell {
     }
 
     fn acquire_wish(&mut self, place: Place, wish: Wish) -> u64 {
+        self.acquire_by(&Ask::default(), place, wish)
+    }
+
+    fn acquire_of(&mut self, flow: u64) -> u64 {
+        self.acquire_as(&of(flow), Place::Back)
+    }
+
+    fn acquire_as(&mut self, ask: &Ask, place: Place) -> u64 {
+        self.acquire_by(ask, place, Wish::default())
+    }
+
+    fn acquire_by(&mut self, ask: &Ask, place: Place, wish: Wish) -> u64 {
         self.next += 1;
         let waiter = self.next;
         self.wanted_one.extend(wish.only.map(|_| waiter));
         if place == Place::Back
             && wish.is_any()
-            && let Some((held, effects)) = self.core.take_at_once(self.now)
+            && let Some((held, effects)) = self.core.take_at_once(self.now, ask)
         {
             self.check_grant(waiter, &held);
             self.at_once.push(waiter);
@@ -228,7 +261,7 @@ impl Shell {
             self.run(effects);
             return waiter;
         }
-        let (id, effects) = self.core.acquire(self.now, waiter, place, wish);
+        let (id, effects) = self.core.acquire(self.now, ask, waiter, place, wish);
         self.waiters.insert(waiter, id);
         self.run(effects);
         waiter

@@ -218,10 +218,10 @@ fn an_endpoint_that_accepts_and_closes_is_treated_as_one_that_refuses() {
             let leases: Vec<_> = shell.leases.keys().copied().collect();
             for waiter in leases {
                 shell.release(waiter, Outcome::Broken(CloseReason::Upstream));
-                let (id, effects) =
-                    shell
-                        .core
-                        .acquire(shell.now, waiter, Place::Front, Wish::default());
+                let (ask, wish) = (Ask::default(), Wish::default());
+                let place = Place::Front;
+                let acquired = shell.core.acquire(shell.now, &ask, waiter, place, wish);
+                let (id, effects) = acquired;
                 shell.waiters.insert(waiter, id);
                 shell.run(effects);
             }
