@@ -204,6 +204,50 @@ async fn who_gives_up_before_his_turn_is_not_sent_upstream() {
     assert_eq!(left, 3.0);
 }
 
+/// Its next byte is a comment: that it waits for an answer for longer than it would for a byte is no reason to refuse it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_given_comments_does_not_give_up() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = mock(50).await;
+    let streaming = wire::Streaming {
+        keep_alive: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        ..wire::Streaming::default()
+    };
+    cluster
+        .create_and_wait(wire::Model {
+            streaming: Some(streaming),
+            ..model(&upstream, 1, queue(10))
+        })
+        .await;
+    let client = worker.client();
+    let held = TaskTracker::new().spawn({
+        let client = client.clone();
+        async move { client.finish("m", Chat::Whole, 120).await }
+    });
+    eventually("the slot is taken", async || {
+        (upstream.stats().in_flight == 1).then_some(())
+    })
+    .await;
+    let ask = |chat, seconds| {
+        let request = client.chat("m", chat, 1);
+        request.header("x-stainless-read-timeout", seconds).send()
+    };
+    // No stream, no comments; and one who would have given up before the first of them.
+    assert_eq!(ask(Chat::Whole, "1.5").await.unwrap().status(), 503);
+    assert_eq!(ask(Chat::Stream, "0.5").await.unwrap().status(), 503);
+    let stream = ask(Chat::Stream, "1.2").await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let text = stream.text().await.unwrap();
+    assert!(
+        text.starts_with(": keep-alive") && text.contains("[DONE]"),
+        "{text}"
+    );
+    assert_eq!(held.await.unwrap(), Ended::Well);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_of_all_requests_together_are_bounded() {
     let mut cluster = Cluster::start().await;
