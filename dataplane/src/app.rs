@@ -284,9 +284,7 @@ impl Parts {
         let ending = Arc::new(Ending::default());
         let bodies = (settings.max_body_bytes, settings.max_buffered_bytes);
         let grace = settings.grace;
-        if exposed && keys.load().is_empty() {
-            warn_of_exposure(gateway_addr);
-        }
+        warn_of_exposure(exposed && keys.load().is_empty(), gateway_addr);
         let serving = Gateway::new(
             (live.clone(), keys.clone()),
             metrics.clone(),
@@ -331,11 +329,13 @@ fn identity(
     })
 }
 
-fn warn_of_exposure(addr: SocketAddr) {
-    tracing::warn!(
-        %addr,
-        "the gateway can be reached from other machines: until there is a key, nobody is let in"
-    );
+fn warn_of_exposure(nobody_has_a_key: bool, addr: SocketAddr) {
+    if nobody_has_a_key {
+        tracing::warn!(
+            %addr,
+            "the gateway can be reached from other machines: until there is a key, nobody is let in"
+        );
+    }
 }
 
 async fn bind(
