@@ -198,8 +198,13 @@ impl BoundWorker {
                 admin,
                 stream,
             }) => {
-                let gateway = taken("--listen", settings.listen, gateway)?;
-                let admin = taken("--admin-listen", settings.admin_listen, admin)?;
+                let gateway = taken("--listen", settings.listen, exposure, gateway)?;
+                let admin = taken(
+                    "--admin-listen",
+                    settings.admin_listen,
+                    settings.exposure,
+                    admin,
+                )?;
                 (gateway, admin, Some(stream))
             }
             None => {
@@ -367,10 +372,14 @@ async fn take(
 fn taken(
     flag: &'static str,
     addr: SocketAddr,
+    exposure: Exposure,
     listener: TcpListener,
 ) -> Result<(TcpListener, SocketAddr), WorkerError> {
     let bound = listener.local_addr();
     let bound = bound.map_err(|error| WorkerError::Bind { flag, addr, error })?;
+    if exposure == Exposure::LoopbackOnly && !bound.ip().is_loopback() {
+        return Err(WorkerError::Exposed { flag, addr: bound });
+    }
     if addr.port() != 0 && addr != bound {
         return Err(WorkerError::TakeOver(format!(
             "{flag} {addr} is not where that process listens ({bound}); take over with the same addresses, and move \

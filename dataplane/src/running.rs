@@ -1,7 +1,6 @@
 //! A worker that runs: in which order its parts begin, and in which they end (`ending.rs` has the stages).
 
 use std::{
-    io,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -20,7 +19,7 @@ use crate::{
     app::{BoundWorker, Parts, Place, WorkerError},
     config_client::{ConfigStatus, follow},
     ending::{Ending, Stage},
-    handover::{Lines, Offer, READY_WITHIN, Resting, adopt, ready},
+    handover::{CONFIGURED_WITHIN, HandoverError, Lines, Offer, Resting, adopt, ready},
     live::LiveCell,
     metrics::Metrics,
     pool::SWEEP,
@@ -57,7 +56,21 @@ impl BoundWorker {
         let (orders, ordered) = mpsc::channel(1);
         loops.spawn(follow(client, remake, ordered, over.clone()));
         let (adopt_to, adopted) = mpsc::channel(ADOPTED);
-        if let Some(offer) = take_place(self.place, &live, adopt_to, &mut loops).await? {
+        let taken = tokio::select! {
+            taken = take_place(self.place, &live, adopt_to, (&mut loops, &over)) => taken,
+            // The one before serves on.
+            () = shutdown.cancelled() => Err(WorkerError::TakeOver("told to stop".to_owned())),
+        };
+        let offer = match taken {
+            Ok(offer) => offer,
+            Err(error) => {
+                // In good order: that a configuration was tried here says nothing against it.
+                over.cancel();
+                while loops.join_next().await.is_some() {}
+                return Err(error);
+            }
+        };
+        if let Some(offer) = offer {
             let lines = Lines {
                 listeners: [duplicate(&self.gateway.0)?, duplicate(&self.admin.0)?],
                 orders,
@@ -109,9 +122,9 @@ async fn configured(live: &LiveCell) -> Result<(), WorkerError> {
             sleep(LOOK_EVERY).await;
         }
     };
-    if timeout(READY_WITHIN, waiting).await.is_err() {
+    if timeout(CONFIGURED_WITHIN, waiting).await.is_err() {
         return Err(WorkerError::TakeOver(format!(
-            "no configuration within {READY_WITHIN:?}"
+            "no configuration within {CONFIGURED_WITHIN:?}"
         )));
     }
     let models: Vec<ModelId> = live.load().models.keys().cloned().collect();
@@ -124,7 +137,7 @@ async fn take_place(
     place: Place,
     live: &LiveCell,
     adopted: mpsc::Sender<Resting>,
-    loops: &mut JoinSet<()>,
+    (loops, over): (&mut JoinSet<()>, &CancellationToken),
 ) -> Result<Option<Offer>, WorkerError> {
     let (place, mut stream) = match place {
         Place::None => return Ok(None),
@@ -132,9 +145,9 @@ async fn take_place(
         Place::Taken(place, stream) => (place, stream),
     };
     configured(live).await?;
-    let failed = |error: io::Error| WorkerError::TakeOver(error.to_string());
+    let failed = |error: HandoverError| WorkerError::TakeOver(error.to_string());
     ready(&mut stream).await.map_err(failed)?;
-    loops.spawn(adopt(stream, adopted));
+    loops.spawn(adopt(stream, adopted, over.clone()));
     let offer = Offer::replace(&place);
     let offer = offer.inspect_err(
         |error| tracing::warn!(%error, "no other process can take over from this one"),

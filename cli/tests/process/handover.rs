@@ -216,6 +216,71 @@ async fn one_that_cannot_take_over_changes_nothing() {
     );
 }
 
+/// It waits for a configuration when it is told to stop: the old one is what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_stopped_before_it_is_ready_leaves_the_old_one_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = forebay_tests::lasting_addr();
+    let url = format!("http://{control}");
+    let data = dir.path().join("w");
+    let worker = Worker::start_with(&url, "w", &data, &[]).await;
+    let next = Worker::start_with(&url, "w", &data, &["--take-over"]).await;
+    assert_eq!(next.gateway, worker.gateway);
+    let (code, _, err) = next.process.terminate().await;
+    // Without a code if it had not come to listen to signals.
+    assert!(matches!(code, None | Some(1)), "{code:?} {err}");
+    let any = MockConfig {
+        models: Vec::new(),
+        ..MockConfig::default()
+    };
+    let upstream = MockServer::start(any).await.unwrap();
+    let scene = Scene {
+        control: Control::start(&control.to_string(), &dir.path().join("control"), &[]).await,
+        dir,
+        upstream,
+    };
+    is_as_before(&scene, &worker, "m").await;
+}
+
+/// The heir ends while the old process still answers: its place is free, and the stream goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_heir_ends_another_one_can_come() {
+    let scene = Scene::new().await;
+    let worker = scene.worker(&[]).await;
+    let client = worker.client();
+    let mut stream = JoinSet::new();
+    stream.spawn(async move { client.finish("m", Chat::Stream, 1_000).await });
+    eventually("the stream runs", async || {
+        (scene.upstream.stats().in_flight == 1).then_some(())
+    })
+    .await;
+    let heir = scene.worker(&["--take-over"]).await;
+    heir.process.kill().await;
+    let (control, data) = (scene.control.url(), scene.data());
+    let (listen, admin) = (worker.gateway.to_string(), worker.admin.to_string());
+    let data = data.to_str().unwrap();
+    let args = [
+        "worker",
+        "--control",
+        &control,
+        "--worker-id",
+        "w",
+        "--data-dir",
+        data,
+    ];
+    let there = ["--take-over", "--listen", &listen, "--admin-listen", &admin];
+    let mut third = Process::start(FOREBAY, &[&args[..], &there].concat(), &[]);
+    third.printed("gateway   http://").await;
+    eventually("it serves", async || {
+        let status = Client::new(worker.gateway).status("m").await?;
+        (status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(stream.join_all().await, [Ended::Well]);
+    let (code, _, err) = worker.process.end().await;
+    assert_eq!(code, Some(0), "{err}");
+}
+
 /// Where the worker of a test is asked.
 fn place(data_dir: &Path) -> std::path::PathBuf {
     data_dir.join("worker/w/handover.sock")

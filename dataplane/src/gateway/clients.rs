@@ -177,6 +177,12 @@ impl Presence {
         self.busy.load(Relaxed) == 0
     }
 
+    /// The less it is, the sooner it may give way.
+    fn how_dear(&self) -> (bool, u64) {
+        let moves = self.head.load(Relaxed) != 0 || self.held_up.load(Relaxed) != 0;
+        (moves, self.since.load(Relaxed))
+    }
+
     /// Why it has to go, if it has to.
     fn verdict(&self, limits: &ClientLimits) -> Option<ClientClosed> {
         let now = self.clock.now();
@@ -347,16 +353,17 @@ impl Clients {
         self.metrics.clients(resting, self.all.len() - resting);
     }
 
-    /// Those that have rested longest give way: so many of them, if there are as many.
+    /// Those that have rested longest give way: so many of them, if there are as many. Those on which something is on its
+    /// way, the end of an answer or the beginning of a request, come last.
     fn yield_some(&mut self, of: Option<Peer>, most: usize) {
-        let mut resting: Vec<(u64, Id)> = self
+        let mut resting: Vec<((bool, u64), Id)> = self
             .all
             .iter()
             .filter(|(_, client)| of.is_none_or(|peer| peer == client.peer))
             .filter(|(_, client)| client.presence.is_at_rest())
-            .map(|(id, client)| (client.presence.since.load(Relaxed), *id))
+            .map(|(id, client)| (client.presence.how_dear(), *id))
             .collect();
-        resting.sort_unstable_by_key(|(since, _)| *since);
+        resting.sort_unstable_by_key(|(dear, _)| *dear);
         for (_, id) in resting.into_iter().take(most) {
             self.close(id, ClientClosed::Evicted);
         }

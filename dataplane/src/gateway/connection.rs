@@ -82,6 +82,7 @@ pub(super) async fn serve(
 ) {
     let ending = proxy.ending.clone();
     let speaks = tokio::select! {
+        biased;
         speaks = first_bytes(&socket, &read) => speaks,
         () = ending.reached(Stage::Draining) => Speaks::Nothing,
     };
@@ -275,10 +276,10 @@ impl Body for Tracked {
 
 /// The socket as hyper has it: what passes is noted.
 #[derive(Debug)]
-struct ClientSocket {
+pub(super) struct ClientSocket {
     socket: SharedSocket<TcpStream>,
     /// What comes first.
-    ahead: Bytes,
+    pub(super) ahead: Bytes,
     presence: Arc<Presence>,
 }
 

@@ -66,8 +66,13 @@ impl Crowd {
         }
     }
 
-    /// Lets everybody finish, for so long. False if somebody did not.
-    pub(super) async fn finish(&mut self, within: Duration) -> bool {
+    /// Lets everybody finish, for so long; who still comes from another process goes on to the next one, or is closed.
+    /// False if somebody did not.
+    pub(super) async fn finish(
+        &mut self,
+        within: Duration,
+        adopted: &mut mpsc::Receiver<Resting>,
+    ) -> bool {
         let deadline = Instant::now() + within;
         loop {
             tokio::select! {
@@ -75,6 +80,7 @@ impl Crowd {
                     Some(ended) => self.gone(ended),
                     None => return true,
                 },
+                Some(resting) = adopted.recv() => self.take_over(resting),
                 _ = self.ticks.tick() => self.sweep(),
                 () = sleep_until(deadline) => return false,
             }

@@ -16,8 +16,9 @@ use hyper::{
     server::conn::{http1, http2},
     service::HttpService,
 };
+use hyper_util::rt::TokioIo;
 
-use super::hangup::Hangups;
+use super::{connection::ClientSocket, hangup::Hangups};
 use crate::ending::{Ending, Stage};
 
 /// How a connection ended.
@@ -64,13 +65,12 @@ fn says_close(headers: &HeaderMap) -> bool {
 }
 
 /// HTTP/1.1.
-pub(super) async fn http1<I, S>(
-    mut connection: http1::Connection<I, S>,
+pub(super) async fn http1<S>(
+    mut connection: http1::Connection<TokioIo<ClientSocket>, S>,
     lasting: &Lasting,
     ending: &Ending,
 ) -> Ended
 where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
     S: HttpService<Incoming> + Unpin,
     S::Future: Unpin,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -78,6 +78,8 @@ where
     <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut stages = ending.watch();
+    // It may have begun when the connection did.
+    stages.mark_changed();
     let ended = loop {
         tokio::select! {
             biased;
@@ -102,7 +104,11 @@ where
             tracing::debug!(%error, "client connection ended");
             Ended::Broken
         }
-        Ok(()) if at_rest => Ended::AtRest(connection.into_parts().read_buf),
+        Ok(()) if at_rest => {
+            let parts = connection.into_parts();
+            let unread = parts.io.into_inner().ahead;
+            Ended::AtRest([parts.read_buf, unread].concat().into())
+        }
         Ok(()) => Ended::Over,
     }
 }
@@ -123,6 +129,8 @@ where
     Hangups: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
     let mut stages = ending.watch();
+    // It may have begun when the connection did.
+    stages.mark_changed();
     let mut connection = pin!(connection);
     let mut draining = false;
     loop {

@@ -136,11 +136,11 @@ impl Gateway {
         let ending = self.proxy.ending.clone();
         let mut crowd = Crowd::new(self.proxy, self.most_connections);
         crowd.serve(listener, &mut adopted).await;
-        if !crowd.finish(self.grace).await {
+        if !crowd.finish(self.grace, &mut adopted).await {
             tracing::warn!(grace = ?self.grace, "requests still in flight are cut");
             ending.advance(Stage::Cut);
             // Who does not read what he is told is not waited for.
-            crowd.finish(LAST_WORDS).await;
+            crowd.finish(LAST_WORDS, &mut adopted).await;
         }
         crowd.close().await;
     }
@@ -193,7 +193,10 @@ async fn serve(
             }
             response
         }
-        None => refuse(&GatewayError::Draining, dialect, &mut record),
+        None => {
+            presence.leaves_unread();
+            refuse(&GatewayError::Draining, dialect, &mut record)
+        }
     };
     if parts.version <= Version::HTTP_11 && proxy.ending.has_reached(Stage::Leaving) {
         let close = HeaderValue::from_static("close");

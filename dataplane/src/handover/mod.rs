@@ -10,13 +10,15 @@
 //!   puts in force what is on disk, follows the
 //!   control plane, warms its pools
 //!   Ready ────────────────────────────────────────▶ accepts no more; requests and streams come to their end there
+//!         ◀───────────────────────────────────── Gone
 //!   serves   ◀────────────────────────── Connection …   each client's connection as it comes to rest
 //!         ◀──────────────────────────────────── closes   at its end, or at the end of its grace
 //! ```
 //!
 //! The listening sockets stay the same, and with them the line of those that are not accepted yet: nobody is refused.
 //! Until `Ready` the old one goes back to what it was when the new one closes, says nothing for too long, or breaks the
-//! protocol: then it begins to follow the control plane again. It must not know of HTTP; what rests is for the gateway
+//! protocol: then it says so (`Refused`), and begins to follow the control plane again. If the old one dies meanwhile, the
+//! new one has its listeners, and serves. It must not know of HTTP; what rests is for the gateway
 //! to say.
 
 mod offer;
@@ -39,8 +41,9 @@ pub(crate) use self::{
 
 /// The protocol spoken.
 const VERSION: &[u8] = b"1";
-/// How long the new one may take to be ready.
-pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long the new one may take to be ready, and how long it gives itself.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const CONFIGURED_WITHIN: Duration = Duration::from_secs(40);
 /// How long either may take for one message.
 const SAY_WITHIN: Duration = Duration::from_secs(10);
 /// The socket's name, in the worker's data directory.

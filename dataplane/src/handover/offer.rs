@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, ErrorKind},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -41,6 +44,8 @@ pub(crate) struct Lines {
 pub(crate) struct Offer {
     listener: UnixListener,
     path: PathBuf,
+    /// Tells whether the name is still this one's.
+    inode: u64,
 }
 
 impl Offer {
@@ -61,9 +66,11 @@ impl Offer {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        let listener = UnixListener::bind(path)?;
         Ok(Self {
-            listener: UnixListener::bind(path)?,
+            listener,
             path: path.to_owned(),
+            inode: std::fs::symlink_metadata(path)?.ino(),
         })
     }
 
@@ -74,31 +81,46 @@ impl Offer {
         stopping: CancellationToken,
         over: CancellationToken,
     ) {
-        let stopped = async {
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = lines.ending.reached(Stage::Draining) => {}
-                () = over.cancelled() => {}
-            }
-        };
         let heir = tokio::select! {
-            heir = self.find_heir(&lines) => heir,
-            () = stopped => {
-                // What is there no more is not asked.
-                drop(std::fs::remove_file(&self.path));
-                return;
-            }
+            heir = self.find_heir(&lines, &stopping) => heir,
+            () = over.cancelled() => None,
         };
-        // The name is the heir's from now on.
+        let Some(heir) = heir else {
+            self.withdraw();
+            return;
+        };
+        // The name is the heir's from now on, and so is the line of those that are not accepted yet: if it ends, that
+        // must be seen.
         drop(self.listener);
+        let Lines {
+            listeners, ending, ..
+        } = lines;
+        drop(listeners);
         let (to, resting) = mpsc::channel(WAITING);
-        lines.ending.hand_over(to);
+        ending.hand_over(to);
+        drop(ending);
         give(heir, resting).await;
     }
 
-    async fn find_heir(&self, lines: &Lines) -> UnixStream {
+    /// What is there no more is not asked.
+    fn withdraw(&self) {
+        let there = std::fs::symlink_metadata(&self.path);
+        if there.is_ok_and(|there| there.ino() == self.inode) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+
+    /// One that has taken over; none once this process stops. An offer that was begun is not taken back: the other one
+    /// may be serving already.
+    async fn find_heir(&self, lines: &Lines, stopping: &CancellationToken) -> Option<UnixStream> {
         loop {
-            let mut stream = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return None,
+                () = lines.ending.reached(Stage::Leaving) => return None,
+                accepted = self.listener.accept() => accepted,
+            };
+            let mut stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::error!(%error, "nobody can take over for a while");
@@ -107,7 +129,7 @@ impl Offer {
                 }
             };
             match self.offer(&mut stream, lines).await {
-                Ok(()) => return stream,
+                Ok(()) => return Some(stream),
                 Err(error) => tracing::warn!(%error, "not taken over, serving on"),
             }
         }
@@ -150,11 +172,19 @@ impl Offer {
                 None => Err(HandoverError::Protocol("ended before it was ready")),
             }
         };
-        let taken = taken.await;
-        if taken.is_err() {
-            drop(lines.orders.send(Order::GoOn).await);
-        }
-        taken
+        let taken = match taken.await {
+            // Whoever does not read that is gone.
+            Ok(()) => {
+                lines.ending.advance(Stage::Draining);
+                drop(timeout(SAY_WITHIN, say(stream, Word::Gone, &[], &[])).await);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let why = taken.to_string();
+        drop(timeout(SAY_WITHIN, say(stream, Word::Refused, &[], why.as_bytes())).await);
+        drop(lines.orders.send(Order::GoOn).await);
+        Err(taken)
     }
 }
 

@@ -1,15 +1,13 @@
 //! The new process: asks for the listeners, says when it is ready, and gets connections from then on.
 
-use std::{
-    io::{self, ErrorKind},
-    path::Path,
-};
+use std::{io::ErrorKind, path::Path};
 
 use tokio::{
     net::{TcpListener, UnixStream},
     sync::mpsc,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     HandoverError, Resting, SAY_WITHIN, VERSION, connection, listener,
@@ -48,7 +46,7 @@ pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverErro
             let why = String::from_utf8_lossy(&message.content).into_owned();
             return Err(HandoverError::Refused(why));
         }
-        Word::Hello | Word::Ready | Word::Connection => None,
+        Word::Hello | Word::Ready | Word::Gone | Word::Connection => None,
     };
     let [gateway, admin] = files.ok_or(HandoverError::Protocol("did not send its listeners"))?;
     Ok(Some(Taken {
@@ -58,16 +56,43 @@ pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverErro
     }))
 }
 
-/// Says that this process serves from now on.
-pub(crate) async fn ready(stream: &mut UnixStream) -> io::Result<()> {
-    say(stream, Word::Ready, &[], &[]).await
+/// Says that this process serves from now on, and waits until the old one accepts no more. One that is gone without a
+/// word accepts no more either.
+pub(crate) async fn ready(stream: &mut UnixStream) -> Result<(), HandoverError> {
+    let heard = async {
+        say(stream, Word::Ready, &[], &[]).await?;
+        hear(stream).await
+    };
+    match timeout(SAY_WITHIN, heard).await {
+        Err(_) => Err(HandoverError::Protocol(
+            "did not say that it accepts no more",
+        )),
+        Ok(Ok(Some(message))) if message.word == Word::Gone => Ok(()),
+        Ok(Ok(Some(message))) if message.word == Word::Refused => {
+            let why = String::from_utf8_lossy(&message.content).into_owned();
+            Err(HandoverError::Refused(why))
+        }
+        Ok(Ok(Some(_))) => Err(HandoverError::Protocol("said what it may not")),
+        Ok(Ok(None) | Err(_)) => {
+            tracing::warn!("the process before this one is gone; serving in its place");
+            Ok(())
+        }
+    }
 }
 
 /// Takes the old process's connections as they come to rest, until it ends.
-pub(crate) async fn adopt(mut stream: UnixStream, adopted: mpsc::Sender<Resting>) {
+pub(crate) async fn adopt(
+    mut stream: UnixStream,
+    adopted: mpsc::Sender<Resting>,
+    over: CancellationToken,
+) {
     let mut count = 0_u64;
     loop {
-        let (files, read) = match hear(&mut stream).await {
+        let heard = tokio::select! {
+            heard = hear(&mut stream) => heard,
+            () = over.cancelled() => break,
+        };
+        let (files, read) = match heard {
             Ok(Some(message)) if message.word == Word::Connection => {
                 (message.files, message.content)
             }

@@ -35,16 +35,19 @@ pub(super) enum Word {
     Refused,
     /// The new one: ready to serve, stop accepting.
     Ready,
+    /// The old one: it does not accept any more.
+    Gone,
     /// The old one: a client's connection at rest; its content is what the client sent already.
     Connection,
 }
 
 impl Word {
-    const ALL: [(Self, [u8; 4]); 5] = [
+    const ALL: [(Self, [u8; 4]); 6] = [
         (Self::Hello, *b"HELO"),
         (Self::Listeners, *b"LSTN"),
         (Self::Refused, *b"REFU"),
         (Self::Ready, *b"REDY"),
+        (Self::Gone, *b"GONE"),
         (Self::Connection, *b"CONN"),
     ];
 
