@@ -66,7 +66,7 @@ impl BoundWorker {
             Err(error) => {
                 // In good order: that a configuration was tried here says nothing against it.
                 over.cancel();
-                while loops.join_next().await.is_some() {}
+                joined(loops).await?;
                 return Err(error);
             }
         };
@@ -107,12 +107,17 @@ impl BoundWorker {
                 "upstream connections did not end in time"
             );
         }
-        while let Some(ended) = loops.join_next().await {
-            ended.map_err(|error| WorkerError::Internal(error.to_string()))?;
-        }
+        joined(loops).await?;
         admin_task.shutdown().await;
         Ok(())
     }
+}
+
+async fn joined(mut loops: JoinSet<()>) -> Result<(), WorkerError> {
+    while let Some(ended) = loops.join_next().await {
+        ended.map_err(|error| WorkerError::Internal(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Waits until there is something to serve with.
