@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     app::{BoundWorker, Parts, Place, WorkerError},
@@ -101,15 +101,20 @@ impl BoundWorker {
         over.cancel();
         admin_stop.cancel();
         tasks.close();
-        if timeout(LAST_TASKS, tasks.wait()).await.is_err() {
-            tracing::warn!(
-                left = tasks.len(),
-                "upstream connections did not end in time"
-            );
-        }
+        last_tasks(&tasks).await;
         joined(loops).await?;
         admin_task.shutdown().await;
         Ok(())
+    }
+}
+
+/// Waits a little for what connections have to say at their end.
+async fn last_tasks(tasks: &TaskTracker) {
+    if timeout(LAST_TASKS, tasks.wait()).await.is_err() {
+        tracing::warn!(
+            left = tasks.len(),
+            "upstream connections did not end in time"
+        );
     }
 }
 
