@@ -6,20 +6,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use forebay_proto::{Budget, EndpointId, ModelId, Position, ResolvedModel};
+use forebay_proto::{Budget, Endpoint, EndpointId, ModelId, Position, ResolvedModel};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::{
     apply::Refusal,
+    keys::KeyCell,
     metrics::ModelMetrics,
     pool::{Lease, Pool},
 };
@@ -61,8 +62,33 @@ pub struct Route {
 pub struct Credential {
     /// The endpoint, at the url that the model has for it.
     pub endpoint: EndpointId,
-    /// The header. Nothing if it could not be opened: then requests carry none, also none of the client's.
-    pub value: Option<HeaderValue>,
+    /// The header, once it could be opened. Until then requests carry none, also none of the client's.
+    opened: OnceLock<HeaderValue>,
+}
+
+impl Credential {
+    /// That of this endpoint, opened if that can be done now.
+    pub(crate) fn new(keys: &KeyCell, model: &ModelId, endpoint: &Endpoint) -> Self {
+        let opened = keys.credential(model, endpoint);
+        Self {
+            endpoint: endpoint.id.clone(),
+            opened: opened.map_or_else(OnceLock::new, OnceLock::from),
+        }
+    }
+
+    /// The header. The key that opens it may have come after the configuration: it is looked for until it is there.
+    pub(crate) fn value(
+        &self,
+        keys: &KeyCell,
+        model: &ModelId,
+        endpoint: &Endpoint,
+    ) -> Option<HeaderValue> {
+        if let Some(opened) = self.opened.get() {
+            return Some(opened.clone());
+        }
+        let opened = keys.open(model, endpoint)?;
+        Some(self.opened.get_or_init(|| opened).clone())
+    }
 }
 
 /// Whose key a request carries.
@@ -76,7 +102,7 @@ pub(crate) enum Carries {
 
 impl Route {
     /// What a request over this connection carries. Nothing if it leads to an endpoint, or a url, that the model has not.
-    pub(crate) fn carries(&self, lease: &Lease) -> Option<Carries> {
+    pub(crate) fn carries(&self, lease: &Lease, keys: &KeyCell) -> Option<Carries> {
         let mut endpoints = self.model.endpoints.iter();
         let endpoint = endpoints.find(|endpoint| lease.leads_to(endpoint))?;
         if endpoint.credential.is_none() {
@@ -84,7 +110,8 @@ impl Route {
         }
         let mut credentials = self.credentials.iter();
         let credential = credentials.find(|credential| credential.endpoint == endpoint.id);
-        Some(Carries::Own(credential.and_then(|c| c.value.clone())))
+        let value = credential.and_then(|own| own.value(keys, &self.model.id, endpoint));
+        Some(Carries::Own(value))
     }
 }
 

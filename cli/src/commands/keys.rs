@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use forebay_proto::{convert::timestamp_to_wire, wire};
+use forebay_proto::{convert::timestamp_to_wire, limits, wire};
 use prost_types::FieldMask;
 use tonic::transport::Channel;
 use wire::keys_client::KeysClient;
@@ -197,7 +197,8 @@ fn sign<M>(message: M, signed: &SignArgs) -> tonic::Request<M> {
 }
 
 async fn keys(client: &ClientArgs) -> anyhow::Result<KeysClient<Channel>> {
-    Ok(KeysClient::new(client::connect(client).await?))
+    let keys = KeysClient::new(client::connect(client).await?);
+    Ok(keys.max_decoding_message_size(limits::MESSAGE_BYTES))
 }
 
 fn show(key: &wire::Key, output: Output) -> anyhow::Result<()> {

@@ -23,6 +23,9 @@ pub(super) struct KeyPushes {
     sent: Option<Sent>,
     /// The worker did not take this, sent as a whole: it is not sent again.
     shunned: Option<KeysPosition>,
+    /// What the worker has is no beginning of ours: the whole is to go.
+    whole: bool,
+    told_ahead: bool,
 }
 
 #[derive(Debug)]
@@ -49,7 +52,7 @@ impl KeyPushes {
             (true, _) => {}
             (false, true) => self.shunned = Some(sent.to),
             // Once more, the whole.
-            (false, false) => self.held = None,
+            (false, false) => self.whole = true,
         }
         took
     }
@@ -65,19 +68,32 @@ impl KeyPushes {
         let settled = [&self.held, &self.shunned];
         let settled = settled.iter().any(|known| known.as_ref() == Some(to));
         let nothing = self.held.is_none() && keys.is_nothing();
-        // Its keys are of a later version: the store is an old copy. What was revoked since must stay so.
-        let ahead = self.held.as_ref();
-        let ahead = ahead.is_some_and(|held| held.epoch == to.epoch && held.version > to.version);
+        let ahead = self.ahead_of(to).is_some();
         if self.sent.is_some() || settled || nothing || ahead {
             return Vec::new();
         }
-        let (from, parts) = keys.since(self.held.as_ref());
+        let whole = std::mem::take(&mut self.whole);
+        let (from, parts) = keys.since(self.held.as_ref().filter(|_| !whole));
         self.sent = Some(Sent {
             to: to.clone(),
             whole: from == 0,
             at: now,
         });
         in_parts(keys, from, parts)
+    }
+
+    /// The version of the worker's keys, if it is a later one of the same store: the store is an old copy. What was revoked
+    /// since must stay so.
+    fn ahead_of(&self, to: &KeysPosition) -> Option<u64> {
+        let held = self.held.as_ref()?;
+        (held.epoch == to.epoch && held.version > to.version).then_some(held.version)
+    }
+
+    /// The same, once.
+    fn newly_ahead_of(&mut self, to: &KeysPosition) -> Option<u64> {
+        let ahead = self.ahead_of(to).filter(|_| !self.told_ahead);
+        self.told_ahead |= ahead.is_some();
+        ahead
     }
 }
 
@@ -97,6 +113,17 @@ impl Session {
                 );
             }
             return;
+        }
+        if let Some(version) = self.key_pushes.newly_ahead_of(&keys.position) {
+            let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
+            tracing::error!(
+                worker,
+                version,
+                ours = keys.position.version,
+                "the worker has keys of a later version than this control plane, and is told of no change: this store is \
+                 an old copy. Bring the newer one back, or `forebay control import` an export into an empty directory \
+                 and revoke again what was revoked since"
+            );
         }
         let parts = self.key_pushes.next(self.opened.elapsed(), &keys);
         let bytes: usize = parts.iter().map(wire::KeysPush::encoded_len).sum();
@@ -226,7 +253,33 @@ mod tests {
     fn a_worker_that_is_ahead_is_left_alone() {
         let mut pushes = KeyPushes::default();
         pushes.hello(Some(published(3).position.clone()));
-        assert!(pushes.next(Duration::ZERO, &published(1)).is_empty());
+        let old = published(1);
+        assert!(pushes.next(Duration::ZERO, &old).is_empty());
+        assert_eq!(pushes.newly_ahead_of(&old.position), Some(3));
+        assert_eq!(pushes.newly_ahead_of(&old.position), None, "said once");
+    }
+
+    #[test]
+    fn no_whole_goes_to_one_that_turns_out_to_be_ahead() {
+        let mut pushes = KeyPushes::default();
+        pushes.hello(Some(published(1).position.clone()));
+        assert_eq!(pushes.next(Duration::ZERO, &published(2)).len(), 1);
+        assert!(!pushes.answered(Some(published(3).position.clone())));
+        assert!(pushes.next(Duration::ZERO, &published(2)).is_empty());
+    }
+
+    #[test]
+    fn one_that_lost_its_keys_is_told_that_there_are_none() {
+        let mut pushes = KeyPushes::default();
+        pushes.hello(Some(KeysPosition {
+            epoch: Epoch::new("0").unwrap(),
+            version: 0,
+            digest: forebay_proto::Digest::of(b""),
+        }));
+        let nothing = published(0);
+        assert_eq!(pushes.next(Duration::ZERO, &nothing).len(), 1);
+        assert!(pushes.answered(Some(nothing.position.clone())));
+        assert!(pushes.next(Duration::ZERO, &nothing).is_empty());
     }
 
     #[test]

@@ -150,15 +150,12 @@ impl Applier {
         self.live.publish(new);
     }
 
-    /// Those of a model, opened. They are few, and opened anew with each configuration.
+    /// Those of a model, opened if their keys are there. They are few, and opened anew with each configuration.
     fn credentials(&self, model: &ResolvedModel) -> Vec<Credential> {
         let endpoints = model.endpoints.iter();
         let with = endpoints.filter(|endpoint| endpoint.credential.is_some());
-        let opened = with.map(|endpoint| Credential {
-            value: self.common.keys.credential(&model.id, endpoint),
-            endpoint: endpoint.id.clone(),
-        });
-        opened.collect()
+        let own = with.map(|endpoint| Credential::new(&self.common.keys, &model.id, endpoint));
+        own.collect()
     }
 
     /// Pools that stay take the form of what is in force now. Gives the models for which that failed, and why.

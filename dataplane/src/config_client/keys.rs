@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_proto::{KeysPosition, limits, wire};
+use forebay_proto::{Digest, KeysPosition, limits, wire};
 use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::keys::{KeyCell, KeysChange, KeysFile};
@@ -47,8 +47,10 @@ impl KeysFollower {
     }
 
     /// Puts in force what is on disk. It blocks.
-    pub(super) fn start(&self) {
+    pub(super) fn start(&mut self) {
         let Some(file) = &self.file else { return };
+        // Who followed before may not have come to save it.
+        self.unsaved = self.cell.load().position().is_some();
         let kept = file.load();
         let path = file.path().display();
         if let Err(error) = &kept {
@@ -58,14 +60,21 @@ impl KeysFollower {
         if self.cell.is_lost() {
             tracing::error!(
                 %path,
-                "nobody is let in until the control plane has told the keys; if there never were any, remove the file"
+                "nobody is let in until the control plane has told the keys; or that there are none; without one, and if there never were any, remove the file"
             );
         }
     }
 
-    /// What is held.
+    /// What is held. Who has lost it asks for the whole, also if that is nothing: it holds what no store ever had.
     pub(super) fn held(&self) -> Option<wire::KeysPosition> {
-        self.cell.load().position().map(Into::into)
+        let ring = self.cell.load();
+        let lost = || wire::KeysPosition {
+            epoch: "0".to_owned(),
+            version: 0,
+            digest: Digest::of(b"").as_bytes().to_vec().into(),
+        };
+        let held = ring.position().map(Into::into);
+        held.or_else(|| self.cell.is_lost().then(lost))
     }
 
     /// A stream begins: what was left of the one before is of no use.
@@ -110,6 +119,11 @@ impl KeysFollower {
                     keys = ring.len(),
                     "keys in force"
                 );
+                self.unsaved = true;
+                self.save().await;
+            }
+            Err(why) if self.cell.is_lost() => {
+                tracing::error!(position = %change.to, %why, "keys not taken, and none known: nobody is let in");
                 self.unsaved = true;
                 self.save().await;
             }

@@ -244,6 +244,8 @@ impl ConfigClient {
                 () = shutdown.cancelled() => break,
             }
         }
+        // Who comes next begins with what is on disk.
+        self.keys.save().await;
         // Its end is the keeper's.
         drop(self.marks.take());
         while let Some(ended) = keeper.join_next().await {

@@ -202,16 +202,16 @@ impl Proxy {
     /// older, than what the request began with is found in what is in force now.
     fn put_credential(&self, outgoing: &Outgoing<'_>, lease: &Lease, headers: &mut HeaderMap) {
         let model = &outgoing.route.model.id;
-        let carries = outgoing.route.carries(lease).or_else(|| {
+        let carries = outgoing.route.carries(lease, &self.keys).or_else(|| {
             let live = self.live.load();
             live.models
                 .get(model)
-                .and_then(|route| route.carries(lease))
+                .and_then(|route| route.carries(lease, &self.keys))
         });
         // One that neither knows is on its way out: it leads to what it was made for.
         let carries = carries.unwrap_or_else(|| match lease.made_for() {
             Some(endpoint) if endpoint.credential.is_some() => {
-                Carries::Own(self.keys.credential(model, endpoint))
+                Carries::Own(self.keys.open(model, endpoint))
             }
             Some(_) => Carries::TheClients,
             None => Carries::Own(None),

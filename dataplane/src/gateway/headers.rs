@@ -2,6 +2,7 @@
 //! must not be able to speak to the upstream's framing, its proxies or its management. So are answers: an upstream
 //! must not be able to set a cookie for our host, speak to proxies behind us, or in our name.
 
+use forebay_proto::key;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{self, Entry},
@@ -85,13 +86,20 @@ pub(super) fn put_credential(headers: &mut HeaderMap, credential: Option<&Header
     }
 }
 
+/// Whether a value has the form of a key of ours, good or not.
+fn has_key(value: &HeaderValue) -> bool {
+    let mut words = value.as_bytes().split(|byte| *byte == b' ');
+    words.any(|word| word.starts_with(key::PREFIX.as_bytes()))
+}
+
 /// The headers of the upstream request; `host` and framing are added by who sends it.
 pub(super) fn for_upstream(
     client: &HeaderMap,
     request_id: &HeaderValue,
     caller: &Caller,
 ) -> HeaderMap {
-    // A key of ours is nobody else's business; without keys it is the upstream's, as without a gateway.
+    // A key of ours is nobody else's business, also where nobody asked for it; without keys it is the upstream's, as
+    // without a gateway.
     let ours = caller.key().is_some();
     let mut headers = HeaderMap::with_capacity(PASSED_UP.len() + 1);
     headers.insert(REQUEST_ID, request_id.clone());
@@ -101,7 +109,7 @@ pub(super) fn for_upstream(
     for (name, value) in client {
         // Of several with one name the first counts.
         if passes_up(name)
-            && !(ours && KEYS.contains(name))
+            && !(KEYS.contains(name) && (ours || has_key(value)))
             && is_plain(value)
             && let Entry::Vacant(free) = headers.entry(name)
         {
@@ -198,6 +206,23 @@ mod tests {
                 ("accept-encoding", "identity"),
             ])
         );
+    }
+
+    #[test]
+    fn a_key_of_ours_never_goes_up() {
+        let id = HeaderValue::from_static("id");
+        for (name, value, passes) in [
+            ("authorization", "Bearer fbk_a", false),
+            ("authorization", "bearer  fbk_a", false),
+            ("authorization", "fbk_a", false),
+            ("x-api-key", "fbk_a", false),
+            ("authorization", "Bearer sk-fbk_a", true),
+            ("x-api-key", "sk-ant", true),
+            ("user-agent", "fbk_a", true),
+        ] {
+            let up = for_upstream(&headers(&[(name, value)]), &id, &Caller::anybody());
+            assert_eq!(up.contains_key(name), passes, "{name}: {value}");
+        }
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub(crate) struct KeyRing {
     verify: Vec<VerifyKey>,
     seal: Vec<SealKey>,
     live: HashMap<KeyId, Arc<LiveKey>>,
-    /// What was kept cannot be read: nobody is let in until the control plane has told the keys again.
+    /// There may be keys, and none can be read: nobody is let in until the control plane has told them again. The position
+    /// is then that of what cannot be read, if it is known.
     lost: bool,
 }
 
@@ -104,16 +105,29 @@ pub(crate) enum BadKeys {
 impl KeyRing {
     /// Which.
     pub(crate) fn position(&self) -> Option<&KeysPosition> {
-        self.position.as_ref()
+        self.position.as_ref().filter(|_| !self.lost)
     }
 
     /// There was a key once: who has none stays out, even if the last one is revoked.
     fn in_use(&self) -> bool {
-        self.lost
-            || self
-                .position
-                .as_ref()
-                .is_some_and(|position| position.version > 0)
+        self.lost || self.had_keys()
+    }
+
+    fn had_keys(&self) -> bool {
+        let position = self.position.as_ref();
+        position.is_some_and(|position| position.version > 0)
+    }
+
+    /// Nobody is let in until the keys are told again, which may be at this position.
+    fn lost(at: Option<KeysPosition>, seal: &[Bytes]) -> Self {
+        Self {
+            position: at,
+            encoded_seal: seal.to_vec(),
+            // Credentials of endpoints are no keys: they are good as they were.
+            seal: seal_keys(seal).unwrap_or_default(),
+            lost: true,
+            ..Self::default()
+        }
     }
 
     /// No key would be let in.
@@ -140,12 +154,11 @@ impl KeyRing {
 
     /// The ring after a change.
     fn changed(&self, change: &KeysChange) -> Result<Self, BadKeys> {
-        let held = self.position.as_ref();
-        let same = held.filter(|held| held.epoch == change.to.epoch);
+        let same = self.position().filter(|held| held.epoch == change.to.epoch);
         if same.is_some_and(|held| held.version > change.to.version) {
             return Err(BadKeys::Older);
         }
-        if same.is_none() && self.in_use() && change.to.version == 0 {
+        if same.is_none() && self.had_keys() && change.to.version == 0 {
             return Err(BadKeys::EmptyStore);
         }
         let (mut encoded, mut live) = match change.from {
@@ -155,6 +168,7 @@ impl KeyRing {
             }
             _ => return Err(BadKeys::OtherBase),
         };
+        let mut unreadable = None;
         for bytes in &change.keys {
             let wire = wire::WorkerKey::decode(bytes.clone()).map_err(|_| BadKeys::Undecodable)?;
             let id = KeyId::new(&wire.id).map_err(|_| BadKeys::Undecodable)?;
@@ -164,11 +178,17 @@ impl KeyRing {
                 continue;
             }
             let usage = self.live.get(&id).map(|known| known.usage.clone());
-            let key = read_key(id, &wire, usage.unwrap_or_default())?;
             encoded.insert(id, bytes.clone());
-            live.insert(id, Arc::new(key));
+            // One that this build cannot read lets nobody in; the others are as good as they were.
+            match read_key(id, &wire, usage.unwrap_or_default()) {
+                Ok(key) => drop(live.insert(id, Arc::new(key))),
+                Err(_) => {
+                    live.remove(&id);
+                    unreadable = Some(id);
+                }
+            }
         }
-        if live.len() > limits::KEYS {
+        if encoded.len() > limits::KEYS {
             return Err(BadKeys::TooMany);
         }
         let parts = change.verify.iter().chain(&change.seal);
@@ -176,14 +196,15 @@ impl KeyRing {
         if Digest::of(&Zeroizing::new(parts.concat())) != change.to.digest {
             return Err(BadKeys::Digest);
         }
+        if let Some(id) = unreadable {
+            tracing::error!(key = %id, "a key, perhaps not the only one, cannot be read and is not let in; is this worker older than the control plane?");
+        }
         Ok(Self {
             position: Some(change.to.clone()),
             verify: decode_all(&change.verify, |key: wire::VerifyKey| {
                 VerifyKey::try_from(&key).ok()
             })?,
-            seal: decode_all(&change.seal, |key: wire::SealKey| {
-                SealKey::try_from(&key).ok()
-            })?,
+            seal: seal_keys(&change.seal)?,
             encoded_verify: change.verify.clone(),
             encoded_seal: change.seal.clone(),
             encoded,
@@ -201,18 +222,23 @@ impl KeyRing {
             seal_keys: self.encoded_seal.clone(),
         }
     }
+}
 
-    /// What was kept on disk.
+impl KeysChange {
+    /// What was kept on disk, as a whole.
     fn of_kept(kept: wire::KeptKeys) -> Option<Self> {
-        let change = KeysChange {
+        Some(Self {
             to: KeysPosition::try_from(kept.position?).ok()?,
             from: 0,
             keys: kept.keys,
             verify: kept.verify_keys,
             seal: kept.seal_keys,
-        };
-        Self::default().changed(&change).ok()
+        })
     }
+}
+
+fn seal_keys(parts: &[Bytes]) -> Result<Vec<SealKey>, BadKeys> {
+    decode_all(parts, |key: wire::SealKey| SealKey::try_from(&key).ok())
 }
 
 fn read_key(id: KeyId, wire: &wire::WorkerKey, usage: Arc<Usage>) -> Result<LiveKey, BadKeys> {
@@ -281,24 +307,44 @@ impl KeyCell {
         self.ring.load_full()
     }
 
-    /// Puts a change in force.
+    /// Puts a change in force. One that says that there are keys, and cannot be taken, keeps everybody out where none were
+    /// known.
     pub(crate) fn change(&self, change: &KeysChange) -> Result<(), BadKeys> {
-        let changed = self.load().changed(change)?;
-        self.publish(changed);
+        let ring = self.load();
+        let changed = ring.changed(change);
+        if changed.is_err() && change.to.version > 0 && !ring.in_use() {
+            self.publish(KeyRing::lost(Some(change.to.clone()), &ring.encoded_seal));
+        }
+        self.publish(changed?);
         Ok(())
     }
 
-    /// Puts in force what was kept; nothing kept is no key, and what cannot be read keeps everybody out.
+    /// Puts in force what was kept; nothing kept is no key, and what cannot be read keeps everybody out. Where something is
+    /// in force already, only what came of it since: another process of this worker may have had its turn.
     pub(crate) fn start(&self, kept: Result<Option<wire::KeptKeys>, std::io::Error>) {
-        let ring = match kept {
+        let ring = self.load();
+        let kept = match kept {
             Ok(None) => return,
-            Ok(Some(kept)) => KeyRing::of_kept(kept),
+            Ok(Some(kept)) => KeysChange::of_kept(kept),
             Err(_) => None,
         };
-        self.publish(ring.unwrap_or(KeyRing {
-            lost: true,
-            ..KeyRing::default()
-        }));
+        let is_newer = |change: &KeysChange, held: &KeysPosition| {
+            held.epoch == change.to.epoch && held.version < change.to.version
+        };
+        match (kept, ring.position()) {
+            (Some(change), Some(held)) if is_newer(&change, held) => {
+                // What is in force stays if it cannot be read.
+                if let Ok(newer) = ring.changed(&change) {
+                    self.publish(newer);
+                }
+            }
+            (_, Some(_)) => {}
+            (_, None) if ring.lost => {}
+            (kept, None) => {
+                let read = kept.as_ref().and_then(|kept| ring.changed(kept).ok());
+                self.publish(read.unwrap_or_else(|| KeyRing::lost(kept.map(|kept| kept.to), &[])));
+            }
+        }
     }
 
     /// The ring first: who sees that a key is needed sees the keys.
@@ -322,8 +368,21 @@ impl KeyCell {
         self.load().kept()
     }
 
-    /// What requests to this endpoint carry. Nothing if it has no credential, or none that opens here.
+    /// What requests to this endpoint carry. Nothing if it has no credential, or none that opens here; that is logged.
     pub(crate) fn credential(&self, model: &ModelId, endpoint: &Endpoint) -> Option<HeaderValue> {
+        let sealed = endpoint.credential.as_ref()?;
+        let opened = self.open(model, endpoint);
+        if opened.is_none() {
+            tracing::error!(
+                %model, endpoint = %endpoint.id, seal_key = format!("{:08x}", sealed.key_id()),
+                "the credential of an endpoint cannot be opened; requests go there without one until its seal key comes"
+            );
+        }
+        opened
+    }
+
+    /// The same without a word: for each request.
+    pub(crate) fn open(&self, model: &ModelId, endpoint: &Endpoint) -> Option<HeaderValue> {
         let sealed = endpoint.credential.as_ref()?;
         let ring = self.load();
         let place = Place {
@@ -332,14 +391,7 @@ impl KeyCell {
             url: &endpoint.url,
         };
         let mut keys = ring.seal.iter().filter(|key| key.id() == sealed.key_id());
-        let token = keys.find_map(|key| key.open(sealed, place));
-        let Some(token) = token else {
-            tracing::error!(
-                %model, endpoint = %endpoint.id, seal_key = format!("{:08x}", sealed.key_id()),
-                "the credential of an endpoint cannot be opened; requests go there without one"
-            );
-            return None;
-        };
+        let token = keys.find_map(|key| key.open(sealed, place))?;
         let text = Zeroizing::new(format!("Bearer {}", token.as_str()));
         let mut value = HeaderValue::from_str(&text).ok()?;
         value.set_sensitive(true);

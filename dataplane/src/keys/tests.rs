@@ -3,6 +3,7 @@ use std::{fs, io, os::unix::fs::PermissionsExt as _};
 use forebay_proto::{EndpointId, EndpointUrl, Epoch, secret::Root};
 
 use super::*;
+use crate::live::Credential;
 
 fn verify() -> VerifyKey {
     VerifyKey::of_pepper(&Root::new([1; 32]))
@@ -197,6 +198,8 @@ fn a_credential_opens_for_its_endpoint_alone() {
     endpoint.credential = Some(sealed);
     let cell = KeyCell::default();
     assert!(cell.credential(&model, &endpoint).is_none(), "no seal key");
+    let early = Credential::new(&cell, &model, &endpoint);
+    assert!(early.value(&cell, &model, &endpoint).is_none());
     let seal = vec![Bytes::from(wire::SealKey::from(&seal).encode_to_vec())];
     cell.change(&KeysChange {
         to: KeysPosition {
@@ -211,9 +214,108 @@ fn a_credential_opens_for_its_endpoint_alone() {
     })
     .unwrap();
     assert!(!cell.is_required(), "credentials are no keys");
+    let value = early.value(&cell, &model, &endpoint);
+    assert_eq!(value.unwrap(), "Bearer canary", "the key came later");
     let value = cell.credential(&model, &endpoint).unwrap();
     assert_eq!(value, "Bearer canary");
     assert!(value.is_sensitive() && !format!("{value:?}").contains("canary"));
     endpoint.url = EndpointUrl::parse("http://10.0.0.2:80").unwrap();
     assert!(cell.credential(&model, &endpoint).is_none());
+}
+
+/// A key that this build cannot read, and the change that tells it and another.
+fn with_odd(to: u64) -> KeysChange {
+    let odd = wire::WorkerKey {
+        key: None,
+        ..wire::WorkerKey::decode(worker_key(2)).unwrap()
+    };
+    let mut change = change(0, to, vec![worker_key(1), odd.encode_to_vec().into()], &[]);
+    let keys: BTreeMap<KeyId, &Bytes> = (1..)
+        .map(|n| KeyId::of_random(&[n; 9]))
+        .zip(&change.keys)
+        .collect();
+    let parts = change.verify.iter().chain(keys.into_values());
+    let parts: Vec<&[u8]> = parts.map(|part| &**part).collect();
+    change.to.digest = Digest::of(&parts.concat());
+    change
+}
+
+#[test]
+fn one_that_cannot_be_read_costs_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = KeysFile::within(folder.path());
+    let cell = KeyCell::default();
+    cell.change(&with_odd(2)).unwrap();
+    file.save(&cell).unwrap();
+    let again = KeyCell::default();
+    again.start(file.load());
+    for cell in [cell, again] {
+        let ring = cell.load();
+        assert!(cell.is_required() && ring.find(&text(1)).is_some());
+        assert!(ring.find(&text(2)).is_none());
+        assert_eq!(ring.position().unwrap().version, 2);
+    }
+}
+
+#[test]
+fn keys_that_cannot_be_taken_leave_no_door_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = KeysFile::within(folder.path());
+    let cell = KeyCell::default();
+    let bad = change(0, 3, vec![worker_key(1)], &[2]);
+    assert_eq!(cell.change(&bad), Err(BadKeys::Digest));
+    assert!(cell.is_required() && cell.is_lost());
+    assert!(cell.load().position().is_none(), "nothing is held");
+    // Nor after a start without a control plane, nor for a store that lost them.
+    file.save(&cell).unwrap();
+    let again = KeyCell::default();
+    again.start(file.load());
+    assert!(again.is_required() && again.is_lost());
+    for cell in [cell, again] {
+        let mut other = change(0, 0, vec![], &[]);
+        other.to.epoch = Epoch::new("cd").unwrap();
+        assert_eq!(cell.change(&other), Err(BadKeys::EmptyStore));
+        cell.change(&change(0, 3, vec![worker_key(1)], &[1]))
+            .unwrap();
+        assert!(!cell.is_lost() && cell.load().find(&text(1)).is_some());
+        // Where some are in force they stay.
+        assert!(
+            cell.change(&change(0, 4, vec![worker_key(1)], &[2]))
+                .is_err()
+        );
+        assert!(!cell.is_lost() && cell.load().find(&text(1)).is_some());
+    }
+}
+
+#[test]
+fn a_damaged_file_where_there_was_no_key_locks_nobody_out_for_good() {
+    let cell = KeyCell::default();
+    cell.start(Err(io::ErrorKind::InvalidData.into()));
+    assert!(cell.is_required() && cell.is_lost());
+    cell.change(&change(0, 0, vec![], &[])).unwrap();
+    assert!(!cell.is_required() && !cell.is_lost());
+}
+
+#[test]
+fn the_disk_does_not_take_the_place_of_newer_keys() {
+    let kept = |version, keys: &[u8]| {
+        let cell = KeyCell::default();
+        let all = keys.iter().map(|n| worker_key(*n)).collect();
+        cell.change(&change(0, version, all, keys)).unwrap();
+        Ok(Some(cell.kept()))
+    };
+    let cell = KeyCell::default();
+    cell.start(kept(2, &[1]));
+    for (disk, version) in [
+        (kept(1, &[1, 2]), 2),
+        (Ok(None), 2),
+        (Err(io::ErrorKind::InvalidData.into()), 2),
+        (kept(3, &[3]), 3),
+    ] {
+        cell.start(disk);
+        let ring = cell.load();
+        assert_eq!(ring.position().unwrap().version, version);
+        assert!(!cell.is_lost() && ring.find(&text(2)).is_none());
+        assert_eq!(ring.find(&text(1)).is_some(), version == 2);
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{Endpoint, EndpointId, failure::HealthSpec};
+use forebay_proto::{Endpoint, EndpointId, ModelId, failure::HealthSpec};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderValue, Request, header, uri::PathAndQuery};
 use tokio::{
@@ -85,7 +85,7 @@ fn due(
 
 /// Runs until the pool is gone or stops.
 pub(super) async fn follow(
-    pool: Weak<Pool>,
+    (model, pool): (ModelId, Weak<Pool>),
     common: Common,
     changed: Arc<Notify>,
     stop: CancellationToken,
@@ -104,7 +104,7 @@ pub(super) async fn follow(
             let now = Instant::now();
             let due = due(&mut schedule, now, &spec, checked);
             let checks = due.iter().map(async |checked| {
-                let found = check_in_turn(checked, &spec, &common).await;
+                let found = check_in_turn(&model, checked, &spec, &common).await;
                 (checked.origin, found)
             });
             // Each is acted on as it comes: one that does not answer holds up no other.
@@ -141,7 +141,12 @@ impl Pool {
     }
 }
 
-async fn check_in_turn(checked: &Checked, spec: &HealthSpec, common: &Common) -> Found {
+async fn check_in_turn(
+    model: &ModelId,
+    checked: &Checked,
+    spec: &HealthSpec,
+    common: &Common,
+) -> Found {
     let Ok(_turn) = common.probing.checks.acquire().await else {
         return Found::Unclear;
     };
@@ -152,7 +157,9 @@ async fn check_in_turn(checked: &Checked, spec: &HealthSpec, common: &Common) ->
         return Found::Unclear;
     };
     let before = checked.pulse.movement();
-    let check = check(&checked.target, path.as_str(), spec.timeout(), common);
+    let credential = common.keys.open(model, &checked.target.endpoint);
+    let asked = (path.as_str(), credential);
+    let check = check(&checked.target, asked, spec.timeout(), common);
     match timeout(spec.timeout(), check).await {
         Ok(true) => Found::Well,
         Ok(false) => Found::Unwell,
@@ -162,11 +169,19 @@ async fn check_in_turn(checked: &Checked, spec: &HealthSpec, common: &Common) ->
 }
 
 /// Asks over a connection of its own, which is closed after it.
-async fn check(target: &Target, path: &str, within: Duration, common: &Common) -> bool {
+async fn check(
+    target: &Target,
+    (path, credential): (&str, Option<HeaderValue>),
+    within: Duration,
+    common: &Common,
+) -> bool {
     let Ok((conn, driver)) = conn::connect(target, &common.tasks, within).await else {
         return false;
     };
-    let (mut answer, mut driver) = (pin!(answer(conn, path)), pin!(driver.run(|_| {})));
+    let (mut answer, mut driver) = (
+        pin!(answer(conn, path, credential)),
+        pin!(driver.run(|_| {})),
+    );
     tokio::select! {
         biased;
         well = &mut answer => return well,
@@ -176,7 +191,7 @@ async fn check(target: &Target, path: &str, within: Duration, common: &Common) -
     answer.await
 }
 
-async fn answer(mut conn: Conn, path: &str) -> bool {
+async fn answer(mut conn: Conn, path: &str, credential: Option<HeaderValue>) -> bool {
     let request = Request::get("/")
         .header(header::USER_AGENT, "forebay-health")
         .header(header::CONNECTION, HeaderValue::from_static("close"))
@@ -187,6 +202,10 @@ async fn answer(mut conn: Conn, path: &str) -> bool {
     let Ok(path) = PathAndQuery::try_from(path) else {
         return false;
     };
+    if let Some(credential) = credential {
+        let headers = request.headers_mut();
+        headers.insert(header::AUTHORIZATION, credential);
+    }
     conn.address(path, &mut request);
     match conn.send(request).await {
         Some(Ok(response)) => response.status().is_success(),

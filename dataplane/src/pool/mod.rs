@@ -305,7 +305,8 @@ impl Pool {
             .with(|inner, _| inner.failure.health.path.is_some());
         if checked && !self.checks.swap(true, Ordering::AcqRel) {
             let (changed, stop) = (self.checks_changed.clone(), self.stop.clone());
-            let check = check::follow(Arc::downgrade(self), self.common.clone(), changed, stop);
+            let pool = (self.model.clone(), Arc::downgrade(self));
+            let check = check::follow(pool, self.common.clone(), changed, stop);
             self.common.tasks.spawn(check);
         }
         self.checks_changed.notify_one();
