@@ -49,6 +49,7 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
+        record.is_of_kept();
         // What nobody can be served is not read first.
         if !self.live.is_configured() {
             return Err(GatewayError::NotConfigured);
@@ -194,6 +195,7 @@ impl Proxy {
             waited: record.began().elapsed(),
             queued: Duration::ZERO,
             first_byte: Duration::ZERO,
+            note: None,
             alarm,
         }
     }

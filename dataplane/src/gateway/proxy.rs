@@ -30,7 +30,7 @@ use super::{
     passing::Content,
     paths::{ModelPlace, Operation},
     reading::Reading,
-    record::RequestRecord,
+    record::{RequestRecord, Sent},
     responses::{Maker, ResponseTap, Responses},
     stream_style::StreamStyle,
     turn::{self, Flows},
@@ -95,6 +95,7 @@ struct Asked {
     /// Time spent reading the client's body.
     waited: Duration,
     alarm: Alarm,
+    note: Option<Sent>,
 }
 
 /// What a request led to.
@@ -202,6 +203,7 @@ impl Proxy {
             began,
             waited,
             alarm,
+            note: record.sent(),
         });
         let answer = match comments {
             None => sending.await?,
@@ -252,6 +254,7 @@ impl Proxy {
             first_byte: Duration::ZERO,
             sent: 0,
             stands_in: false,
+            note: asked.note,
             alarm: asked.alarm,
         };
         let sent = self.send_or_stand_in(&mut outgoing, &live, (began, &asked.caller), for_model);
