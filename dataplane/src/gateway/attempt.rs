@@ -193,6 +193,10 @@ impl Proxy {
         *request.method_mut() = outgoing.method.clone();
         let mut headers = outgoing.headers.clone();
         trace_context::inject(span, &mut headers);
+        // The client's own key is for the model that it asked for.
+        if outgoing.stands_in {
+            headers::put_credential(&mut headers, None);
+        }
         if self.live.has_credentials() {
             self.put_credential(outgoing, lease, &mut headers);
         }
@@ -266,7 +270,9 @@ impl Proxy {
                     let took = began.elapsed();
                     outgoing.first_byte = took;
                     outgoing.route.metrics.first_byte(took.as_secs_f64());
-                    lease.answered_after(took);
+                    if turn::is_stream(&response) {
+                        lease.answered_after(took);
+                    }
                     turn::note_load(outgoing.route, &response, took, outgoing.body.left());
                     Ok((response, lease))
                 }

@@ -142,6 +142,8 @@ impl Proxy {
             asked.deadline = Instant::now() + left;
             asked.method = Method::GET;
             asked.path = only_path(kept);
+            // The client's own key is for whoever made it, and not for all.
+            headers::put_credential(&mut asked.headers, None);
             match self.send(&mut asked, live, Instant::now()).await {
                 Ok((response, lease, ..)) => {
                     if has(response, lease, &kept.id, left).await {
