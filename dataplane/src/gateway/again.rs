@@ -53,12 +53,19 @@ impl Course {
 }
 
 impl Proxy {
-    /// True if it goes to another endpoint after this.
-    fn goes_on(&self, outgoing: &Outgoing<'_>, course: &mut Course, cause: RetryOn) -> bool {
+    /// True if it goes to another endpoint after this, which may have begun with it if it was `taken`.
+    fn goes_on(
+        &self,
+        outgoing: &Outgoing<'_>,
+        course: &mut Course,
+        cause: RetryOn,
+        taken: bool,
+    ) -> bool {
         let (route, retry) = (outgoing.route, &outgoing.route.model.failure.retry);
         course.retrying = None;
-        // What only one endpoint has is nowhere else.
+        // What only one endpoint has is nowhere else. What was taken may have left something behind.
         if outgoing.endpoint.is_some()
+            || (taken && !outgoing.operation.replays)
             || !retry.is_on(cause)
             || course.attempts >= retry.max_attempts()
         {
@@ -89,7 +96,8 @@ impl Proxy {
         lease: Lease,
     ) -> Option<(Response<Incoming>, Lease)> {
         let cause = verdict::cause(response.status());
-        let again = cause.is_some_and(|cause| self.goes_on(outgoing, course, cause));
+        let again = cause
+            .is_some_and(|cause| self.goes_on(outgoing, course, cause, cause != RetryOn::Busy));
         if !again {
             course.retrying = None;
             return Some((response, lease));
@@ -120,7 +128,8 @@ impl Proxy {
             error,
             GatewayError::UpstreamReset { .. } | GatewayError::UpstreamProtocol { .. }
         );
-        if reset && self.goes_on(outgoing, course, RetryOn::Reset) {
+        let taken = !matches!(error, GatewayError::UpstreamReset { sent: false, .. });
+        if reset && self.goes_on(outgoing, course, RetryOn::Reset, taken) {
             course.last = Some(error);
             return None;
         }

@@ -18,6 +18,7 @@ use super::{
     headers,
     paths::Operation,
     proxy::Proxy,
+    record::Sent,
     turn, verdict,
 };
 use crate::{
@@ -64,6 +65,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) sent: u32,
     /// Its model is not the one that was asked for, but one that stands in.
     pub(super) stands_in: bool,
+    /// Where it is noted that it left, if somebody wants to know.
+    pub(super) note: Option<Sent>,
     /// For its deadlines, one after the other.
     pub(super) alarm: Alarm,
 }
@@ -190,6 +193,10 @@ impl Proxy {
         *request.method_mut() = outgoing.method.clone();
         let mut headers = outgoing.headers.clone();
         trace_context::inject(span, &mut headers);
+        // The client's own key is for the model that it asked for.
+        if outgoing.stands_in {
+            headers::put_credential(&mut headers, None);
+        }
         if self.live.has_credentials() {
             self.put_credential(outgoing, lease, &mut headers);
         }
@@ -232,10 +239,18 @@ impl Proxy {
         let request = self.request(outgoing, &lease, span);
         let within = model.timeouts.first_byte;
         let deadline = outgoing.deadline.min(began + within);
+        // Also if nobody waits for its answer any more.
+        let first = outgoing.note.as_ref().filter(|sent| sent.note()).cloned();
         let answer = {
             let sending = pin!(lease.send(request));
             outgoing.alarm.within(deadline, sending).await
         };
+        if let Some(Err(failed)) = &answer
+            && failed.progress == Progress::NothingSent
+            && let Some(sent) = first
+        {
+            sent.take_back();
+        }
         match answer {
             Some(Ok(response)) => match broken_rule(&response) {
                 Some(rule) => {
@@ -255,7 +270,9 @@ impl Proxy {
                     let took = began.elapsed();
                     outgoing.first_byte = took;
                     outgoing.route.metrics.first_byte(took.as_secs_f64());
-                    lease.answered_after(took);
+                    if turn::is_stream(&response) {
+                        lease.answered_after(took);
+                    }
                     turn::note_load(outgoing.route, &response, took, outgoing.body.left());
                     Ok((response, lease))
                 }

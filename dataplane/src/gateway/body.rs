@@ -316,7 +316,9 @@ impl UpstreamBody {
             return Poll::Pending;
         };
         std::task::ready!(comments.as_mut().poll(cx));
-        comments.as_mut().reset(Instant::now() + every);
+        let now = Instant::now();
+        comments.as_mut().reset(now + every);
+        self.loan.gave(now);
         Poll::Ready(Some(Ok(Frame::data(COMMENT))))
     }
 
@@ -351,12 +353,12 @@ impl UpstreamBody {
         }
         let data = match frame.into_data() {
             Ok(data) => data,
-            Err(trailers) => {
-                // Trailers are the end: nobody asks for what comes after them.
+            Err(_) => {
+                // Trailers are the end, and not passed on: they are headers that nobody looked through.
                 self.finish();
                 let held = self.strip.as_mut().map(Strip::rest);
                 let held = held.filter(|held| !held.is_empty());
-                return Ok(Some(held.map_or(trailers, Frame::data)));
+                return Ok(held.map(Frame::data));
             }
         };
         if let Some(tap) = &mut self.tap

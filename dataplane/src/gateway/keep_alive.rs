@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -29,8 +29,9 @@ use super::{
     proxy::{Answer, Proxy},
     record::{RequestRecord, StreamEnd},
     stream_style::StreamStyle,
+    watchdog::Watch,
 };
-use crate::{metrics::Source, pool::CloseReason, trace_context::within};
+use crate::{ending::Stage, metrics::Source, pool::CloseReason, trace_context::within};
 
 /// What every reader of a stream skips.
 pub(super) const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
@@ -42,11 +43,21 @@ const ERROR_WITHIN: Duration = Duration::from_secs(5);
 pub(super) type Sending = Pin<Box<dyn Future<Output = Result<Answer, GatewayError>> + Send>>;
 type Begun = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
 
+/// How a client is given comments, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Comments {
+    pub(super) every: Duration,
+    pub(super) style: StreamStyle,
+    /// Longest silence of an answer.
+    pub(super) idle: Duration,
+    /// When the request must be over.
+    pub(super) deadline: Instant,
+}
+
 /// A request whose client is given comments from now on.
 pub(super) struct Late {
     sending: Sending,
-    every: Duration,
-    style: StreamStyle,
+    comments: Comments,
     span: Span,
 }
 
@@ -60,13 +71,12 @@ impl Late {
     /// The answer, if it is there in time.
     pub(super) async fn or_in_time(
         mut sending: Sending,
-        every: Duration,
-        style: StreamStyle,
+        comments: Comments,
     ) -> Result<Result<Answer, GatewayError>, Self> {
-        timeout(every, &mut sending).await.map_err(|_| Self {
+        let within = timeout(comments.every, &mut sending);
+        within.await.map_err(|_| Self {
             sending,
-            every,
-            style,
+            comments,
             span: Span::current(),
         })
     }
@@ -75,15 +85,24 @@ impl Late {
     pub(super) fn response(
         self,
         proxy: Arc<Proxy>,
-        mut record: RequestRecord,
+        record: RequestRecord,
         hangup: CancellationToken,
     ) -> Response<ResponseBody> {
-        record.passing_on(StatusCode::OK.as_u16());
-        let every = self.every;
+        // Comments are no answer: the record is told when one begins.
+        let Comments {
+            every,
+            style,
+            idle,
+            deadline,
+        } = self.comments;
+        // An upstream's error may be read for some time after the deadline.
+        let (deadline, watchdog) = (deadline + ERROR_WITHIN, &proxy.watchdog);
         let waiting = Waiting {
             begun: Box::pin(self.begun()),
             comments: Box::pin(sleep(Duration::ZERO)),
             every,
+            style,
+            watch: watchdog.watch(every, idle, deadline, hangup.clone()),
             over: None,
             left: Some((proxy, record, hangup)),
         };
@@ -97,7 +116,7 @@ impl Late {
 
     /// The stream, or else what is said in its place.
     async fn begun(self) -> Result<Answer, Failure> {
-        let style = self.style;
+        let style = self.comments.style;
         let answer = within(&self.span, pin!(self.sending)).await;
         let answer = answer.map_err(|error| {
             let failed = error.in_stream();
@@ -153,6 +172,8 @@ pub(super) struct Waiting {
     begun: Begun,
     comments: Pin<Box<Sleep>>,
     every: Duration,
+    style: StreamStyle,
+    watch: Watch,
     /// The error event was given; the body is torn down when the timer ends.
     over: Option<(Pin<Box<Sleep>>, StreamFailed)>,
     left: Option<(Arc<Proxy>, RequestRecord, CancellationToken)>,
@@ -168,6 +189,13 @@ impl Waiting {
             std::task::ready!(timer.as_mut().poll(cx));
             return Poll::Ready(Err(Some(Err(failed.clone()))));
         }
+        self.watch.asked();
+        let cut = |(proxy, ..): &(Arc<Proxy>, _, _)| proxy.ending.has_reached(Stage::Cut);
+        if self.left.as_ref().is_some_and(cut) {
+            let failed = StreamFailed::Draining;
+            let event = failed.event(self.style);
+            return self.fail(Failure { failed, event });
+        }
         match self.begun.as_mut().poll(cx) {
             Poll::Ready(Ok(answer)) => {
                 let Some((proxy, record, hangup)) = self.left.take() else {
@@ -176,19 +204,38 @@ impl Waiting {
                 let response = proxy.pass_on(answer, record, hangup);
                 Poll::Ready(Ok(response.into_body()))
             }
-            Poll::Ready(Err(Failure { failed, event })) => {
-                if let Some((_, mut record, _)) = self.left.take() {
-                    record.told(Told::default(), Some(StreamEnd::Cut));
-                    record.failed(&failed);
-                }
-                self.over = Some((Box::pin(sleep(LAST_WORDS)), failed));
-                Poll::Ready(Err(Some(Ok(Frame::data(event)))))
-            }
+            Poll::Ready(Err(failure)) => self.fail(failure),
             Poll::Pending => {
                 std::task::ready!(self.comments.as_mut().poll(cx));
                 self.comments.as_mut().reset(Instant::now() + self.every);
                 Poll::Ready(Err(Some(Ok(Frame::data(COMMENT)))))
             }
+        }
+    }
+}
+
+impl Waiting {
+    /// The last event, and then the end.
+    fn fail(
+        &mut self,
+        Failure { failed, event }: Failure,
+    ) -> Poll<Result<ResponseBody, Option<Polled>>> {
+        if let Some((_, mut record, _)) = self.left.take() {
+            record.told(Told::default(), Some(StreamEnd::Cut));
+            record.failed(&failed);
+        }
+        self.over = Some((Box::pin(sleep(LAST_WORDS)), failed));
+        Poll::Ready(Err(Some(Ok(Frame::data(event)))))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(stall) = self.watch.was_cut()
+            && let Some((_, record, _)) = &mut self.left
+        {
+            record.told(Told::default(), Some(StreamEnd::NotRead));
+            record.failed(&StreamFailed::NotRead(stall));
         }
     }
 }

@@ -49,6 +49,7 @@ impl Proxy {
         alarms: &Alarms,
         record: &mut RequestRecord,
     ) -> Result<Answer, GatewayError> {
+        record.is_of_kept();
         // What nobody can be served is not read first.
         if !self.live.is_configured() {
             return Err(GatewayError::NotConfigured);
@@ -141,6 +142,8 @@ impl Proxy {
             asked.deadline = Instant::now() + left;
             asked.method = Method::GET;
             asked.path = only_path(kept);
+            // The client's own key is for whoever made it, and not for all.
+            headers::put_credential(&mut asked.headers, None);
             match self.send(&mut asked, live, Instant::now()).await {
                 Ok((response, lease, ..)) => {
                     if has(response, lease, &kept.id, left).await {
@@ -194,6 +197,7 @@ impl Proxy {
             waited: record.began().elapsed(),
             queued: Duration::ZERO,
             first_byte: Duration::ZERO,
+            note: None,
             alarm,
         }
     }

@@ -49,6 +49,7 @@ pub(super) enum Dialect {
 }
 
 const CHAT: Option<StreamStyle> = Some(StreamStyle::Chat);
+const AUDIO: Option<StreamStyle> = Some(StreamStyle::Audio);
 
 const fn operation(
     path: &'static str,
@@ -100,9 +101,9 @@ static INFERENCE: [Operation; 18] = [
     whole("/pooling"),
     operation("/tokenize", ModelPlace::JsonOrOnly, None),
     operation("/detokenize", ModelPlace::JsonOrOnly, None),
-    operation("/v1/audio/transcriptions", ModelPlace::Form, CHAT),
-    operation("/v1/audio/translations", ModelPlace::Form, CHAT),
-    whole("/v1/audio/speech"),
+    operation("/v1/audio/transcriptions", ModelPlace::Form, AUDIO),
+    operation("/v1/audio/translations", ModelPlace::Form, AUDIO),
+    json("/v1/audio/speech", AUDIO),
 ];
 static RESPONSE: Operation = operation(
     "/v1/responses/{id}",

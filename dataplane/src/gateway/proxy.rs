@@ -25,14 +25,13 @@ use super::{
     form_body,
     head::Hosts,
     headers, include_usage, json_body,
-    keep_alive::Late,
+    keep_alive::{Comments, Late},
     media::Media,
     passing::Content,
     paths::{ModelPlace, Operation},
     reading::Reading,
-    record::RequestRecord,
+    record::{RequestRecord, Sent},
     responses::{Maker, ResponseTap, Responses},
-    stream_style::StreamStyle,
     turn::{self, Flows},
     watchdog::Watchdog,
 };
@@ -95,6 +94,7 @@ struct Asked {
     /// Time spent reading the client's body.
     waited: Duration,
     alarm: Alarm,
+    note: Option<Sent>,
 }
 
 /// What a request led to.
@@ -172,12 +172,11 @@ impl Proxy {
         Span::current().record("model", route.model.id.as_str());
         let mut headers = headers::for_upstream(&parts.headers, record.request_id_header(), caller);
         headers.insert(header::CONTENT_TYPE, media.content_type());
-        let comments = route.model.streaming.keep_alive;
-        let comments = comments.filter(|_| reading.stream && operation.streams.is_some());
+        let comments = comments(&route, operation, &reading, began);
         // One who is given comments by then does not give up.
         let patience = turn::patience(&parts.headers, began + waited);
         let patience =
-            patience.filter(|until| comments.is_none_or(|every| *until <= Instant::now() + every));
+            patience.filter(|until| comments.is_none_or(|c| *until <= Instant::now() + c.every));
         let ask = |route: &Route| {
             let turns = &route.model.pool.turns;
             self.flows.ask(turns, &parts.headers, caller, likely.all())
@@ -202,16 +201,14 @@ impl Proxy {
             began,
             waited,
             alarm,
+            note: record.sent(),
         });
         let answer = match comments {
             None => sending.await?,
-            Some(every) => {
-                let style = operation.streams.unwrap_or(StreamStyle::Chat);
-                match Late::or_in_time(Box::pin(sending), every, style).await {
-                    Ok(answer) => answer?,
-                    Err(late) => return Ok(Served::Late(late)),
-                }
-            }
+            Some(comments) => match Late::or_in_time(Box::pin(sending), comments).await {
+                Ok(answer) => answer?,
+                Err(late) => return Ok(Served::Late(late)),
+            },
         };
         Ok(Served::Answer(Box::new(answer)))
     }
@@ -252,6 +249,7 @@ impl Proxy {
             first_byte: Duration::ZERO,
             sent: 0,
             stands_in: false,
+            note: asked.note,
             alarm: asked.alarm,
         };
         let sent = self.send_or_stand_in(&mut outgoing, &live, (began, &asked.caller), for_model);
@@ -296,6 +294,26 @@ impl Proxy {
         let events = content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"));
         Some(self.responses.tap(maker, events))
     }
+}
+
+/// How its client is given comments, if it is.
+fn comments(
+    route: &Route,
+    operation: &Operation,
+    reading: &Reading,
+    began: Instant,
+) -> Option<Comments> {
+    let timeouts = &route.model.timeouts;
+    Some(Comments {
+        every: route
+            .model
+            .streaming
+            .keep_alive
+            .filter(|_| reading.stream)?,
+        style: operation.streams?,
+        idle: timeouts.idle,
+        deadline: began + timeouts.total,
+    })
 }
 
 /// Names in a message.

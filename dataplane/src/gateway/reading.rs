@@ -173,7 +173,8 @@ impl Reading {
             n,
             best_of,
         } = self.limits;
-        let most = max_completion_tokens.or(max_tokens).or(max_output_tokens);
+        // Which of them counts is for engines to say.
+        let most = max_completion_tokens.max(max_tokens).max(max_output_tokens);
         let answers = best_of.max(n).unwrap_or(1).max(1);
         Likely {
             prompt: body as u64 / BYTES_PER_TOKEN,
@@ -202,6 +203,23 @@ impl Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_limits_the_greatest_counts() {
+        let limits = Limits {
+            max_tokens: Some(4_000),
+            max_completion_tokens: Some(1),
+            max_output_tokens: Some(20),
+            n: Some(2),
+            best_of: None,
+        };
+        let reading = Reading {
+            limits,
+            ..Reading::default()
+        };
+        let likely = reading.likely_tokens(400);
+        assert_eq!((likely.prompt, likely.completion), (100, 8_000));
+    }
 
     #[test]
     fn keys_are_known_however_they_are_written() {

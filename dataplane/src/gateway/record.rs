@@ -1,7 +1,10 @@
 //! One request's entry in metrics and logs, made exactly once, when the request is over, however it
 //! ends. Prompts and completions never enter it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use forebay_proto::ModelId;
 use http::HeaderValue;
@@ -73,6 +76,10 @@ pub(super) struct RequestRecord {
     /// What it takes of its caller's limits, to its end.
     hold: Option<Hold>,
     likely_prompt: u64,
+    /// An upstream got it. Kept for those who hold something alone.
+    sent: Option<Sent>,
+    /// It is about a response that was made, and paid for, before.
+    is_kept: bool,
     /// How a caller stands who was refused by these.
     refused: Option<Quota>,
 }
@@ -94,6 +101,8 @@ impl RequestRecord {
             end: None,
             hold: None,
             likely_prompt: 0,
+            sent: None,
+            is_kept: false,
             refused: None,
         }
     }
@@ -105,7 +114,18 @@ impl RequestRecord {
 
     /// It counts against its caller's limits from here on.
     pub(super) fn hold(&mut self, hold: Option<Hold>) {
+        self.sent = hold.as_ref().map(|_| Sent::default());
         self.hold = hold;
+    }
+
+    /// Where it is noted that an upstream got it; nothing if nobody wants to know.
+    pub(super) fn sent(&self) -> Option<Sent> {
+        self.sent.clone()
+    }
+
+    /// It makes nothing: the tokens that its answer tells of were those of an earlier request.
+    pub(super) fn is_of_kept(&mut self) {
+        self.is_kept = true;
     }
 
     /// Takes the tokens that it is likely to use.
@@ -202,21 +222,83 @@ impl RequestRecord {
     }
 }
 
-impl RequestRecord {
-    /// Gives back, or takes, what was reserved too much or too little.
-    fn settle(&mut self) {
-        let used = match (self.told.usage, self.told.events, self.passing_on) {
-            (Some(usage), ..) => {
+/// That an upstream got a request: it may be at work, whatever becomes of the client.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sent(Arc<AtomicBool>);
+
+impl Sent {
+    /// It leaves now. True if it had not before.
+    pub(super) fn note(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+
+    /// Nothing of it left after all.
+    pub(super) fn take_back(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known at the end of what a request used.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    told: Told,
+    end: Option<StreamEnd>,
+    likely_prompt: u64,
+    /// An upstream's status, if its answer was passed on.
+    passing_on: u16,
+    /// Its status in metrics; none if its client went away first.
+    status: Option<u16>,
+    sent: bool,
+}
+
+impl Spent {
+    /// Tokens; none if what was reserved is the best guess.
+    fn tokens(&self) -> Option<u64> {
+        let (told, prompt) = (self.told, self.likely_prompt);
+        // What an engine says on its way is less than what it says at the end.
+        let ended = matches!(self.end, None | Some(StreamEnd::Complete));
+        match (told.usage, told.events, self.passing_on) {
+            (Some(usage), ..) if ended => {
                 let of = |tokens: Option<u64>| tokens.unwrap_or(0);
                 Some(of(usage.prompt).saturating_add(of(usage.completion)))
             }
-            // Cut before its engine said: what was seen of it.
-            (None, 1.., _) => Some(self.likely_prompt.saturating_add(self.told.events)),
-            // Nothing of it was answered by an upstream: it used no tokens, as far as can be known here.
-            (None, 0, 0) => Some(0),
+            // Cut before its engine said, or said all: what was seen of it.
+            (Some(usage), events, _) => {
+                let completion = usage.completion.unwrap_or(0).max(events);
+                Some(usage.prompt.unwrap_or(prompt).saturating_add(completion))
+            }
+            (None, 1.., _) => Some(prompt.saturating_add(told.events)),
+            // Nothing of it was answered. What its client left to an upstream was begun there.
+            (None, 0, 0) => Some(match (self.status, self.sent) {
+                (None, true) => prompt,
+                // A refusal of what was read.
+                (Some(400..=428 | 430..=499), true) => prompt,
+                _ => 0,
+            }),
+            // Not taken, and taken in vain.
+            (None, 0, 429 | 503) => Some(0),
+            (None, 0, 400..) => Some(prompt),
             (None, 0, _) => None,
+        }
+    }
+}
+
+impl RequestRecord {
+    /// Gives back, or takes, what was reserved too much or too little.
+    fn settle(&mut self) {
+        let spent = Spent {
+            told: self.told,
+            end: self.end,
+            likely_prompt: self.likely_prompt,
+            passing_on: self.passing_on,
+            status: self.outcome.map(|(status, _)| status),
+            sent: self.sent.as_ref().is_some_and(Sent::get),
         };
-        if let Some((hold, used)) = self.hold.as_mut().zip(used) {
+        if let Some((hold, used)) = self.hold.as_mut().zip(spent.tokens()) {
             hold.settle(used, Instant::now());
         }
     }
@@ -227,7 +309,10 @@ impl Drop for RequestRecord {
         let (status, source) = self.outcome.unwrap_or((CLIENT_CLOSED, Source::Client));
         let seconds = self.began.elapsed().as_secs_f64();
         self.begin();
-        self.settle();
+        match self.is_kept {
+            true => self.told = Told::default(),
+            false => self.settle(),
+        }
         match &self.route {
             Some(route) => {
                 if is_error(status, source) {
@@ -253,5 +338,62 @@ impl Drop for RequestRecord {
             stream = self.end.map(StreamEnd::label),
             "request"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::facts::Usage;
+
+    fn told(prompt: Option<u64>, completion: Option<u64>, events: u64) -> Told {
+        let usage = Usage { prompt, completion };
+        Told {
+            usage: usage.is_known().then_some(usage),
+            events,
+            finish: None,
+        }
+    }
+
+    #[test]
+    fn what_was_used_is_what_was_said_or_else_what_was_seen() {
+        let of = |told, end, passing_on, status, sent| {
+            let spent = Spent {
+                told,
+                end,
+                likely_prompt: 100,
+                passing_on,
+                status,
+                sent,
+            };
+            spent.tokens()
+        };
+        let (none, ok) = (told(None, None, 0), Some(200));
+        let complete = Some(StreamEnd::Complete);
+        let said = told(Some(80), Some(7), 9);
+        assert_eq!(of(said, complete, 200, ok, true), Some(87));
+        assert_eq!(of(said, None, 200, ok, true), Some(87));
+        // A message that is cut said at its start that it took one token.
+        let began = told(Some(80), Some(1), 500);
+        for cut in [StreamEnd::Cut, StreamEnd::ClientGone, StreamEnd::NotRead] {
+            assert_eq!(of(began, Some(cut), 200, None, true), Some(580), "{cut:?}");
+        }
+        let events = told(None, None, 5);
+        assert_eq!(of(events, complete, 200, ok, true), Some(105));
+        assert_eq!(of(none, None, 200, ok, true), None, "what was reserved");
+        // Nothing was answered.
+        assert_eq!(of(none, None, 0, None, false), Some(0), "it was in line");
+        assert_eq!(of(none, None, 0, None, true), Some(100), "it was at work");
+        assert_eq!(of(none, None, 0, Some(502), true), Some(0));
+        assert_eq!(of(none, None, 0, Some(429), true), Some(0));
+        assert_eq!(
+            of(none, Some(StreamEnd::Cut), 0, Some(400), true),
+            Some(100)
+        );
+        // An error was.
+        assert_eq!(of(none, None, 400, Some(400), true), Some(100));
+        assert_eq!(of(none, None, 500, Some(500), true), Some(100));
+        assert_eq!(of(none, None, 429, Some(429), true), Some(0));
+        assert_eq!(of(none, None, 503, Some(503), true), Some(0));
     }
 }

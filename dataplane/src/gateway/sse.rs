@@ -25,6 +25,8 @@ pub(super) enum Dialect {
     Plain,
     /// Events have a type, in `event:` or in their JSON; one of them is the last.
     Typed,
+    /// One or the other, as the engine has it: what is heard and what is spoken.
+    Either,
 }
 
 /// What a stream said so far.
@@ -211,7 +213,9 @@ impl Sse {
         let facts = match self.dialect {
             _ if text.starts_with(DONE) => None,
             Dialect::Plain if NEEDLES.none_in(text) => Some(Facts::default()),
-            Dialect::Typed if matches!(kind, Kind::Delta | Kind::Other) => Some(Facts::default()),
+            Dialect::Typed | Dialect::Either if matches!(kind, Kind::Delta | Kind::Other) => {
+                Some(Facts::default())
+            }
             _ => Some(JsonScan::all(text)),
         };
         let usage_alone = self.dispatch(kind, facts.as_ref());
@@ -311,7 +315,7 @@ impl Sse {
         }
         let facts = match (self.dialect, kind) {
             _ if self.head.get() == DONE => None,
-            (Dialect::Typed, Kind::Delta | Kind::Other) => Some(Facts::default()),
+            (Dialect::Typed | Dialect::Either, Kind::Delta | Kind::Other) => Some(Facts::default()),
             _ => Some(*self.json.facts()),
         };
         Some(self.dispatch(kind, facts.as_ref()))
@@ -325,7 +329,7 @@ impl Sse {
             return false;
         };
         let kind = match (self.dialect, kind) {
-            (Dialect::Typed, Kind::Unnamed) => Kind::of(&facts.kind),
+            (Dialect::Typed | Dialect::Either, Kind::Unnamed) => Kind::of(&facts.kind),
             _ => kind,
         };
         let seen = &mut self.seen;
@@ -342,6 +346,12 @@ impl Sse {
                 seen.finish = facts.stop.or(seen.finish);
                 seen.ended |= matches!(kind, Kind::Last | Kind::LastFailed);
                 seen.events += u64::from(kind == Kind::Delta);
+            }
+            Dialect::Either => {
+                seen.finish = facts.stop.or(facts.finish).or(seen.finish);
+                seen.ended |= matches!(kind, Kind::Last | Kind::LastFailed);
+                let plain = kind == Kind::Unnamed && !error && !usage_alone;
+                seen.events += u64::from(kind == Kind::Delta || plain);
             }
         }
         self.clear();

@@ -58,11 +58,11 @@ fn dispatch(dialect: Dialect, seen: &mut Seen, name: &[u8], data: &[u8]) -> bool
     short.push(name);
     let kind = Kind::of(&short);
     let facts = match (dialect, kind) {
-        (Dialect::Typed, Kind::Delta | Kind::Other) => Default::default(),
+        (Dialect::Typed | Dialect::Either, Kind::Delta | Kind::Other) => Default::default(),
         _ => JsonScan::all(data),
     };
     let kind = match (dialect, kind) {
-        (Dialect::Typed, Kind::Unnamed) => Kind::of(&facts.kind),
+        (Dialect::Typed | Dialect::Either, Kind::Unnamed) => Kind::of(&facts.kind),
         _ => kind,
     };
     let error = facts.error || matches!(kind, Kind::Error | Kind::LastFailed);
@@ -78,6 +78,12 @@ fn dispatch(dialect: Dialect, seen: &mut Seen, name: &[u8], data: &[u8]) -> bool
             seen.finish = facts.stop.or(seen.finish);
             seen.ended |= matches!(kind, Kind::Last | Kind::LastFailed);
             seen.events += u64::from(kind == Kind::Delta);
+        }
+        Dialect::Either => {
+            seen.finish = facts.stop.or(facts.finish).or(seen.finish);
+            seen.ended |= matches!(kind, Kind::Last | Kind::LastFailed);
+            let plain = kind == Kind::Unnamed && !error && !alone;
+            seen.events += u64::from(kind == Kind::Delta || plain);
         }
     }
     alone

@@ -83,6 +83,22 @@ fn typed_streams_are_understood() {
     );
 }
 
+/// OpenAI's are typed, vLLM's are those of a chat.
+#[test]
+fn what_is_heard_ends_either_way() {
+    let typed = concat!(
+        "data: {\"type\":\"transcript.text.delta\",\"delta\":\"a\"}\n\n",
+        "data: {\"type\":\"transcript.text.done\",\"text\":\"a\",\"usage\":",
+        "{\"input_tokens\":14,\"output_tokens\":45}}\n\n",
+    );
+    let heard = seen(Dialect::Either, typed);
+    assert!(heard.ended && !heard.error);
+    assert_eq!((heard.usage, heard.events), (usage(14, 45), 1));
+    let spoken = "event: speech.audio.done\ndata: {\"type\":\"speech.audio.done\"}\n\n";
+    assert!(seen(Dialect::Either, spoken).ended);
+    assert_eq!(seen(Dialect::Either, CHAT), seen(Dialect::Plain, CHAT));
+}
+
 /// What vLLM sends when its engine dies.
 #[test]
 fn a_clean_end_after_an_error_is_an_error() {
@@ -186,12 +202,16 @@ proptest! {
     fn pieces_of_streams_are_read_as_the_oracle_reads_them(
         pieces in prop::collection::vec(prop::sample::select(PIECES), 0..20),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
-        typed in any::<bool>(),
+        typed in 0_u8..3,
     ) {
         let text = pieces.concat();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
         cuts.sort_unstable();
-        let dialect = if typed { Dialect::Typed } else { Dialect::Plain };
+        let dialect = match typed {
+            0 => Dialect::Plain,
+            1 => Dialect::Typed,
+            _ => Dialect::Either,
+        };
         oracle::check(dialect, text.as_bytes(), cuts);
     }
 
@@ -203,6 +223,7 @@ proptest! {
         let cut = cut.index(text.len() + 1);
         oracle::check(Dialect::Plain, &text, [cut]);
         oracle::check(Dialect::Typed, &text, [cut]);
+        oracle::check(Dialect::Either, &text, [cut]);
     }
 }
 

@@ -10,6 +10,8 @@ use super::sse::Dialect;
 pub(super) enum StreamStyle {
     /// `data:` alone, `[DONE]` at the end.
     Chat,
+    /// As `Chat`, or typed.
+    Audio,
     /// OpenAI's typed events.
     Responses,
     /// Anthropic's typed events.
@@ -20,6 +22,7 @@ impl StreamStyle {
     pub(super) fn dialect(self) -> Dialect {
         match self {
             Self::Chat => Dialect::Plain,
+            Self::Audio => Dialect::Either,
             Self::Responses | Self::Messages => Dialect::Typed,
         }
     }
@@ -41,7 +44,7 @@ impl StreamStyle {
 
     fn event_of(self, error: Value, message: &str, code: &str) -> Bytes {
         let data = match self {
-            Self::Chat => json!({ "error": error }),
+            Self::Chat | Self::Audio => json!({ "error": error }),
             // Typed, for those who go by the type; the SDKs raise what stands in `error`.
             Self::Responses => json!({"type": "error", "code": code, "message": message,
                 "param": null, "error": error}),
@@ -49,7 +52,7 @@ impl StreamStyle {
                 "error": {"type": "api_error", "message": message}}),
         };
         Bytes::from(match self {
-            Self::Chat => format!("data: {data}\n\n"),
+            Self::Chat | Self::Audio => format!("data: {data}\n\n"),
             Self::Responses | Self::Messages => format!("event: error\ndata: {data}\n\n"),
         })
     }
@@ -63,6 +66,7 @@ mod tests {
     fn an_error_is_one_event_whatever_its_text() {
         for style in [
             StreamStyle::Chat,
+            StreamStyle::Audio,
             StreamStyle::Responses,
             StreamStyle::Messages,
         ] {

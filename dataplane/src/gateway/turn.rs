@@ -93,18 +93,20 @@ pub(super) fn note_load<B>(route: &Route, response: &Response<B>, took: Duration
     if route.model.pool.adaptive.is_none() {
         return;
     }
-    let content_type = response.headers().get(header::CONTENT_TYPE);
     match response.status() {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             route.pool.note_refused(took, bytes);
         }
-        StatusCode::OK
-            if content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")) =>
-        {
-            route.pool.note_stream(took, bytes);
-        }
+        _ if is_stream(response) => route.pool.note_stream(took, bytes),
         _ => {}
     }
+}
+
+/// True if a stream begins: that of a whole answer says how long the generation is, not how soon one is served.
+pub(super) fn is_stream<B>(response: &Response<B>) -> bool {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    response.status() == StatusCode::OK
+        && content_type.is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
 }
 
 #[cfg(test)]

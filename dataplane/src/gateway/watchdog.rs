@@ -28,6 +28,8 @@ use crate::pool::{CloseReason, Lease};
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 /// Longest time for which a client may not take what there is for it: with the rest, within 60 s it is over.
 const STALL: Duration = Duration::from_secs(55);
+/// How much later than it was due a comment may be taken, at the least.
+const LATE: Duration = Duration::from_secs(5);
 /// What the body itself gets to notice it first.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,10 @@ type Came = Result<Frame<Bytes>, hyper::Error>;
 
 type Watched = Mutex<Slab<Arc<Shared>>>;
 
+/// A client that is given comments, watched over until that is over: what it waits for goes on only while it reads.
+#[derive(Debug)]
+pub(super) struct Watch(Loan);
+
 /// An answer and the lease that it comes over, watched over until it is dropped.
 #[derive(Debug)]
 pub(super) struct Loan {
@@ -50,7 +56,9 @@ pub(super) struct Loan {
 
 #[derive(Debug)]
 struct Shared {
+    /// Nothing of a client that is given comments, and of an answer that is over.
     held: Mutex<Option<(Incoming, Lease)>>,
+    comments: bool,
     began: Instant,
     /// When the answer last moved on, in milliseconds since it began.
     moved: AtomicU64,
@@ -72,8 +80,30 @@ impl Watchdog {
         deadline: Instant,
         hangup: CancellationToken,
     ) -> Loan {
+        self.put(Some((body, lease)), (idle, deadline), hangup)
+    }
+
+    /// Watches over a client that is given comments, each so long after the one before.
+    pub(super) fn watch(
+        &self,
+        every: Duration,
+        idle: Duration,
+        deadline: Instant,
+        hangup: CancellationToken,
+    ) -> Watch {
+        let idle = idle.min(STALL).max(every.saturating_add(LATE));
+        Watch(self.put(None, (idle, deadline), hangup))
+    }
+
+    fn put(
+        &self,
+        held: Option<(Incoming, Lease)>,
+        (idle, deadline): (Duration, Instant),
+        hangup: CancellationToken,
+    ) -> Loan {
         let shared = Arc::new(Shared {
-            held: Mutex::new(Some((body, lease))),
+            comments: held.is_none(),
+            held: Mutex::new(held),
             began: Instant::now(),
             moved: AtomicU64::new(0),
             waits: AtomicBool::new(true),
@@ -106,6 +136,12 @@ impl Loan {
         let since = now.saturating_duration_since(self.shared.began);
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         self.shared.moved.store(millis, Ordering::Relaxed);
+    }
+
+    /// There is something of ours for the client: from now on it is waited for.
+    pub(super) fn gave(&self, now: Instant) {
+        self.moved(now);
+        self.shared.waits.store(false, Ordering::Relaxed);
     }
 
     /// What comes next; `None` if it was taken.
@@ -149,6 +185,18 @@ impl Loan {
     }
 }
 
+impl Watch {
+    /// The client took what there was, and asks for more.
+    pub(super) fn asked(&self) {
+        self.0.moved(Instant::now());
+    }
+
+    /// For how long it did not, if it is over for that.
+    pub(super) fn was_cut(&self) -> Option<Duration> {
+        self.0.was_cut().then(|| self.0.shared.idle)
+    }
+}
+
 impl Drop for Loan {
     fn drop(&mut self) {
         // What it holds is dropped after the lock.
@@ -172,6 +220,13 @@ impl Shared {
     }
 
     fn cut(&self) {
+        if self.comments {
+            if !self.cut.swap(true, Ordering::AcqRel) {
+                tracing::warn!("comments that their client does not read are cut");
+                self.hangup.cancel();
+            }
+            return;
+        }
         let held = {
             let mut held = self.held.lock();
             self.cut.fetch_or(held.is_some(), Ordering::AcqRel);

@@ -22,6 +22,8 @@ use tokio::time::Instant;
 use super::LiveKey;
 
 const MINUTE: f64 = 60.0;
+/// Deepest debt, in limits: what an upstream says of tokens may be anything, and no key shall pay for ever.
+const DEEPEST: f64 = 5.0;
 
 /// What one key has used. Shared by all of its versions.
 #[derive(Debug, Default)]
@@ -157,7 +159,8 @@ impl Hold {
         let more = as_f64(tokens) - std::mem::take(&mut self.reserved);
         let mut bucket = self.key.usage.tokens.lock();
         bucket.fill(of(limit), now);
-        bucket.left = of(limit).min(bucket.left - more);
+        let left = bucket.left - more;
+        bucket.left = left.clamp(-DEEPEST * of(limit), of(limit));
     }
 
     /// The key's public part.
@@ -316,6 +319,19 @@ mod tests {
         );
         let later = now + Duration::from_secs(71);
         third.reserve(10, later).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_number_of_tokens_is_paid_within_minutes() {
+        let (key, now) = (key(0, 600, 0), Instant::now());
+        for _ in 0..3 {
+            let mut hold = Hold::new(&key, now).unwrap();
+            hold.settle(u64::MAX, now);
+        }
+        let mut next = Hold::new(&key, now).unwrap();
+        let refused = next.reserve(600, now).unwrap_err();
+        assert_eq!(refused.again(), Duration::from_secs(6 * 60));
+        next.reserve(600, now + refused.again()).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -270,7 +270,7 @@ impl Lease {
         }
     }
 
-    /// The answer's first byte took so long.
+    /// Its answer is a stream, and that took so long to begin.
     pub fn answered_after(&mut self, took: Duration) {
         self.loan.answered_after(took);
     }

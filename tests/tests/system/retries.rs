@@ -130,7 +130,17 @@ async fn what_may_have_run_is_sent_again_only_if_that_was_asked_for() {
         let seen = statuses(&worker, "m", 30).await;
         // After so many in a row it is known to fail; it is asked again all the same, as it is not ejected.
         assert_eq!(seen, [200; 30], "{word}");
-        assert!(retried(&worker, word).await > 0.0);
+        let retries = retried(&worker, word).await;
+        assert!(retries > 0.0);
+        // What makes a response that is kept is sent once.
+        let mut made = Vec::new();
+        for _ in 0..20 {
+            let body = serde_json::json!({"model": "m", "input": "hi", "max_output_tokens": 1});
+            let answer = worker.client().post("/v1/responses").json(&body).send();
+            made.push(answer.await.unwrap().status().as_u16());
+        }
+        assert!(made.iter().any(|status| *status >= 500), "{word}: {made:?}");
+        assert_eq!(retried(&worker, word).await, retries);
         mocks[0].set_faults(Faults::default());
         statuses(&worker, "m", 10).await;
     }

@@ -309,6 +309,41 @@ async fn who_does_not_read_is_hung_up_on() {
     assert!(text.ends_with(b"data: [DONE]\n\n"));
 }
 
+/// Nor is one waited for that has no room for the comments: what it asked for goes on only while it reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_comments_is_hung_up_on() {
+    let config = MockConfig {
+        latency: Duration::from_secs(600),
+        ..MockConfig::serving("m")
+    };
+    let (cluster, worker, mock) = setup(config, StreamUsage::Pass, Some(1)).await;
+    let impatient = wire::Model {
+        timeouts: Some(wire::Timeouts {
+            idle: seconds(1),
+            ..wire::Timeouts::default()
+        }),
+        ..streaming(&mock.url(), StreamUsage::Pass, Some(1))
+    };
+    super::transports::update(&cluster, impatient).await;
+    let socket = tokio::net::TcpStream::connect(worker.gateway())
+        .await
+        .unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let (sender, connection) = builder.handshake(socket).await.unwrap();
+    let mut driver = JoinSet::new();
+    driver.spawn(async move { drop(connection.await) });
+    let mut unread = ask(&sender, "m", 5).await;
+    let data = timeout(MINUTE, unread.data()).await;
+    let error = data.unwrap().unwrap().unwrap_err();
+    assert!(error.is_reset(), "{error}");
+    eventually("the upstream is told", async || {
+        (mock.stats().cancelled == 1).then_some(())
+    })
+    .await;
+    counted(&worker, "forebay_streams_total", &["not_read"], 1.0).await;
+}
+
 /// One that reads slowly is not taken for one that does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_reads_slowly_is_served() {

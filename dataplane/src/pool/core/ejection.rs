@@ -1,7 +1,7 @@
 //! Whether an endpoint is sound, by how it answers. Pure: the time is an argument.
 //!
 //! ```text
-//!   healthy ──breaks more than its peers──▶ ejected(until) ──time, or a check──▶ half-open
+//!   healthy ──breaks more than its peers──▶ ejected(until) ──time, and checks──▶ half-open
 //!      ▲                                        ▲                                  │
 //!      └────────── its trial is answered ───────┼──────────────────────────────────┤
 //!                                               └────── its trial breaks ──────────┘
@@ -359,7 +359,7 @@ impl Health {
             self.checks_failed = 0;
             self.checks_passed = self.checks_passed.saturating_add(1);
             if self.checks_passed >= healthy_after {
-                self.half_open(now);
+                self.half_open();
             }
             return false;
         }
@@ -369,28 +369,29 @@ impl Health {
             return false;
         }
         let held = self.out.as_ref().is_some_and(|out| out.by_check);
+        // A pause for what it answered goes on meanwhile.
+        let until = self.out.as_ref().map_or(now, |out| out.until.max(now));
         self.out = Some(Out {
             why: Fault::Check,
-            until: now,
+            until,
             by_check: true,
             trial: None,
         });
         !held
     }
 
-    /// It may show now that it is sound.
-    pub(super) fn half_open(&mut self, now: Duration) {
+    /// No check keeps it out any more: it may show that it is sound, once it has paused for what it answered.
+    fn half_open(&mut self) {
         if let Some(out) = &mut self.out {
             out.by_check = false;
-            out.until = out.until.min(now);
         }
     }
 
     /// What is not looked at any more keeps nobody out.
-    pub(super) fn heed(&mut self, now: Duration, rules: &Rules, checked: bool) {
+    pub(super) fn heed(&mut self, rules: &Rules, checked: bool) {
         let by_check = self.out.as_ref().is_some_and(|out| out.by_check);
         match (by_check, rules.after > 0) {
-            (true, _) if !checked => self.half_open(now),
+            (true, _) if !checked => self.half_open(),
             (false, false) => self.out = None,
             _ => {}
         }

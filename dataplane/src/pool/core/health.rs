@@ -211,10 +211,10 @@ impl<C: Connection, W> Core<C, W> {
     }
 
     /// What the configuration does not ask for any more keeps nobody out.
-    pub(super) fn heed(&mut self, now: Duration) {
+    pub(super) fn heed(&mut self) {
         let (rules, checked) = (self.shape.ejection, self.shape.checked);
         for origin in &mut self.origins {
-            origin.health.heed(now, &rules, checked);
+            origin.health.heed(&rules, checked);
         }
     }
 }

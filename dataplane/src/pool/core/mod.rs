@@ -297,7 +297,7 @@ impl<C: Connection, W> Core<C, W> {
             self.filled = false;
         }
         self.begin_handover();
-        self.heed(now);
+        self.heed();
         self.pump(now)
     }
 

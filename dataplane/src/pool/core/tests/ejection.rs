@@ -235,6 +235,35 @@ fn a_check_decides_when_there_is_one() {
 }
 
 #[test]
+fn a_good_check_does_not_undo_an_ejection_by_answers() {
+    let mut shell = warm(2, 1);
+    shell.core.shape.checked = true;
+    let check = |shell: &mut Shell, passed| {
+        let (_, effects) = shell.core.checked(shell.now, A, passed, (2, 1));
+        shell.run(effects);
+    };
+    asks(&mut shell, 40, |at| at != 0);
+    assert_eq!(state(&shell, 0), State::Ejected);
+    // It answers checks, and breaks all else.
+    (0..3).for_each(|_| check(&mut shell, true));
+    assert_eq!(state(&shell, 0), State::Ejected);
+    // Nor if checks fail in between.
+    for passed in [false, false, true] {
+        check(&mut shell, passed);
+        assert_eq!(state(&shell, 0), State::Ejected, "{passed}");
+    }
+    shell.sweep(2_200);
+    assert_eq!(state(&shell, 0), State::HalfOpen);
+    // A trial that breaks: out for longer, whatever checks say.
+    asks(&mut shell, 10, |at| at != 0);
+    check(&mut shell, true);
+    shell.sweep(3_000);
+    assert_eq!(state(&shell, 0), State::Ejected);
+    shell.sweep(1_500);
+    assert_eq!(state(&shell, 0), State::HalfOpen);
+}
+
+#[test]
 fn one_that_asks_for_a_pause_is_passed_over_while_others_are_there() {
     let mut shell = warm(2, 2);
     let waiter = shell.acquire();
