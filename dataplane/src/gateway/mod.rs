@@ -302,7 +302,11 @@ fn refuse(
 /// See [`crate::fuzzing`].
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz_sse(text: &[u8], cuts: &[usize]) {
-    for dialect in [sse::Dialect::Plain, sse::Dialect::Typed] {
+    for dialect in [
+        sse::Dialect::Plain,
+        sse::Dialect::Typed,
+        sse::Dialect::Either,
+    ] {
         sse::oracle::check(dialect, text, cuts.iter().copied());
     }
 }
