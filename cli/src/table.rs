@@ -1,6 +1,10 @@
 //! Tables for people: no lines, numbers to the right, what matters first.
 
+mod parameters;
+
 use std::time::{Duration, SystemTime};
+
+use self::parameters::{admission, failure, streams_of, turns};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use forebay_proto::wire;
@@ -153,52 +157,6 @@ fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
     ]
 }
 
-/// What was said of failing; what was not is as documented.
-fn failure(model: &wire::Model) -> Vec<(&'static str, String)> {
-    let mut rows = Vec::new();
-    if let Some(health) = &model.health {
-        let every = match &health.interval {
-            Some(interval) => duration(Some(interval)),
-            None => "5s".to_owned(),
-        };
-        rows.push((
-            "health",
-            format!("{} every {every}", dash(health.path.clone())),
-        ));
-    }
-    if let Some(ejection) = &model.ejection {
-        let after = match ejection.failures.unwrap_or(5) {
-            0 => "never by answers".to_owned(),
-            failures => format!("after {failures} broken answers in a row"),
-        };
-        rows.push(("ejection", after));
-    }
-    if let Some(retry) = &model.retry {
-        let on: Vec<&str> = retry.on().map(retry_on).collect();
-        let on = if on.is_empty() {
-            "busy".to_owned()
-        } else {
-            on.join(", ")
-        };
-        let attempts = retry.max_attempts.unwrap_or(2);
-        rows.push(("retry", format!("{attempts} endpoints at most, after {on}")));
-    }
-    if !model.fallbacks.is_empty() {
-        rows.push(("fallbacks", model.fallbacks.join(", ")));
-    }
-    rows
-}
-
-fn retry_on(cause: wire::RetryOn) -> &'static str {
-    match cause {
-        wire::RetryOn::Unspecified => "nothing",
-        wire::RetryOn::Busy => "busy",
-        wire::RetryOn::BadGateway => "bad-gateway",
-        wire::RetryOn::ServerError => "server-error",
-        wire::RetryOn::Reset => "reset",
-    }
-}
-
 fn endpoint_of(endpoint: &wire::Endpoint) -> String {
     let (id, url, weight) = (&endpoint.id, &endpoint.url, endpoint.weight.unwrap_or(1));
     let credential = endpoint.credential.as_ref();
@@ -218,17 +176,6 @@ fn probe_of(probe: &wire::EndpointProbe) -> String {
     match probe.served_name.as_str() {
         "" => mode.to_owned(),
         name => format!("{mode}, as {name}"),
-    }
-}
-
-fn streams_of(streaming: &wire::Streaming) -> String {
-    let usage = match streaming.usage() {
-        wire::StreamUsage::Inject => "usage asked for",
-        wire::StreamUsage::Unspecified | wire::StreamUsage::Pass => "as they come",
-    };
-    match &streaming.keep_alive {
-        None => usage.to_owned(),
-        every => format!("{usage}, a comment every {}", duration(every.as_ref())),
     }
 }
 
@@ -494,40 +441,6 @@ fn state(state: wire::WorkerState) -> &'static str {
         wire::WorkerState::Refused => "refused",
         wire::WorkerState::Gone => "gone",
     }
-}
-
-/// How turns are given in the line, where they are.
-fn turns(queue: &wire::Queue) -> String {
-    let header = |what: &str, name: &Option<String>| {
-        let name = name.as_deref().filter(|name| !name.is_empty());
-        name.map(|name| format!(", {what} by `{name}`"))
-    };
-    let tenants = header("turns", &queue.tenant_header);
-    let priorities = header("priority", &queue.priority_header);
-    let tokens = i32::from(wire::QueueCost::Tokens);
-    let cost = (queue.cost == Some(tokens)).then(|| ", weighed by tokens".to_owned());
-    tenants.into_iter().chain(priorities).chain(cost).collect()
-}
-
-/// How many requests are let in.
-fn admission(adaptive: Option<&wire::Adaptive>) -> String {
-    let adaptive = adaptive.filter(|adaptive| adaptive.min.is_some_and(|min| min > 0));
-    let Some(adaptive) = adaptive else {
-        return "up to the pool size".to_owned();
-    };
-    let target = adaptive.target_first_byte.as_ref();
-    let target = target.filter(|target| target.seconds > 0 || target.nanos > 0);
-    let slow = match target {
-        Some(target) => format!("a first byte after {}", duration(Some(target))),
-        None => format!(
-            "{} % of the quickest",
-            adaptive.tolerance_percent.unwrap_or(200)
-        ),
-    };
-    format!(
-        "down to {} while the engine is slow ({slow}) or refuses",
-        number(adaptive.min)
-    )
 }
 
 pub(crate) fn number(number: Option<u32>) -> String {

@@ -2,6 +2,7 @@
 //! the fleet what they mean. It holds state, not a queue: a slow worker costs one configuration, and
 //! never delays another. While the stream is full the worker is listened to all the same.
 
+mod end;
 mod feed;
 mod keys;
 mod machine;
@@ -23,15 +24,16 @@ use tonic::{Status, Streaming};
 use tracing::Span;
 use wire::{from_worker::Message as Heard, to_worker::Message as Say};
 
-pub(crate) use self::{
-    feed::{Target, follow, targets},
-    offer::Offer,
-};
 use self::{
+    end::{End, stopping, told},
     keys::KeyPushes,
     machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
     words::{introduce, position, welcome},
+};
+pub(crate) use self::{
+    feed::{Target, follow, targets},
+    offer::Offer,
 };
 use crate::{
     fleet::{self, Fleet, Joined, Refused},
@@ -92,17 +94,6 @@ enum Answer {
         millis: u32,
     },
     Nack(Refused),
-}
-
-/// How a stream ends.
-#[derive(Debug)]
-enum End {
-    /// The worker closed it.
-    Closed,
-    /// We close it, and say why.
-    Told(Status),
-    /// We close it in good order.
-    Goodbye(wire::goodbye::Reason, Status),
 }
 
 impl Session {
@@ -505,17 +496,4 @@ impl Session {
             span.in_scope(|| tracing::debug!(answer, "push answered"));
         }
     }
-}
-
-/// Waits until the worker is to be told.
-async fn told(drain: Option<&CancellationToken>) {
-    match drain {
-        Some(drain) => drain.cancelled().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn stopping() -> End {
-    let status = Status::unavailable("the control plane is stopping");
-    End::Goodbye(wire::goodbye::Reason::Stopping, status)
 }

@@ -1,3 +1,5 @@
+//! What the sweep and the caps do to clients' connections, on a paused clock.
+
 use std::net::Ipv4Addr;
 
 use prometheus::Registry;

@@ -1,3 +1,5 @@
+//! Keys in force: lookups, changes, and what is told when they cannot be taken.
+
 use std::{fs, io, os::unix::fs::PermissionsExt as _};
 
 use forebay_proto::{EndpointId, EndpointUrl, Epoch, secret::Root};
