@@ -156,7 +156,10 @@ impl Offer {
         ordered.map_err(|_| stopped())?;
         let taken = async {
             // What is in force is on disk once it rests.
-            resting.await.map_err(|_| stopped())?;
+            let rested = timeout(READY_WITHIN, resting).await;
+            let rested = rested
+                .map_err(|_| HandoverError::Protocol("came while this one could not rest"))?;
+            rested.map_err(|_| stopped())?;
             let [gateway, admin] = &lines.listeners;
             say(
                 stream,
@@ -176,13 +179,13 @@ impl Offer {
             // Whoever does not read that is gone.
             Ok(()) => {
                 lines.ending.advance(Stage::Draining);
-                drop(timeout(SAY_WITHIN, say(stream, Word::Gone, &[], &[])).await);
+                drop(say(stream, Word::Gone, &[], &[]).await);
                 return Ok(());
             }
             Err(error) => error,
         };
         let why = taken.to_string();
-        drop(timeout(SAY_WITHIN, say(stream, Word::Refused, &[], why.as_bytes())).await);
+        drop(say(stream, Word::Refused, &[], why.as_bytes()).await);
         drop(lines.orders.send(Order::GoOn).await);
         Err(taken)
     }
@@ -193,18 +196,11 @@ async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
     let mut count = 0_u64;
     while let Some(Resting { socket, read }) = resting.recv().await {
         let files = [socket.as_fd()];
-        let said = say(&mut heir, Word::Connection, &files, &read);
-        match timeout(SAY_WITHIN, said).await {
-            Ok(Ok(())) => count += 1,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the new process takes no more connections");
-                return;
-            }
-            Err(_) => {
-                tracing::error!("the new process does not take connections in time");
-                return;
-            }
+        if let Err(error) = say(&mut heir, Word::Connection, &files, &read).await {
+            tracing::error!(%error, "the new process takes no more connections");
+            return;
         }
+        count += 1;
     }
     tracing::info!(connections = count, "handed over");
 }

@@ -16,7 +16,10 @@ use rustix::net::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::UnixStream,
+    time::timeout,
 };
+
+use super::SAY_WITHIN;
 
 /// Largest content: what a client has sent ahead of its connection's hand-over, and more than any reason.
 pub(super) const MOST_BYTES: usize = 256 << 10;
@@ -70,8 +73,23 @@ pub(super) struct Message {
     pub(super) content: Vec<u8>,
 }
 
-/// Says something.
+/// Says something, to somebody who takes it in time: who does not read must not hold up a process that serves.
 pub(super) async fn say(
+    stream: &mut UnixStream,
+    word: Word,
+    files: &[BorrowedFd<'_>],
+    content: &[u8],
+) -> io::Result<()> {
+    let said = timeout(SAY_WITHIN, write(stream, word, files, content)).await;
+    said.unwrap_or_else(|_| {
+        Err(io::Error::new(
+            ErrorKind::TimedOut,
+            "the other process does not read",
+        ))
+    })
+}
+
+async fn write(
     stream: &mut UnixStream,
     word: Word,
     files: &[BorrowedFd<'_>],
@@ -204,5 +222,20 @@ mod tests {
             drop(ours);
             assert!(hear(&mut theirs).await.is_err(), "{nonsense:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_holds_nobody_up() {
+        let (mut ours, _theirs) = UnixStream::pair().unwrap();
+        let much = vec![0; MOST_BYTES];
+        let refused = async {
+            loop {
+                if let Err(error) = say(&mut ours, Word::Connection, &[], &much).await {
+                    return error;
+                }
+            }
+        };
+        let error = timeout(SAY_WITHIN * 2, refused).await.unwrap();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
     }
 }
