@@ -63,7 +63,7 @@ async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, endpoint: &EndpointI
                 found.hold
             }
             Err(error) => {
-                pool.unresolved(endpoint, &error);
+                pool.unresolved(endpoint, &error.to_string());
                 RETRY
             }
         };
@@ -80,7 +80,7 @@ impl Pool {
             Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
                 Some((e.id.clone(), host.to_owned()))
             }
-            Address::Host(..) | Address::Unix(_) => None,
+            Address::Host(..) | Address::Unix(_) | Address::Listed(_) => None,
         });
         named.collect()
     }
