@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Pool;
+use super::{Pool, Why};
 use crate::resolve::Resolver;
 
 /// After a failure it is asked again.
@@ -86,7 +86,7 @@ impl Pool {
     }
 
     fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: &[IpAddr]) {
-        let mut changed = false;
+        let (mut changed, mut refused) = (false, None);
         self.desk.change(|inner, now| {
             // The configuration may have changed while it was asked.
             let mut configured = inner.endpoints.iter().filter(|e| e.id == *endpoint);
@@ -95,11 +95,21 @@ impl Pool {
                 return Vec::new();
             }
             let before = inner.addresses_of(endpoint);
-            let effects = inner.resolved(now, endpoint, addresses);
+            let mut effects = inner.resolved(now, endpoint, addresses);
             changed = inner.addresses_of(endpoint) != before;
+            refused = inner.out_of_bounds(endpoint);
+            if let Some(why) = &refused {
+                let text = format!("endpoint `{endpoint}`: {why}");
+                effects.extend(inner.unresolved(now, endpoint, &text));
+            }
             effects
         });
-        if changed {
+        if let Some(why) = refused {
+            self.common.metrics.discovery.failed(&self.model, Why::Refused);
+            if changed {
+                tracing::warn!(model = %self.model, %endpoint, name, why, "a server may not be dialled");
+            }
+        } else if changed {
             tracing::info!(model = %self.model, %endpoint, name, "the addresses of an endpoint changed");
         }
     }

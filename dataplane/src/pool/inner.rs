@@ -19,7 +19,7 @@ use super::{
 use crate::resolve::MOST;
 use forebay_proto::{
     Endpoint, EndpointId, FailureSpec, ModelId, PoolParams, ProbeMode, ResolvedModel,
-    failure::HealthSpec,
+    endpoint::Address, failure::HealthSpec,
 };
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
@@ -157,9 +157,28 @@ impl<C: Upstream> Inner<C> {
                 Place::Name(_) => true,
                 Place::Unix(_) => false,
             });
+            if targets.is_empty() {
+                // As if its name had no address: who waits for it is told why.
+                targets = Target::all(endpoint, self.tls_of(endpoint), &[]);
+                targets.retain(|target| matches!(target.place, Place::Name(_)));
+            }
             targets.iter_mut().for_each(|target| target.source = Some(source.clone()));
         }
         targets
+    }
+
+    /// Why none of the addresses may be dialled that the name of an endpoint has, if that is so.
+    pub(super) fn out_of_bounds(&self, id: &EndpointId) -> Option<String> {
+        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.id == *id)?;
+        let Address::Host(host, port) = endpoint.url.address() else {
+            return None;
+        };
+        let mut why = None;
+        for ip in self.addresses_of(id) {
+            let checked = self.sources.check(id, (ip, port).into());
+            why = Some(format!("{ip}, an address of `{host}`, is {}", checked.err()?));
+        }
+        why
     }
 
     /// How the servers of a source do.

@@ -532,6 +532,50 @@ async fn secrets_go_to_named_servers_only_with_the_operators_word() {
     assert_eq!(own().await, Ended::Well);
 }
 
+/// The address that is dialled is the one that counts, not what a list, or a record, calls it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_out_of_bounds_is_not_dialled() {
+    let mocks = mocks(1, &MockConfig::serving("m")).await;
+    let sources = Sources::start(mocks[0].addr().port()).await;
+    let mut cluster = Cluster::start().await;
+    cluster.ask(sources.dns.addr());
+    let worker = cluster.worker("w1").await;
+    worker.ready().await;
+    sources.name(Kind::Srv, &[1]);
+    let narrow = wire::Discovery {
+        allow: vec!["127.0.0.2".to_owned()],
+        ..sources.discovery(Kind::Srv)
+    };
+    cluster
+        .create_and_wait(model(vec![endpoint("pods", narrow)]))
+        .await;
+    until_servers(&worker, 1).await;
+    let text = eventually("it is told why", async || {
+        match worker.client().finish("m", Chat::Whole, 1).await {
+            Ended::Status(502, text) if text.contains("discovery.allow") => Some(text),
+            _ => None,
+        }
+    })
+    .await;
+    assert!(text.contains("127.0.0.1") && text.contains("p1.test"), "{text}");
+    assert_eq!(mocks[0].stats().opened, 0);
+    // It moves to where it may be, and is served from.
+    let second = MockServer::start(MockConfig {
+        listen: format!("127.0.0.2:{}", sources.port).parse().unwrap(),
+        ..MockConfig::serving("m")
+    })
+    .await
+    .unwrap();
+    sources.dns.set("p1.test", &["127.0.0.2"]);
+    eventually("it serves", async || {
+        let ended = worker.client().finish("m", Chat::Whole, 1).await;
+        (ended == Ended::Well).then_some(())
+    })
+    .await;
+    assert!(second.stats().requests > 0);
+    assert_eq!(mocks[0].stats().opened, 0);
+}
+
 /// Each server is an endpoint of its own: shown, and kept to by what goes on from it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_is_asked_for_where_it_was_made() {
