@@ -15,7 +15,9 @@ use std::{
 };
 
 use forebay_proto::{
-    EndpointId, ModelId, Violations, convert::endpoint_url, key, limits,
+    EndpointId, ModelId, Violations,
+    convert::endpoint_url,
+    key, limits,
     secret::{Place, Root, SealKey, VerifyKey, check_token},
     wire,
 };
@@ -204,9 +206,7 @@ impl Vault {
                         true => format!("e{}", n + 1),
                         false => endpoint.id.clone(),
                     };
-                    let place = EndpointId::new(name)
-                        .ok()
-                        .zip(url);
+                    let place = EndpointId::new(name).ok().zip(url);
                     // What is wrong with a name or url is told of when the model is read.
                     let sealed = id.as_ref().zip(place).and_then(|(model, (endpoint, url))| {
                         let place = Place {

@@ -10,8 +10,8 @@ use super::{apply, credentials};
 use crate::{
     Usage,
     args::{
-        ClientArgs, DiscoveryArgs, EndpointArgs, EndpointProtocol, ModelArgs, Models, Output, ProbeArgs,
-        ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
+        ClientArgs, DiscoveryArgs, EndpointArgs, EndpointProtocol, ModelArgs, Models, Output,
+        ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     client::{self, call, request_id},
     document, table, ui,

@@ -105,7 +105,10 @@ impl Pool {
             effects
         });
         if let Some(why) = refused {
-            self.common.metrics.discovery.failed(&self.model, Why::Refused);
+            self.common
+                .metrics
+                .discovery
+                .failed(&self.model, Why::Refused);
             if changed {
                 tracing::warn!(model = %self.model, %endpoint, name, why, "a server may not be dialled");
             }

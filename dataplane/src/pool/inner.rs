@@ -9,9 +9,9 @@ use std::{
 
 use super::{
     check::Checked,
-    discovery::{Doing, Sources},
     core::{Core, EndpointKey, OriginCensus, OriginId, OriginSpec, Rules, Shape, Standing, State},
     desk::{Effects, Upstream, Waiter},
+    discovery::{Doing, Sources},
     drain::{Drain, Prompt},
     target::{Place, Target},
     tls::Tls,
@@ -162,7 +162,9 @@ impl<C: Upstream> Inner<C> {
                 targets = Target::all(endpoint, self.tls_of(endpoint), &[]);
                 targets.retain(|target| matches!(target.place, Place::Name(_)));
             }
-            targets.iter_mut().for_each(|target| target.source = Some(source.clone()));
+            targets
+                .iter_mut()
+                .for_each(|target| target.source = Some(source.clone()));
         }
         targets
     }
@@ -176,15 +178,23 @@ impl<C: Upstream> Inner<C> {
         let mut why = None;
         for ip in self.addresses_of(id) {
             let checked = self.sources.check(id, (ip, port).into());
-            why = Some(format!("{ip}, an address of `{host}`, is {}", checked.err()?));
+            why = Some(format!(
+                "{ip}, an address of `{host}`, is {}",
+                checked.err()?
+            ));
         }
         why
     }
 
     /// How the servers of a source do.
     fn doing(&self, now: Duration, own: &dyn Fn(&EndpointId) -> bool) -> Doing {
-        let targets = self.targets.iter().filter(|(_, target)| own(&target.endpoint.id));
-        let census: Vec<_> = targets.map(|(id, _)| self.core.census_of(now, *id)).collect();
+        let targets = self
+            .targets
+            .iter()
+            .filter(|(_, target)| own(&target.endpoint.id));
+        let census: Vec<_> = targets
+            .map(|(id, _)| self.core.census_of(now, *id))
+            .collect();
         let lost = |c: &OriginCensus| c.unreachable || c.state != State::Healthy;
         Doing {
             down: !census.is_empty() && census.iter().all(lost),

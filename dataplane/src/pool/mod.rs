@@ -38,10 +38,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{
-    discovery::{Discovering, Why},
-    request_body::Edit,
-};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::discovery::{Form, read_list};
 pub use self::{
@@ -64,6 +60,10 @@ use self::{
     dialler::Dialler,
     inner::Inner,
     probe::Reconnects,
+};
+pub(crate) use self::{
+    discovery::{Discovering, Why},
+    request_body::Edit,
 };
 use crate::{
     budget::{Budget, Need},

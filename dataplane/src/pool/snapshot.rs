@@ -250,7 +250,10 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
         EndpointSnapshot {
             id: endpoint.id.to_string(),
             url: endpoint.url.to_string(),
-            source: inner.sources.owner(&endpoint.id).map(|source| source.id.to_string()),
+            source: inner
+                .sources
+                .owner(&endpoint.id)
+                .map(|source| source.id.to_string()),
             weight: endpoint.weight.get(),
             protocol: endpoint.protocol.word(),
             quarantined: quarantined(inner, endpoint),
@@ -259,7 +262,10 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
         }
     };
     // A source without servers is told of as one, and is no server.
-    let servers = inner.endpoints.iter().filter(|e| e.url.discovery().is_none());
+    let servers = inner
+        .endpoints
+        .iter()
+        .filter(|e| e.url.discovery().is_none());
     let mut endpoints: Vec<EndpointSnapshot> = servers.map(|e| endpoint(e)).collect();
     endpoints.sort_by(|a, b| a.id.cmp(&b.id));
     endpoints

@@ -23,7 +23,8 @@ pub(super) fn read_discovery(wire: wire::Discovery) -> Result<Discovery, Violati
         Some(Wire::File(text)) => v.check("file", Source::file(text)),
         Some(Wire::Http(text)) => v.check("http", ListUrl::parse(text)).map(Source::Http),
         None => {
-            let message = "required: who names the servers; say one of `dns`, `srv`, `file` and `http`";
+            let message =
+                "required: who names the servers; say one of `dns`, `srv`, `file` and `http`";
             v.add("source", message);
             None
         }
@@ -81,7 +82,8 @@ fn all<T: std::str::FromStr<Err = InvalidValue>>(
         return Vec::new();
     }
     let read = given.iter().enumerate();
-    let read = read.filter_map(|(n, text)| violations.check(&format!("{field}[{n}]"), text.parse()));
+    let read =
+        read.filter_map(|(n, text)| violations.check(&format!("{field}[{n}]"), text.parse()));
     read.collect()
 }
 
@@ -98,8 +100,18 @@ pub(super) fn discovery_to_wire(discovery: &Discovery) -> wire::Discovery {
     wire::Discovery {
         source: Some(source),
         https: discovery.tls,
-        allow: discovery.bounds.allow.iter().map(ToString::to_string).collect(),
-        ports: discovery.bounds.ports.iter().map(ToString::to_string).collect(),
+        allow: discovery
+            .bounds
+            .allow
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        ports: discovery
+            .bounds
+            .ports
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         refresh: discovery.refresh.map(duration_to_wire),
         keep_empty: discovery.keep_empty.map(duration_to_wire),
         send_credentials: discovery.send_credentials,

@@ -194,6 +194,7 @@ fn bad_endpoints() -> Vec<wire::Endpoint> {
                 ..Default::default()
             }),
             credential: None,
+            discovery: None,
         },
         wire::Endpoint {
             url: "https://x".into(),

@@ -489,7 +489,15 @@ mod tests {
         }
         assert!(DnsName::new("_http._tcp.vllm.svc.").is_ok());
         assert!(DnsName::new(&"a.".repeat(127)).is_ok());
-        for bad in ["", ".", "a..b", "a/b", &"a".repeat(64), &"a.".repeat(128), "ä"] {
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a/b",
+            &"a".repeat(64),
+            &"a.".repeat(128),
+            "ä",
+        ] {
             assert!(DnsName::new(bad).is_err(), "{bad}");
         }
         let file = Source::file("file:///etc/targets.json").unwrap();

@@ -59,9 +59,7 @@ impl Sources {
         match kind {
             Kind::Dns => Source::Dns(format!("vllm.test:{}", self.port)),
             Kind::Srv => Source::Srv(SERVICE.to_owned()),
-            Kind::Json | Kind::Lines => {
-                Source::File(self.file(kind).to_str().unwrap().to_owned())
-            }
+            Kind::Json | Kind::Lines => Source::File(self.file(kind).to_str().unwrap().to_owned()),
             Kind::Http => Source::Http(self.list.url()),
         }
     }
@@ -69,16 +67,23 @@ impl Sources {
     /// From now on the source of this kind names 127.0.0.n for each of these.
     fn name(&self, kind: Kind, servers: &[u8]) {
         let port = self.port;
-        let places: Vec<String> = servers.iter().map(|n| format!("127.0.0.{n}:{port}")).collect();
+        let places: Vec<String> = servers
+            .iter()
+            .map(|n| format!("127.0.0.{n}:{port}"))
+            .collect();
         match kind {
             Kind::Dns => {
-                let addresses: Vec<String> = servers.iter().map(|n| format!("127.0.0.{n}")).collect();
+                let addresses: Vec<String> =
+                    servers.iter().map(|n| format!("127.0.0.{n}")).collect();
                 let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
                 self.dns.set("vllm.test", &addresses);
             }
             Kind::Srv => {
                 let hosts: Vec<String> = servers.iter().map(|n| format!("p{n}.test")).collect();
-                let records: Vec<_> = hosts.iter().map(|host| (0, 1, port, host.as_str())).collect();
+                let records: Vec<_> = hosts
+                    .iter()
+                    .map(|host| (0, 1, port, host.as_str()))
+                    .collect();
                 self.dns.set_service(SERVICE, &records);
             }
             Kind::Json => self.put(kind, &json!([{ "targets": places }]).to_string()),
@@ -183,7 +188,11 @@ impl Load {
         let mut tasks = JoinSet::new();
         for n in 0..clients {
             let (client, stop, done) = (worker.client(), stop.clone(), done.clone());
-            let chat = if n % 2 == 0 { Chat::Whole } else { Chat::Stream };
+            let chat = if n % 2 == 0 {
+                Chat::Whole
+            } else {
+                Chat::Stream
+            };
             tasks.spawn(async move {
                 let mut ended = Vec::new();
                 while !stop.load(Ordering::Acquire) {
@@ -216,7 +225,13 @@ impl Load {
             let ended = ended.unwrap();
             count += ended.len();
             let bad: Vec<_> = ended.iter().filter(|e| **e != Ended::Well).collect();
-            assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), ended.len(), bad[0]);
+            assert!(
+                bad.is_empty(),
+                "{} of {}: {:?}",
+                bad.len(),
+                ended.len(),
+                bad[0]
+            );
         }
         count
     }
@@ -254,9 +269,15 @@ async fn scaled(kind: Kind, warm: u32) {
         gone.then_some(())
     })
     .await;
-    let before: Vec<u64> = mocks[1..].iter().map(|mock| mock.stats().requests).collect();
+    let before: Vec<u64> = mocks[1..]
+        .iter()
+        .map(|mock| mock.stats().requests)
+        .collect();
     load.more(100).await;
-    let after: Vec<u64> = mocks[1..].iter().map(|mock| mock.stats().requests).collect();
+    let after: Vec<u64> = mocks[1..]
+        .iter()
+        .map(|mock| mock.stats().requests)
+        .collect();
     assert_eq!(before, after, "what is gone gets nothing");
     let requests = load.end().await;
     for mock in &mocks {
@@ -265,8 +286,14 @@ async fn scaled(kind: Kind, warm: u32) {
     }
     let first = mocks[0].stats();
     let closed = first.opened - first.open;
-    println!("{kind:?}: {requests} requests, {} connections to the one that stayed", first.opened);
-    assert_eq!(closed, 0, "connections to the server that stayed, stayed: {first:?}");
+    println!(
+        "{kind:?}: {requests} requests, {} connections to the one that stayed",
+        first.opened
+    );
+    assert_eq!(
+        closed, 0,
+        "connections to the server that stayed, stayed: {first:?}"
+    );
     assert!(first.opened <= 50, "{first:?}");
 }
 
@@ -302,7 +329,9 @@ async fn all_replaced_under_load() {
     let sources = Sources::start(mocks[0].addr().port()).await;
     let (cluster, worker) = Cluster::with_worker().await;
     sources.name(Kind::Http, &[1, 2]);
-    let model = model(vec![endpoint("pods", sources.discovery(Kind::Http))]);
+    let mut model = model(vec![endpoint("pods", sources.discovery(Kind::Http))]);
+    // More than are in use, so that some rest when it happens.
+    model.pool.as_mut().unwrap().warm = Some(30);
     cluster.create_and_wait(model).await;
     until_servers(&worker, 2).await;
     let load = Load::start(&worker, 12);
@@ -357,7 +386,10 @@ async fn a_source_that_is_broken_or_says_nothing_takes_nothing_away() {
     assert!(metrics.sum("forebay_discovery_errors_total", &["reason=\"empty\""]) > 0.0);
     assert!(metrics.sum("forebay_discovery_errors_total", &["reason=\"resolve\""]) > 0.0);
     // Series are by what an operator named.
-    let by_pods = metrics.sum("forebay_endpoint_state", &["endpoint=\"pods\"", "state=\"healthy\""]);
+    let by_pods = metrics.sum(
+        "forebay_endpoint_state",
+        &["endpoint=\"pods\"", "state=\"healthy\""],
+    );
     assert_eq!(by_pods, 2.0);
     sources.name(Kind::Srv, &[2]);
     until_servers(&worker, 1).await;
@@ -383,7 +415,9 @@ async fn a_worker_that_starts_while_its_source_is_silent_serves() {
     .await;
     worker.stop().await;
     cluster.stop_control().await;
-    sources.list.say("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n");
+    sources
+        .list
+        .say("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n");
     let worker = cluster.worker("w1").await;
     let ended = eventually("it serves", async || {
         let ended = worker.client().finish("m", Chat::Stream, 4).await;
@@ -404,7 +438,11 @@ async fn priorities_and_weights_of_a_service() {
     let worker = cluster.worker("w1").await;
     worker.ready().await;
     let port = sources.port;
-    let records = [(5, 30, port, "p1.test"), (5, 10, port, "p2.test"), (9, 1, port, "p3.test")];
+    let records = [
+        (5, 30, port, "p1.test"),
+        (5, 10, port, "p2.test"),
+        (9, 1, port, "p3.test"),
+    ];
     sources.dns.set_service(SERVICE, &records);
     cluster
         .create_and_wait(model(vec![endpoint("pods", sources.discovery(Kind::Srv))]))
@@ -416,7 +454,10 @@ async fn priorities_and_weights_of_a_service() {
     let [one, two, three] = [0, 1, 2].map(|n: usize| mocks[n].stats().requests);
     assert_eq!(three, 0, "a reserve is a reserve");
     let share = one as f64 / (one + two) as f64;
-    assert!((0.6..0.9).contains(&share), "3 to 1 was asked for: {one} to {two}");
+    assert!(
+        (0.6..0.9).contains(&share),
+        "3 to 1 was asked for: {one} to {two}"
+    );
     for gone in mocks.drain(..2) {
         gone.stop().await;
     }
@@ -457,7 +498,10 @@ async fn what_two_sources_name_counts_once() {
     .await;
     let pools = worker.document("/pools").await;
     let endpoints = pools["pools"][0]["endpoints"].as_array().unwrap();
-    let ids: Vec<_> = endpoints.iter().map(|e| e["id"].as_str().unwrap()).collect();
+    let ids: Vec<_> = endpoints
+        .iter()
+        .map(|e| e["id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids, ["a".to_owned(), format!("x-127-0-0-2-{port}")]);
     let load = Load::start(&worker, 8);
     load.more(50).await;
@@ -513,7 +557,15 @@ async fn secrets_go_to_named_servers_only_with_the_operators_word() {
     .await;
     with.credential = allowed;
     let updated = cluster.update(model(vec![with.clone()])).await;
-    assert_eq!(updated.endpoints[0].credential.as_ref().unwrap().sealed.len(), 0);
+    assert_eq!(
+        updated.endpoints[0]
+            .credential
+            .as_ref()
+            .unwrap()
+            .sealed
+            .len(),
+        0
+    );
     cluster.rolled_out(updated.revision).await;
     let own = async || worker.client().finish("m", Chat::Whole, 1).await;
     eventually("the endpoint's own is sent", async || {
@@ -522,7 +574,11 @@ async fn secrets_go_to_named_servers_only_with_the_operators_word() {
     .await;
     // A wider reach is another place: the secret is to be given again.
     with.credential = None;
-    with.discovery.as_mut().unwrap().allow.push("10.0.0.0/8".to_owned());
+    with.discovery
+        .as_mut()
+        .unwrap()
+        .allow
+        .push("10.0.0.0/8".to_owned());
     let request = wire::UpdateModelRequest {
         model: Some(model(vec![with])),
         ..wire::UpdateModelRequest::default()
@@ -557,7 +613,10 @@ async fn a_name_that_leads_out_of_bounds_is_not_dialled() {
         }
     })
     .await;
-    assert!(text.contains("127.0.0.1") && text.contains("p1.test"), "{text}");
+    assert!(
+        text.contains("127.0.0.1") && text.contains("p1.test"),
+        "{text}"
+    );
     assert_eq!(mocks[0].stats().opened, 0);
     // It moves to where it may be, and is served from.
     let second = MockServer::start(MockConfig {
@@ -592,25 +651,45 @@ async fn a_response_is_asked_for_where_it_was_made() {
     for _ in 0..12 {
         let body = json!({"model": "m", "input": "x", "max_output_tokens": 2});
         let request = client.post("/v1/responses").json(&body);
-        let answer = request.header("x-forebay-explain", "1").send().await.unwrap();
+        let answer = request
+            .header("x-forebay-explain", "1")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status().as_u16(), 200);
-        let at = answer.headers()["x-forebay-endpoint"].to_str().unwrap().to_owned();
-        assert!(at.starts_with("pods-127-0-0-") && at.ends_with(&format!("-{port}")), "{at}");
+        let at = answer.headers()["x-forebay-endpoint"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            at.starts_with("pods-127-0-0-") && at.ends_with(&format!("-{port}")),
+            "{at}"
+        );
         let body: Value = answer.json().await.unwrap();
         made.push((body["id"].as_str().unwrap().to_owned(), at));
     }
     for (id, at) in &made {
         let request = client.get(&format!("/v1/responses/{id}"));
-        let answer = request.header("x-forebay-explain", "1").send().await.unwrap();
+        let answer = request
+            .header("x-forebay-explain", "1")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status().as_u16(), 200, "{id}");
         assert_eq!(answer.headers()["x-forebay-endpoint"].to_str().unwrap(), at);
     }
     // Where it was made is gone, and says so.
     let (id, at) = &made[0];
-    let stays: Vec<u8> = (1..=3).filter(|n| *at != format!("pods-127-0-0-{n}-{port}")).collect();
+    let stays: Vec<u8> = (1..=3)
+        .filter(|n| *at != format!("pods-127-0-0-{n}-{port}"))
+        .collect();
     sources.name(Kind::Lines, &stays);
     until_servers(&worker, 2).await;
-    let answer = client.get(&format!("/v1/responses/{id}")).send().await.unwrap();
+    let answer = client
+        .get(&format!("/v1/responses/{id}"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.status().as_u16(), 404);
 }
 
@@ -634,9 +713,18 @@ async fn a_discovery_is_checked_and_shown() {
     for (discovery, part) in [
         (said(None), "discovery.source: required"),
         (said(Some(Source::Srv("a b".to_owned()))), "discovery.srv:"),
-        (said(Some(Source::Dns("10.0.0.1:80".to_owned()))), "discovery.dns:"),
-        (said(Some(Source::File("targets".to_owned()))), "discovery.file:"),
-        (said(Some(Source::Http("http://u:p@a/".to_owned()))), "discovery.http:"),
+        (
+            said(Some(Source::Dns("10.0.0.1:80".to_owned()))),
+            "discovery.dns:",
+        ),
+        (
+            said(Some(Source::File("targets".to_owned()))),
+            "discovery.file:",
+        ),
+        (
+            said(Some(Source::Http("http://u:p@a/".to_owned()))),
+            "discovery.http:",
+        ),
     ] {
         let text = refuse(endpoint("pods", discovery)).await;
         assert!(text.contains(part), "{part}: {text}");
@@ -666,7 +754,11 @@ async fn a_discovery_is_checked_and_shown() {
     assert_eq!(created.endpoints[0].url, "");
     let probed = &created.probe_results[0];
     assert_eq!(probed.verdict(), wire::ProbeVerdict::NotProbed);
-    assert!(probed.message.contains("workers find its servers"), "{}", probed.message);
+    assert!(
+        probed.message.contains("workers find its servers"),
+        "{}",
+        probed.message
+    );
     let config = worker.document("/config").await;
     let shown = &config["models"][0]["endpoints"][0];
     assert_eq!(shown["discovery"]["source"], format!("srv {SERVICE}"));

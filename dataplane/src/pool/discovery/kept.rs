@@ -51,7 +51,8 @@ impl KeptLists {
     }
 
     fn path(&self, of: &str) -> PathBuf {
-        self.folder.join(format!("{}.json", Digest::of(of.as_bytes())))
+        self.folder
+            .join(format!("{}.json", Digest::of(of.as_bytes())))
     }
 
     /// What was kept of this list. Blocks.
@@ -93,7 +94,10 @@ impl KeptLists {
             url: named.url.to_string(),
             parts: named.parts,
             priority: named.priority,
-            server_name: named.server_name.as_ref().map(|name| name.as_str().to_owned()),
+            server_name: named
+                .server_name
+                .as_ref()
+                .map(|name| name.as_str().to_owned()),
         };
         let document = Document {
             of: of.to_owned(),

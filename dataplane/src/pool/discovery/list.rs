@@ -69,7 +69,10 @@ fn json(bytes: &[u8], tls: bool) -> Result<Vec<Entry>, Malformed> {
     })?;
     let mut entries = Vec::new();
     for (n, group) in groups.iter().enumerate() {
-        let weight = group.labels.as_ref().and_then(|l| l.forebay_weight.as_ref());
+        let weight = group
+            .labels
+            .as_ref()
+            .and_then(|l| l.forebay_weight.as_ref());
         let weight = weight.map(|text| {
             let weight = text.parse().ok().and_then(|n| Weight::new(n).ok());
             weight.ok_or(Malformed::Weight(n + 1))
@@ -119,7 +122,8 @@ fn push(
 
 /// A host and a port, and nothing that readers of urls make something else of.
 fn server(scheme: &str, place: &str) -> Option<EndpointUrl> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
     let (_, port) = place.rsplit_once(':')?;
     let port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     if !port || !place.chars().all(plain) {
@@ -170,7 +174,10 @@ mod tests {
         assert_eq!(urls("", Form::Lines), Ok(vec![]));
         let tls = read(b"a:443\nhttps://b:1", Form::Lines, true).unwrap();
         assert_eq!(tls[0].url.to_string(), "https://a:443");
-        assert_eq!(read(b"http://a:1", Form::Lines, true), Err(Malformed::Scheme(1)));
+        assert_eq!(
+            read(b"http://a:1", Form::Lines, true),
+            Err(Malformed::Scheme(1))
+        );
     }
 
     #[test]
@@ -219,8 +226,13 @@ mod tests {
         );
         assert_eq!(urls("a:1\n\u{0}b:1", Form::Lines), Err(Malformed::Entry(2)));
         for weight in ["\"0\"", "\"1001\"", "\"x\"", "\"\""] {
-            let text = format!("[{{\"targets\":[\"a:1\"],\"labels\":{{\"forebay_weight\":{weight}}}}}]");
-            assert_eq!(urls(&text, Form::Json), Err(Malformed::Weight(1)), "{weight}");
+            let text =
+                format!("[{{\"targets\":[\"a:1\"],\"labels\":{{\"forebay_weight\":{weight}}}}}]");
+            assert_eq!(
+                urls(&text, Form::Json),
+                Err(Malformed::Weight(1)),
+                "{weight}"
+            );
         }
         let many = "a:1\n".repeat(limits::LISTED + 1);
         assert_eq!(urls(&many, Form::Lines), Err(Malformed::TooMany));

@@ -33,15 +33,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::list::{Form, read as read_list};
+pub(super) use self::sources::{Doing, Sources};
+pub use self::status::RefusedServer;
+pub(crate) use self::status::Why;
 use self::{
     kept::KeptLists,
     read::{Answer, Look, Reader, within_bounds},
     state::{Named, Rules, State},
     status::{Failure, Status},
 };
-pub(super) use self::sources::{Doing, Sources};
-pub(crate) use self::status::Why;
-pub use self::status::RefusedServer;
 use super::{Common, Pool};
 
 /// Most lists that are asked for at a time, and as many files, in all pools together. Their sockets are in the reserve of
@@ -269,12 +269,7 @@ impl Follower {
     }
 
     /// Servers that are out of bounds are told of when they are others than before.
-    fn complain(
-        &self,
-        status: &mut Status,
-        refused: Vec<RefusedServer>,
-        count: &impl Fn(Why),
-    ) {
+    fn complain(&self, status: &mut Status, refused: Vec<RefusedServer>, count: &impl Fn(Why)) {
         let before = status.refused.clone();
         status.refuse(refused);
         let Some(first) = status.refused.first() else {
@@ -420,7 +415,8 @@ impl Pool {
 
     /// True if a source named it.
     pub(crate) fn has_found(&self, endpoint: &EndpointId) -> bool {
-        self.desk.with(|inner, _| inner.sources.owner(endpoint).is_some())
+        self.desk
+            .with(|inner, _| inner.sources.owner(endpoint).is_some())
     }
 }
 

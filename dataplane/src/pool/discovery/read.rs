@@ -20,10 +20,7 @@ use forebay_proto::{
 use http::{HeaderValue, Request, StatusCode, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{Response, body::Incoming};
-use tokio::{
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
     Discovering, Named,
@@ -135,7 +132,10 @@ impl Reader {
 
     /// A fleet does not ask at once.
     fn polled(&self, found: Result<Answer, Failure>) -> Look {
-        let again = self.discovery.refresh().mul_f64(0.9 + fastrand::f64() * 0.2);
+        let again = self
+            .discovery
+            .refresh()
+            .mul_f64(0.9 + fastrand::f64() * 0.2);
         Look { found, again }
     }
 
@@ -258,7 +258,9 @@ impl Reader {
         // One that hangs (a network's file system) holds its turn until the system lets go of it.
         let turn = timeout(WITHIN, files.clone().acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
-            return Err(failed("other files hang, and this one had no turn".to_owned()));
+            return Err(failed(
+                "other files hang, and this one had no turn".to_owned(),
+            ));
         };
         let (from, known) = (path.to_owned(), self.stamp.take());
         let reading = spawn_blocking(move || {
@@ -377,10 +379,12 @@ impl Reader {
         let form = form_of(&response)?;
         let tag = response.headers().get(header::ETAG).cloned();
         let body = Limited::new(response.into_body(), limits::LIST_BYTES).collect();
-        let body = body.await.map_err(|error| match error.is::<LengthLimitError>() {
-            true => too_large(),
-            false => Failure::new(Why::Connect, "its answer broke off"),
-        })?;
+        let body = body
+            .await
+            .map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_large(),
+                false => Failure::new(Why::Connect, "its answer broke off"),
+            })?;
         let answer = self.read_list(&body.to_bytes(), form)?;
         self.tag = tag.filter(|tag| tag.len() <= TAG_BYTES);
         Ok(answer)
@@ -467,7 +471,10 @@ fn read_file(path: &Path, known: Option<Stamp>) -> io::Result<FileRead> {
         return Ok(FileRead::TooLarge);
     }
     let (before, after) = (stamp(&before), file.metadata()?);
-    let old = after.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+    let old = after
+        .modified()
+        .ok()
+        .and_then(|at| SystemTime::now().duration_since(at).ok());
     let settled = before == stamp(&after) && old.is_some_and(|old| old >= FRESH);
     Ok(FileRead::New(bytes, settled.then_some(before)))
 }

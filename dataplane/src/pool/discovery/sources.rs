@@ -221,7 +221,11 @@ fn in_the_likeness(source: &Endpoint, id: EndpointId, named: &Named) -> Endpoint
 
 /// A name that says where it is, and is the same whatever else there is: `pods-10-0-0-5-8000`. Of what is no IPv4 address
 /// some digits of a digest tell it from others that look alike.
-fn id_of(source: &EndpointId, url: &EndpointUrl, taken: &BTreeSet<EndpointId>) -> Option<EndpointId> {
+fn id_of(
+    source: &EndpointId,
+    url: &EndpointUrl,
+    taken: &BTreeSet<EndpointId>,
+) -> Option<EndpointId> {
     let Address::Host(host, port) = url.address() else {
         return None;
     };
@@ -290,7 +294,10 @@ mod tests {
         assert!(!sources.named(&id("pods"), servers, Status::default()));
         let expanded = ids(&sources.expand(&configured));
         assert_eq!(expanded[..2], ["a", "pods-10-0-0-2-80"]);
-        assert!(expanded[2].starts_with("pods-vllm-1-svc-80-"), "{expanded:?}");
+        assert!(
+            expanded[2].starts_with("pods-vllm-1-svc-80-"),
+            "{expanded:?}"
+        );
         assert_eq!(
             sources.owner(&id("pods-10-0-0-2-80")).unwrap().id,
             id("pods")
@@ -320,7 +327,11 @@ mod tests {
     fn worse_priorities_are_reserves() {
         let configured = [source("s")];
         let mut sources = Sources::default();
-        let servers = vec![at("10.0.0.1:80", 5), at("10.0.0.2:80", 9), at("10.0.0.3:80", 7)];
+        let servers = vec![
+            at("10.0.0.1:80", 5),
+            at("10.0.0.2:80", 9),
+            at("10.0.0.3:80", 7),
+        ];
         sources.named(&id("s"), servers, Status::default());
         assert!(sources.has_reserves());
         assert_eq!(ids(&sources.expand(&configured)), ["s-10-0-0-1-80"]);

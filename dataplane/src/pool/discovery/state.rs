@@ -187,7 +187,10 @@ impl State {
             waits || now.saturating_sub(left.at) < CALM
         });
         let over = |since: Duration, time: Duration| now.saturating_sub(since) >= time;
-        if self.empty_since.is_some_and(|since| over(since, self.rules.keep_empty)) {
+        if self
+            .empty_since
+            .is_some_and(|since| over(since, self.rules.keep_empty))
+        {
             self.used.clear();
         }
         let gone = self.used.iter();
@@ -196,7 +199,10 @@ impl State {
             self.remove(now, &key);
         }
         let alone = self.used.is_empty();
-        let due = self.waiting.iter().filter(|(_, waits)| alone || waits.until <= now);
+        let due = self
+            .waiting
+            .iter()
+            .filter(|(_, waits)| alone || waits.until <= now);
         for key in due.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             if !self.make_room(now) {
                 return;

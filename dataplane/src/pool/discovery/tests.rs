@@ -83,7 +83,11 @@ impl ListServer {
     }
 
     fn heard(&self, text: &str) -> usize {
-        self.asked.lock().iter().filter(|head| head.contains(text)).count()
+        self.asked
+            .lock()
+            .iter()
+            .filter(|head| head.contains(text))
+            .count()
     }
 }
 
@@ -106,7 +110,10 @@ fn common(data_dir: Option<&Path>) -> Common {
 fn discovery(source: Source) -> Discovery {
     Discovery {
         bounds: Bounds {
-            allow: vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.0/8".parse().unwrap()],
+            allow: vec![
+                "10.0.0.0/8".parse().unwrap(),
+                "127.0.0.0/8".parse().unwrap(),
+            ],
             ports: Vec::new(),
         },
         refresh: Some(Duration::from_millis(100)),
@@ -135,7 +142,11 @@ fn servers(seen: &PoolSnapshot) -> Vec<String> {
 }
 
 /// Waits until the only source of the pool is as wanted.
-async fn until(pool: &Arc<Pool>, what: &str, is: impl Fn(&DiscoverySnapshot) -> bool) -> PoolSnapshot {
+async fn until(
+    pool: &Arc<Pool>,
+    what: &str,
+    is: impl Fn(&DiscoverySnapshot) -> bool,
+) -> PoolSnapshot {
     let wait = async {
         loop {
             let seen = pool.snapshot();
@@ -163,11 +174,17 @@ async fn fresh(pool: &Arc<Pool>, servers: usize) -> PoolSnapshot {
 #[tokio::test]
 async fn a_list_is_asked_for_as_prometheus_does_and_again_by_its_tag() {
     let list = ListServer::start().await;
-    list.list("etag: \"one\"\r\n", &json(&["10.0.0.1:8000", "10.0.0.2:8000"]));
+    list.list(
+        "etag: \"one\"\r\n",
+        &json(&["10.0.0.1:8000", "10.0.0.2:8000"]),
+    );
     let source = Source::Http(ListUrl::parse(&list.url()).unwrap());
     let pool = start(discovery(source), &common(None));
     let seen = fresh(&pool, 2).await;
-    assert_eq!(servers(&seen), ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+    assert_eq!(
+        servers(&seen),
+        ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
+    );
     assert_eq!(seen.endpoints[0].id, "pods-10-0-0-1-8000");
     assert_eq!(seen.endpoints[0].source.as_deref(), Some("pods"));
     assert_eq!(seen.endpoints[0].weight, 2);
@@ -182,7 +199,10 @@ async fn a_list_is_asked_for_as_prometheus_does_and_again_by_its_tag() {
     assert!(list.heard("GET /targets?job=vllm HTTP/1.1\r\n") > 0);
     assert_eq!(list.heard("authorization"), 0);
     fresh(&pool, 2).await;
-    list.list("", &json(&["10.0.0.2:8000", "10.0.0.3:8000", "10.0.0.3:8000"]));
+    list.list(
+        "",
+        &json(&["10.0.0.2:8000", "10.0.0.3:8000", "10.0.0.3:8000"]),
+    );
     let seen = until(&pool, "the new list", |s| s.servers == 2).await;
     let now = || async { servers(&pool.snapshot()) };
     timeout(SOON, async {
@@ -241,7 +261,13 @@ async fn whatever_a_list_does_the_servers_that_are_known_serve_on() {
     // Nothing was asked of where it pointed.
     assert_eq!(list.heard("Host: 169"), 0);
     let model = ModelId::new("m").unwrap();
-    for why in [Why::Status, Why::Redirect, Why::Malformed, Why::TooLarge, Why::Refused] {
+    for why in [
+        Why::Status,
+        Why::Redirect,
+        Why::Malformed,
+        Why::TooLarge,
+        Why::Refused,
+    ] {
         assert!(common.metrics.discovery.count(&model, why) > 0, "{why:?}");
     }
 }
@@ -388,7 +414,10 @@ async fn what_was_known_survives_a_restart_while_the_source_is_silent() {
     let mut narrow = discovery(source);
     narrow.bounds.allow.pop();
     let second = start(narrow, &common(Some(&data)));
-    let seen = until(&second, "the last known good", |s| s.state == "last_known_good").await;
+    let seen = until(&second, "the last known good", |s| {
+        s.state == "last_known_good"
+    })
+    .await;
     assert_eq!(servers(&seen), ["http://10.0.0.1:80"]);
     fs::write(&path, "10.0.0.9:80\n").unwrap();
     let seen = fresh(&second, 1).await;
@@ -428,7 +457,10 @@ async fn a_request_without_servers_is_told_why() {
     let pool = start(discovery(source), &common(None));
     let claim = crate::pool::Claim::until(Instant::now() + SOON);
     let error = pool.acquire(&claim).await.unwrap_err().to_string();
-    assert!(error.contains("pods") && error.contains("_http._tcp.vllm.test"), "{error}");
+    assert!(
+        error.contains("pods") && error.contains("_http._tcp.vllm.test"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
