@@ -17,6 +17,7 @@ mod disconnects;
 mod dns;
 mod fake_control;
 mod idle_sweep;
+mod lists;
 mod otlp;
 mod outage;
 mod overload;
@@ -38,6 +39,7 @@ pub use disconnects::{Departures, Disconnects, Moment, Variant, Way, quantile, v
 pub use dns::DnsServer;
 pub use fake_control::{FakeControl, FakeStream, push_of};
 pub use idle_sweep::{IdleSweep, Swept};
+pub use lists::ListServer;
 pub use otlp::{Receiver, SeenSpan};
 pub use outage::{Outage, Weathered};
 pub use overload::{Offered, Tenant, offer};

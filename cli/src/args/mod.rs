@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod discovery;
 mod examples;
 mod failure;
 mod keys;
@@ -21,6 +22,7 @@ pub(crate) use self::{
         Output, Pool, PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, StreamUsage, StreamingArgs,
         WriteArgs,
     },
+    discovery::DiscoveryArgs,
     failure::{FailureArgs, RetryCause},
     keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{

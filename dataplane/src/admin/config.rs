@@ -161,7 +161,16 @@ fn endpoint(endpoint: &Endpoint) -> Value {
     });
     json!({
         "id": endpoint.id.as_str(),
-        "url": endpoint.url.to_string(),
+        "url": endpoint.url.discovery().is_none().then(|| endpoint.url.to_string()),
+        "discovery": endpoint.url.discovery().map(|discovery| json!({
+            "source": discovery.source.to_string(),
+            "https": discovery.tls,
+            "allow": discovery.bounds.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "ports": discovery.bounds.ports.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "refresh_seconds": discovery.refresh().as_secs_f64(),
+            "keep_empty_seconds": discovery.keep_empty().as_secs_f64(),
+            "send_credentials": discovery.send_credentials,
+        })),
         "weight": endpoint.weight.get(),
         "protocol": endpoint.protocol.word(),
         "tls": tls,

@@ -271,9 +271,7 @@ impl Proxy {
     /// A response that goes on from another one can be made only where that one is kept.
     fn endpoint_of_previous(&self, route: &Route, reading: &Reading) -> Option<EndpointId> {
         let maker = self.responses.maker(reading.previous_response.as_ref()?)?;
-        let mut endpoints = route.model.endpoints.iter();
-        let there = endpoints.any(|endpoint| endpoint.id == maker.endpoint);
-        (maker.model == route.model.id && there).then_some(maker.endpoint)
+        (maker.model == route.model.id && route.has(&maker.endpoint)).then_some(maker.endpoint)
     }
 
     /// Notes the response that an answer tells of, where there will be one.
