@@ -22,7 +22,6 @@ pub(crate) use self::{
         Output, Pool, PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, StreamUsage, StreamingArgs,
         WriteArgs,
     },
-    etcd::EtcdArgs,
     failure::{FailureArgs, RetryCause},
     keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{

@@ -587,6 +587,14 @@ mod tests {
             .await
             .unwrap_err();
         assert!(matches!(error, CallError::NotReached(_)), "{error}");
+        etcd.current.store(first, Ordering::Relaxed);
+        etcd.leave(first);
         assert_ne!(etcd.current.load(Ordering::Relaxed), first);
+        etcd.leave(first);
+        assert_ne!(
+            etcd.current.load(Ordering::Relaxed),
+            first,
+            "it was left already"
+        );
     }
 }

@@ -95,7 +95,7 @@ impl EtcdStore {
     }
 
     /// Writes the head and all else, or nothing. Gives etcd's revision of it.
-    async fn write_head(
+    pub(super) async fn write_head(
         &self,
         head: &Head,
         compare: Vec<Compare>,
