@@ -39,9 +39,11 @@ use wire::{
 };
 
 use crate::{
+    cluster,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     probe::Prober,
     registry::{self, WriterThread},
@@ -96,6 +98,8 @@ pub struct ControlSettings {
     pub probe_allow: Vec<Cidr>,
     /// Where its own secrets are.
     pub secrets: SecretPaths,
+    /// How long what is lent of fleet-wide limits holds.
+    pub leases: LeaseSettings,
 }
 
 /// Where the control plane's own secrets are: in its data directory, unless said otherwise.
@@ -187,6 +191,7 @@ impl BoundControl {
         let StoreLocation::Sled(dir) = settings.store;
         let all_at_once = settings.rings.is_none();
         let secrets = settings.secrets;
+        let leases = settings.leases;
         let opening = tokio::task::spawn_blocking({
             let metrics = metrics.clone();
             move || {
@@ -212,6 +217,7 @@ impl BoundControl {
         metrics.recovered.set(recovered.is_some().into());
         let status = Arc::new(StoreStatus::new(recovered));
         let staged = settings.rings.map(|rings| (rings, Some(dir.clone())));
+        let board = Arc::new(LocalBoard::new(Some(dir.clone())));
         let exporter = Exporter {
             dir,
             lock,
@@ -228,6 +234,7 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
+            leases: Arc::new(Leases::new(board, leases)),
         };
         Ok(Self {
             listener,
@@ -304,6 +311,9 @@ where
         };
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
+    let deciding = context.leases.clone();
+    let leads = cluster::alone();
+    sessions.spawn(deciding.run(offers.clone(), leads, shutdown.clone()));
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();

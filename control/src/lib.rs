@@ -5,9 +5,11 @@
 //! through these modules.
 
 mod app;
+mod cluster;
 mod exporter;
 mod fleet;
 mod http;
+mod leases;
 mod metrics;
 mod probe;
 mod registry;
@@ -21,6 +23,7 @@ mod store;
 mod trace_context;
 
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure, SecretPaths};
+pub use leases::LeaseSettings;
 pub use rollout::{BadRings, Rings, RolloutSettings};
 pub use secrets::SecretsError;
 pub use store::{

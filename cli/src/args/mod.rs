@@ -5,6 +5,7 @@ mod client;
 mod examples;
 mod failure;
 mod keys;
+mod leases;
 mod rings;
 mod roles;
 

@@ -112,6 +112,7 @@ pub(crate) fn control_settings(
             pepper: listen.pepper_file.clone(),
             seal_key: listen.seal_key_file.clone(),
         },
+        leases: listen.leases.settings(),
     })
 }
 
@@ -155,6 +156,7 @@ pub(crate) fn worker_settings(
         max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         hand_over: HandOver::Never,
+        fleet_weight: listen.fleet_weight,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -30,6 +30,7 @@ pub(crate) use self::{
 };
 use crate::{
     exporter::StoreStatus,
+    leases::Leases,
     metrics::Metrics,
     probe::Prober,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
@@ -48,6 +49,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<StoreStatus>,
     pub(crate) prober: Arc<Prober>,
+    pub(crate) leases: Arc<Leases>,
 }
 
 impl Context {

@@ -15,6 +15,7 @@ use super::{
     counters::{CloseReason, Verdict},
     desk::{Loan, Upstream as _},
     request_body::RequestBody,
+    revocation::Revocation,
 };
 
 /// How long a connection may take to come to rest after a response before it is given up.
@@ -171,6 +172,11 @@ impl Lease {
     /// The endpoint, as it was when the connection was made.
     pub(crate) fn made_for(&self) -> Option<&Endpoint> {
         self.loan.held().map(|held| &*held.conn.at)
+    }
+
+    /// Told when the share of a fleet-wide limit that it uses is lost.
+    pub(crate) fn revocation(&self) -> Option<Revocation> {
+        self.loan.held()?.revocation().cloned()
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.

@@ -14,10 +14,12 @@ mod follow;
 mod inner;
 mod io;
 mod lease;
+mod leased;
 mod lock;
 mod probe;
 mod request_body;
 mod retry;
+mod revocation;
 mod snapshot;
 mod target;
 mod tls;
@@ -37,7 +39,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::request_body::Edit;
+pub(crate) use self::{
+    leased::{LeaseUse, Leased},
+    request_body::Edit,
+    revocation::told,
+};
 pub use self::{
     claim::{Ask, Claim, FlowId, Priority},
     counters::{CloseReason, Counters, Fault, OpenReason, TurnedAway, Verdict},
@@ -46,7 +52,10 @@ pub use self::{
     probe::Probing,
     request_body::RequestBody,
     retry::{NoRetry, Retrying, Tried},
-    snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
+    revocation::Revocation,
+    snapshot::{
+        AddressSnapshot, EndpointSnapshot, LeaseSnapshot, PoolSnapshot, QuarantineSnapshot,
+    },
 };
 use self::{
     conn::Conn,
@@ -59,6 +68,7 @@ use self::{
 use crate::{
     budget::{Budget, Need},
     keys::KeyCell,
+    leases::Leases,
     metrics::Metrics,
     resolve::Resolver,
 };
@@ -74,6 +84,8 @@ pub(crate) struct Common {
     pub(crate) probing: Arc<Probing>,
     /// What opens endpoints' credentials.
     pub(crate) keys: Arc<KeyCell>,
+    /// What is lent of fleet-wide limits.
+    pub(crate) leases: Arc<Leases>,
 }
 
 /// The bounded set of connections of one model.
@@ -425,7 +437,7 @@ impl Pool {
     fn busy(&self) -> Busy {
         self.desk.with(|inner, now| {
             let census = inner.core.census(now);
-            let size = inner.params.size.get() as usize;
+            let size = inner.core.size();
             Busy {
                 model: self.model.clone(),
                 size,

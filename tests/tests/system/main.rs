@@ -15,6 +15,7 @@ mod disconnects;
 mod ejection;
 mod endpoint_truth;
 mod fallback;
+mod fleet_limits;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;
