@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod document;
 mod keys_table;
+mod leases_table;
 mod open_files;
 mod signals;
 mod table;

@@ -38,6 +38,7 @@ use crate::{
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
     probe::Prober,
@@ -95,6 +96,8 @@ pub struct ControlSettings {
     pub secrets: SecretPaths,
     /// How it shares a store with other control planes, if it does.
     pub replica: ReplicaSettings,
+    /// How long what is lent of fleet-wide limits holds.
+    pub leases: LeaseSettings,
 }
 
 /// Where the control plane's own secrets are: in its data directory, unless said otherwise.
@@ -194,6 +197,7 @@ impl BoundControl {
         let internal = |error: prometheus::Error| ControlError::Internal(error.to_string());
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
+        let leases = settings.leases;
         let Opened {
             handle,
             writer,
@@ -209,7 +213,7 @@ impl BoundControl {
             metrics: metrics.clone(),
         })
         .await?;
-        let (status, exporter, cluster) = match own {
+        let (status, exporter, dir, cluster) = match own {
             Own::Directory {
                 dir,
                 lock,
@@ -218,20 +222,22 @@ impl BoundControl {
                 metrics.recovered.set(recovered.is_some().into());
                 let status = Arc::new(StoreStatus::new(recovered));
                 let exporter = Exporter {
-                    dir,
+                    dir: dir.clone(),
                     lock,
                     published: handle.watch(),
                     keys: handle.watch_keys(),
                     status: status.clone(),
                     metrics: metrics.clone(),
                 };
-                (status, Some(exporter), None)
+                (status, Some(exporter), Some(dir), None)
             }
             Own::Shared(cluster) => {
                 let status = StoreStatus::shared(cluster.shared.lag.clone());
-                (Arc::new(status), None, Some(cluster))
+                (Arc::new(status), None, None, Some(cluster))
             }
         };
+        let lends = cluster.is_none();
+        let board = Arc::new(LocalBoard::new(dir));
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -240,6 +246,7 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
+            leases: Arc::new(Leases::new(board, leases, lends)),
         };
         Ok(Self {
             listener,
@@ -315,8 +322,11 @@ where
     } = plan;
     // Kept to the end: who shares its store with nobody decides for as long as it runs.
     let (alone, mut leadership) = Leadership::alone();
+    let mut leads = leadership.clone();
     if let Some(cluster) = cluster {
         leadership = cluster.shared.leadership.clone();
+        // Where several serve, each would lend the whole: nobody does.
+        leads = watch::channel(Leadership::Follower).1;
         let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
         cluster.start(
             registry,
@@ -337,6 +347,8 @@ where
         };
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
+    let deciding = context.leases.clone();
+    sessions.spawn(deciding.run(offers.clone(), leads, shutdown.clone()));
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();

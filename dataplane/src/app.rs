@@ -25,6 +25,7 @@ use crate::{
     gateway::{ClientLimits, Gateway},
     handover::{self, HandoverError, Offer, Taken, take_over},
     keys::{Auth, KeyCell},
+    leases::Leases,
     live::LiveCell,
     metrics::Metrics,
     pool::{Common, Discovering, Probing},
@@ -88,6 +89,8 @@ pub struct WorkerSettings {
     pub grace: Duration,
     /// Whether a new process may take its place.
     pub hand_over: HandOver,
+    /// What this worker counts for, relative to others, where a fleet-wide limit is not enough for all.
+    pub fleet_weight: u32,
     /// Version of the build.
     pub build: String,
 }
@@ -174,6 +177,7 @@ pub(crate) struct Parts {
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) ending: Arc<Ending>,
 }
 
@@ -220,7 +224,8 @@ impl BoundWorker {
             (Some(place), None) => offer(place).await?,
         };
         let drain_delay = settings.drain_delay;
-        let parts = Parts::new(settings, gateway.1, lkg).await?;
+        let takes_over = matches!(place, Place::Taken(..));
+        let parts = Parts::new(settings, gateway.1, lkg, takes_over).await?;
         Ok(Self {
             gateway,
             admin,
@@ -248,6 +253,7 @@ impl Parts {
         settings: WorkerSettings,
         gateway_addr: SocketAddr,
         lkg: Option<LastKnownGood>,
+        takes_over: bool,
     ) -> Result<Self, WorkerError> {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
@@ -255,7 +261,12 @@ impl Parts {
         let live = Arc::new(LiveCell::default());
         let status = Arc::new(ConfigStatus::default());
         let tasks = TaskTracker::new();
-        let identity = identity(settings.worker_id, settings.build, gateway_addr)?;
+        let leases = Arc::new(Leases::new(settings.fleet_weight));
+        let mut identity = identity(settings.worker_id, settings.build, gateway_addr)?;
+        identity.takes_over = takes_over;
+        if takes_over {
+            leases.begin_beside();
+        }
         let budget = Arc::new(Budget::default());
         let exposed =
             settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
@@ -269,6 +280,7 @@ impl Parts {
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
             discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
+            leases: leases.clone(),
         };
         let remake = {
             let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
@@ -315,6 +327,7 @@ impl Parts {
             tasks,
             metrics,
             budget,
+            leases,
             ending,
         })
     }
@@ -332,6 +345,7 @@ fn identity(
         instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
         build,
         gateway_address: gateway_addr.to_string(),
+        takes_over: false,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod gateway;
 mod handover;
 mod health;
 pub mod keys;
+pub mod leases;
 pub mod live;
 pub mod metrics;
 pub mod pool;

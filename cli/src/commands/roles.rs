@@ -119,6 +119,7 @@ pub(crate) fn control_settings(
             seal_key: listen.seal_key_file.clone(),
         },
         replica: ReplicaSettings::default(),
+        leases: listen.leases.settings(),
     })
 }
 
@@ -162,6 +163,7 @@ pub(crate) fn worker_settings(
         max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         hand_over: HandOver::Never,
+        fleet_weight: listen.fleet_weight,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

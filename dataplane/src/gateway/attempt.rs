@@ -25,7 +25,7 @@ use crate::{
     live::{Carries, Live, Route, withholds},
     pool::{
         AcquireError, Ask, Claim, CloseReason, Fault, Kind, Lease, Progress, RequestBody,
-        SendFailed, Tried, Verdict,
+        SendFailed, Tried, Verdict, told,
     },
     trace_context::{self, within},
 };
@@ -242,9 +242,22 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + within);
         // Also if nobody waits for its answer any more.
         let first = outgoing.note.as_ref().filter(|sent| sent.note()).cloned();
+        let revocation = lease.revocation();
         let answer = {
             let sending = pin!(lease.send(request));
-            outgoing.alarm.within(deadline, sending).await
+            let in_time = pin!(outgoing.alarm.within(deadline, sending));
+            tokio::select! {
+                answer = in_time => Ok(answer),
+                () = told(revocation) => Err(LeaseLost),
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(LeaseLost) => {
+                let (model, _) = names(outgoing, &lease);
+                lease.discard(CloseReason::Cancelled);
+                return Err(Failed::Told(GatewayError::LeaseLost { model }));
+            }
         };
         if let Some(Err(failed)) = &answer
             && failed.progress == Progress::NothingSent
@@ -337,6 +350,9 @@ fn names(outgoing: &Outgoing<'_>, lease: &Lease) -> (String, String) {
     let model = outgoing.route.model.id.to_string();
     (model, lease.endpoint().to_string())
 }
+
+/// What it used of a fleet-wide limit is not this worker's any more.
+struct LeaseLost;
 
 /// Which connection is wanted.
 #[derive(Debug, Clone, Copy)]

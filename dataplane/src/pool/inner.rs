@@ -535,6 +535,8 @@ pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
     let ejection = &failure.ejection;
     Shape {
         size: params.size.get() as usize,
+        most: params.size.get() as usize,
+        fleet_wide: params.is_fleet_wide(),
         warm: params.warm as usize,
         max_waiting: params.max_waiting as usize,
         idle_timeout: params.idle_timeout,
