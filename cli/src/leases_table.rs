@@ -41,7 +41,14 @@ fn pool(pool: &wire::FleetPool) -> String {
         return shown;
     }
     let mut table = table(&[
-        "WORKER", "STATE", ">LEASE", ">FLOOR", ">IN FLIGHT", ">WAITING", ">COUNTS", "WHY",
+        "WORKER",
+        "STATE",
+        ">LEASE",
+        ">FLOOR",
+        ">IN FLIGHT",
+        ">WAITING",
+        ">COUNTS",
+        "WHY",
     ]);
     for lease in &pool.leases {
         table.add_row([
@@ -117,7 +124,9 @@ mod tests {
             waits_for: "w2 to come back".to_owned(),
             leases: vec![lease.clone()],
         }]);
-        assert!(text.starts_with("m: 90 of 192 in flight (46.9 %), 3 waiting, 96 lent, 1 held back"));
+        assert!(
+            text.starts_with("m: 90 of 192 in flight (46.9 %), 3 waiting, 96 lent, 1 held back")
+        );
         assert!(text.contains("waits for w2 to come back"));
         assert!(text.contains("w1") && text.contains("held"));
         assert!(pools(&[]).contains("--scope fleet"));

@@ -26,10 +26,14 @@ impl Config {
             let (n, most) = (models.len(), limits::MODELS);
             violations.add("models", format!("{n} models, at most {most} are allowed"));
         }
-        let fleet_wide = models.iter().filter(|model| model.pool.is_fleet_wide()).count();
+        let fleet_wide = models
+            .iter()
+            .filter(|model| model.pool.is_fleet_wide())
+            .count();
         if fleet_wide > limits::FLEET_MODELS {
             let most = limits::FLEET_MODELS;
-            let message = format!("{fleet_wide} models with scope FLEET, at most {most} are allowed");
+            let message =
+                format!("{fleet_wide} models with scope FLEET, at most {most} are allowed");
             violations.add("models", message);
         }
         let mut owners: BTreeMap<&ModelId, &ModelId> = BTreeMap::new();

@@ -431,7 +431,8 @@ fn check_floor(asked: &PoolOverrides, size: PoolSize, violations: &mut Violation
             "is for pools of scope FLEET; leave it out, or set `scope` to FLEET",
         );
     } else if floor > size.get() {
-        let message = format!("{floor} for each worker are more than all may have together; at most {size}");
+        let message =
+            format!("{floor} for each worker are more than all may have together; at most {size}");
         violations.add("fleet_floor", message);
     }
 }

@@ -6,12 +6,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Uri;
 
 use super::{
-    leases::ScopeArgs,
     examples::{
         APPLY_EXAMPLES, CREATE_EXAMPLES, DIFF_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES,
         UPDATE_EXAMPLES,
     },
     failure::FailureArgs,
+    leases::ScopeArgs,
 };
 
 /// Where client commands and workers look for the control plane unless told otherwise.

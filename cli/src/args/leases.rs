@@ -99,7 +99,13 @@ mod tests {
     fn what_is_out_of_bounds_is_refused_with_the_bounds() {
         assert_eq!(ttl("2s"), Ok(Duration::from_secs(2)));
         assert_eq!(linger("0s"), Ok(Duration::ZERO));
-        for bad in [ttl("499ms"), ttl("6m"), linger("61m"), ttl("soon"), linger("-1s")] {
+        for bad in [
+            ttl("499ms"),
+            ttl("6m"),
+            linger("61m"),
+            ttl("soon"),
+            linger("-1s"),
+        ] {
             assert!(bad.is_err());
         }
     }

@@ -128,7 +128,9 @@ fn hand_out(left: u64, claims: &[Claim], upper: &[u32], next: &[u32], shares: &m
         .collect();
     order.sort_by_key(|n| {
         let (share, claim) = (shares.get(*n), claims.get(*n));
-        let has = claim.zip(share).is_some_and(|(claim, share)| claim.held > *share);
+        let has = claim
+            .zip(share)
+            .is_some_and(|(claim, share)| claim.held > *share);
         (!has, *n)
     });
     let left = usize::try_from(left).unwrap_or(usize::MAX);
@@ -178,7 +180,10 @@ mod tests {
         assert_eq!(idle.iter().sum::<u32>(), 192);
         assert_eq!(idle, [54, 94, 44]);
         // A burst that fits is no reason to move.
-        assert_eq!(allot(192, &[claim(25, 54), claim(60, 94), claim(9, 44)]), idle);
+        assert_eq!(
+            allot(192, &[claim(25, 54), claim(60, 94), claim(9, 44)]),
+            idle
+        );
         // One that has less than half of the room that is due is.
         let moved = allot(192, &[claim(50, 54), claim(60, 94), claim(0, 44)]);
         assert!(moved[0] > 60, "{moved:?}");

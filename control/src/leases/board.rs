@@ -197,7 +197,8 @@ fn load(dir: &Path) -> Result<Option<Table>, TableError> {
         what,
     };
     let rest = bytes.strip_prefix(MAGIC);
-    let rest = rest.ok_or_else(|| damaged("not a table of leases that this version reads".into()))?;
+    let rest =
+        rest.ok_or_else(|| damaged("not a table of leases that this version reads".into()))?;
     let (digest, content) = rest
         .split_at_checked(DIGEST)
         .ok_or_else(|| damaged("cut short".into()))?;
@@ -223,7 +224,10 @@ fn save(dir: &Path, table: &Table) -> Result<(), TableError> {
         fs::rename(&new, &path)?;
         File::open(dir)?.sync_all()
     };
-    write().map_err(|error| TableError::Io { path: path.clone(), error })
+    write().map_err(|error| TableError::Io {
+        path: path.clone(),
+        error,
+    })
 }
 
 #[cfg(test)]
@@ -268,7 +272,10 @@ mod tests {
         let news = board.demands().await;
         assert_eq!(
             news,
-            [(worker("a"), standing(3, true)), (worker("b"), standing(2, true))]
+            [
+                (worker("a"), standing(3, true)),
+                (worker("b"), standing(2, true))
+            ]
         );
     }
 
@@ -286,7 +293,10 @@ mod tests {
         assert_eq!(allotted.borrow().as_ref(), Some(&grant(1)));
         drop(allotted);
         board.allot(2, vec![(worker("a"), grant(3))]).await.unwrap();
-        assert!(board.inner.lock().grants.is_empty(), "who left is forgotten");
+        assert!(
+            board.inner.lock().grants.is_empty(),
+            "who left is forgotten"
+        );
     }
 
     #[tokio::test]

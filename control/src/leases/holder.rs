@@ -283,7 +283,8 @@ impl Holder {
             self.done = true;
             self.holds.values_mut().for_each(Hold::clear);
         }
-        self.holds.retain(|_, hold| hold.listed || hold.kept.is_some());
+        self.holds
+            .retain(|_, hold| hold.listed || hold.kept.is_some());
     }
 
     /// Time went by.

@@ -116,7 +116,12 @@ impl Machine {
     /// It begins, with what is on record. Until what was granted before has run out, or all have said what they hold,
     /// nothing grows.
     #[must_use]
-    pub fn new(now: Duration, settings: LeaseSettings, table: Table, faults: MachineFaults) -> Self {
+    pub fn new(
+        now: Duration,
+        settings: LeaseSettings,
+        table: Table,
+        faults: MachineFaults,
+    ) -> Self {
         let before = LeaseSettings {
             ttl: table.ttl.max(settings.ttl),
             linger: table.linger.max(settings.linger),
@@ -200,7 +205,10 @@ impl Machine {
 
     /// Forgets a worker: it is known that its process is no more. False if it is connected, or not known.
     pub fn forget(&mut self, worker: &str) -> bool {
-        let gone = self.workers.get(worker).is_some_and(|holder| !holder.connected);
+        let gone = self
+            .workers
+            .get(worker)
+            .is_some_and(|holder| !holder.connected);
         gone && self.workers.remove(worker).is_some()
     }
 
@@ -246,7 +254,9 @@ impl Machine {
     fn divide(&mut self, now: Duration, model: &ModelId, limit: &Limit) {
         let sum = self.sum(now, model, limit);
         let known = self.workers.values();
-        let known = known.filter(|holder| holder.knows && !holder.ending).count();
+        let known = known
+            .filter(|holder| holder.knows && !holder.ending)
+            .count();
         let each = limit.limit / u32::try_from(known.max(1)).unwrap_or(u32::MAX);
         let floor = limit.floor.min(each);
         let mut members = Vec::new();
@@ -370,7 +380,9 @@ impl Machine {
         let floors = |holder: &Holder| {
             let holds = holder.holds.iter();
             let holds = holds.filter(|(_, hold)| hold.listed || hold.floor() > 0 || holder.unknown);
-            holds.map(|(model, hold)| (model.clone(), hold.floor())).collect()
+            holds
+                .map(|(model, hold)| (model.clone(), hold.floor()))
+                .collect()
         };
         let workers = self.workers.iter();
         // While some may go by what was granted before, it is their time that counts.
@@ -382,7 +394,9 @@ impl Machine {
         let table = Table {
             ttl: longest(self.kept.ttl, self.settings.ttl),
             linger: longest(self.kept.linger, self.settings.linger),
-            workers: workers.map(|(id, holder)| (id.clone(), floors(holder))).collect(),
+            workers: workers
+                .map(|(id, holder)| (id.clone(), floors(holder)))
+                .collect(),
             models,
         };
         Some(table).filter(|table| *table != self.kept)

@@ -5,6 +5,14 @@
 //! `holder.rs` (pure). Sessions pass reports and grants on (`session/leases.rs`), over a board (`board.rs`) where several
 //! control planes can meet; only the one that leads decides. This file is the task that does.
 
+#![cfg_attr(
+    not(feature = "simulation"),
+    allow(
+        unreachable_pub,
+        reason = "what the model test plays is public with the feature that it needs"
+    )
+)]
+
 pub(crate) mod allot;
 pub(crate) mod board;
 mod holder;
@@ -26,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::board::{Board, LocalBoard};
 pub use self::machine::LeaseSettings;
 #[cfg(feature = "simulation")]
-pub use self::words::{Grant, Share, Table, Use};
+pub use self::words::{Share, Use};
 pub use self::{
     machine::{Limit, Machine, MachineFaults},
-    words::{Report, Standing},
+    words::{Grant, Report, Standing, Table},
 };
 use crate::{cluster::Leadership, registry::PoolOf, session::Offer};
 
@@ -66,13 +74,17 @@ impl Leases {
     /// Looks at them, if this control plane decides.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Machine, Duration) -> T) -> Option<T> {
         let machine = self.machine.lock();
-        machine.as_ref().map(|machine| look(machine, self.born.elapsed()))
+        machine
+            .as_ref()
+            .map(|machine| look(machine, self.born.elapsed()))
     }
 
     /// Forgets a worker. False if it is connected, or nobody knows it here.
     pub(crate) fn forget(&self, worker: &str) -> bool {
         let mut machine = self.machine.lock();
-        machine.as_mut().is_some_and(|machine| machine.forget(worker))
+        machine
+            .as_mut()
+            .is_some_and(|machine| machine.forget(worker))
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Machine, Duration) -> T) -> Option<T> {
@@ -208,9 +220,8 @@ impl Leases {
     }
 
     fn configure(&self, seen: &mut Configured, offer: Offer) {
-        let on_record = |model: &ModelId| {
-            self.look(|machine, _| machine.on_record(model)).flatten()
-        };
+        let on_record =
+            |model: &ModelId| self.look(|machine, _| machine.on_record(model)).flatten();
         let limits = seen.limits(&offer, on_record);
         self.with(|machine, _| machine.configure(limits));
     }
@@ -276,7 +287,9 @@ impl Configured {
                     since: since(model.revision),
                     own: self.own_before(&model, first, &on_record),
                 };
-                let known = limits.entry(model.id.clone()).or_insert_with(|| limit.clone());
+                let known = limits
+                    .entry(model.id.clone())
+                    .or_insert_with(|| limit.clone());
                 known.limit = known.limit.min(limit.limit);
                 known.floor = known.floor.min(limit.floor);
                 known.most = known.most.min(limit.most);

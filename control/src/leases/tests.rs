@@ -159,7 +159,10 @@ impl Play {
     }
 
     fn sizes(&self) -> Vec<u32> {
-        self.workers.values().map(|worker| worker.used.size).collect()
+        self.workers
+            .values()
+            .map(|worker| worker.used.size)
+            .collect()
     }
 
     fn figures(&self) -> super::view::Figures {

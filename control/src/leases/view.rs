@@ -125,16 +125,21 @@ impl Machine {
         let unknown = holder.is_unknown(now, model, patience);
         use wire::LeaseState as State;
         let (state, reason) = if unknown {
-            let why = "not heard of since this control plane started; what it was lent may be in use";
+            let why =
+                "not heard of since this control plane started; what it was lent may be in use";
             (State::Unknown, why.to_owned())
         } else if !holder.knows {
             let why = match own {
                 0 => "its build knows no leases, and does not serve the model; replace it",
-                _ => "its build knows no leases: it may serve the model as it was before, with a pool of its own; replace it",
+                _ => {
+                    "its build knows no leases: it may serve the model as it was before, with a pool of its own; replace it"
+                }
             };
             (State::TooOld, why.to_owned())
         } else if own > 0 {
-            let why = format!("may still serve the model as it was before, with a pool of {own} of its own");
+            let why = format!(
+                "may still serve the model as it was before, with a pool of {own} of its own"
+            );
             (State::OwnPool, why)
         } else if holder.takes_part(now, model, patience) {
             match hold.said.in_flight > hold.granted.size {
@@ -169,7 +174,12 @@ impl Machine {
 /// Why nobody is granted more now.
 fn waits_for(limit: &Limit, sum: &Sum, figures: &Figures) -> String {
     if !sum.unknown.is_empty() {
-        let named: Vec<&str> = sum.unknown.iter().take(NAMED).map(WorkerId::as_str).collect();
+        let named: Vec<&str> = sum
+            .unknown
+            .iter()
+            .take(NAMED)
+            .map(WorkerId::as_str)
+            .collect();
         let more = sum.unknown.len().saturating_sub(named.len());
         let more = match more {
             0 => String::new(),

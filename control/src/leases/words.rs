@@ -250,7 +250,10 @@ mod tests {
             ttl: Duration::from_secs(10),
             linger: Duration::from_millis(1_500),
             workers: BTreeMap::from([
-                (worker("a"), BTreeMap::from([(model("m"), 1), (model("n"), 0)])),
+                (
+                    worker("a"),
+                    BTreeMap::from([(model("m"), 1), (model("n"), 0)]),
+                ),
                 (worker("b"), BTreeMap::new()),
             ]),
             models: BTreeMap::from([(model("m"), Some(50)), (model("n"), None)]),

@@ -41,7 +41,10 @@ impl FleetService {
 
 impl FleetService {
     fn with_leases(&self, worker: &mut wire::Worker) {
-        let leases = self.context.leases.look(|machine, now| machine.leases_of(now, &worker.id));
+        let leases = self
+            .context
+            .leases
+            .look(|machine, now| machine.leases_of(now, &worker.id));
         worker.leases = leases.unwrap_or_default();
     }
 }
@@ -67,7 +70,9 @@ impl Fleet for FleetService {
                     .fleet
                     .page(page.after.as_deref(), page.size, &published.position);
             let mut workers = workers;
-            workers.iter_mut().for_each(|worker| self.with_leases(worker));
+            workers
+                .iter_mut()
+                .for_each(|worker| self.with_leases(worker));
             let last = workers
                 .last()
                 .filter(|_| more)
@@ -142,7 +147,10 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ListLeasesResponse>, Status> {
         let serve = async |request: wire::ListLeasesRequest| {
             let only = Some(request.model.as_str()).filter(|model| !model.is_empty());
-            let pools = self.context.leases.look(|machine, now| machine.pools(now, only));
+            let pools = self
+                .context
+                .leases
+                .look(|machine, now| machine.pools(now, only));
             let pools = pools.ok_or_else(|| {
                 let message = "the leases are not decided here at the moment; try again";
                 status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, message)
@@ -153,7 +161,11 @@ impl Fleet for FleetService {
                     let message = format!(
                         "model `{only}` has no fleet-wide limit; `pool.scope: FLEET` gives it one"
                     );
-                    Err(status::with_reason(Code::NotFound, Reason::NotFleetWide, message))
+                    Err(status::with_reason(
+                        Code::NotFound,
+                        Reason::NotFleetWide,
+                        message,
+                    ))
                 }
                 _ => Ok(wire::ListLeasesResponse { pools }),
             }

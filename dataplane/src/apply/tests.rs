@@ -54,7 +54,7 @@ impl Bench {
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
             keys: Arc::default(),
-        leases: Arc::default(),
+            leases: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let bench = Self { live, applier };

@@ -241,7 +241,9 @@ async fn give(
                 continue;
             }
         };
-        let Some(Resting { socket, read }) = next else { break };
+        let Some(Resting { socket, read }) = next else {
+            break;
+        };
         let files = [socket.as_fd()];
         if let Err(error) = say(&mut heir, Word::Connection, &files, &read).await {
             tracing::error!(%error, "the new process takes no more connections");

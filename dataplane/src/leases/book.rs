@@ -117,12 +117,7 @@ impl Book {
     }
 
     /// What another process of this worker was lent is this one's as well, until that time.
-    pub fn inherit(
-        &mut self,
-        model: &ModelId,
-        lent: Lent,
-        (until, linger): (Duration, Duration),
-    ) {
+    pub fn inherit(&mut self, model: &ModelId, lent: Lent, (until, linger): (Duration, Duration)) {
         // Of both times the earlier one holds.
         self.until = match self.shares.values().any(|own| own.size > 0) {
             true => self.until.min(until),

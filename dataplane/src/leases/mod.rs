@@ -13,8 +13,8 @@ use forebay_proto::{ModelId, limits, wire};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use self::heir::Leaving;
 pub use self::book::{Book, BookFaults, Grant, Lent, Taken};
+use self::heir::Leaving;
 use crate::{
     live::LiveCell,
     pool::{LeaseUse, Leased},
@@ -121,9 +121,8 @@ impl Leases {
     fn tell(&self, inner: &Inner, live: &LiveCell) {
         let retired = live.retired();
         let now = live.load();
-        let fleet_wide = |route: &&std::sync::Arc<crate::live::Route>| {
-            route.model.pool.is_fleet_wide()
-        };
+        let fleet_wide =
+            |route: &&std::sync::Arc<crate::live::Route>| route.model.pool.is_fleet_wide();
         for route in now.models.values().filter(fleet_wide) {
             let id = &route.model.id;
             let older = retired.iter().filter(|pool| pool.model() == id);
@@ -298,7 +297,9 @@ fn read(wire: wire::LeaseGrant) -> Result<Grant, Unreadable> {
     }
     let ttl = wire.ttl.and_then(|ttl| Duration::try_from(ttl).ok());
     let ttl = ttl.filter(|ttl| limits::LEASE_TTL.contains(ttl));
-    let linger = wire.linger.and_then(|linger| Duration::try_from(linger).ok());
+    let linger = wire
+        .linger
+        .and_then(|linger| Duration::try_from(linger).ok());
     let linger = linger.filter(|linger| limits::LEASE_LINGER.contains(linger));
     let shares = wire.shares.into_iter().map(|share| {
         let model = ModelId::new(&share.model).map_err(|_| Unreadable)?;

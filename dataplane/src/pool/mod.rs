@@ -39,11 +39,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{
-    leased::{LeaseUse, Leased},
-    request_body::Edit,
-    revocation::told,
-};
 pub use self::{
     claim::{Ask, Claim, FlowId, Priority},
     counters::{CloseReason, Counters, Fault, OpenReason, TurnedAway, Verdict},
@@ -64,6 +59,11 @@ use self::{
     dialler::Dialler,
     inner::Inner,
     probe::Reconnects,
+};
+pub(crate) use self::{
+    leased::{LeaseUse, Leased},
+    request_body::Edit,
+    revocation::told,
 };
 use crate::{
     budget::{Budget, Need},

@@ -9,8 +9,8 @@ use crate::{
     limits,
     model::{ModelSpec, StreamUsage, Streaming},
     pool::{
-        AdaptiveOverrides, PoolOverrides, PoolParams, PoolScope, PoolSize, QueueCost, RequestHeader,
-        TimeoutOverrides, Timeouts, TurnOverrides,
+        AdaptiveOverrides, PoolOverrides, PoolParams, PoolScope, PoolSize, QueueCost,
+        RequestHeader, TimeoutOverrides, Timeouts, TurnOverrides,
     },
     probe::{Outcome, ProbeMode, ProbeSpec, ServedName, Verdict},
     violation::{InvalidValue, Violations},

@@ -41,7 +41,9 @@ fn fleet_wide(engine: &MockServer, limit: u32) -> wire::Model {
 }
 
 async fn pool(cluster: &Cluster) -> Option<wire::FleetPool> {
-    let list = cluster.fleet().list_leases(wire::ListLeasesRequest::default());
+    let list = cluster
+        .fleet()
+        .list_leases(wire::ListLeasesRequest::default());
     list.await.ok()?.into_inner().pools.into_iter().next()
 }
 
@@ -128,7 +130,10 @@ async fn one_that_is_cut_off_keeps_its_floor_and_is_back_when_it_is_back() {
     // One that runs for longer than what it uses is lent.
     let client = far.client();
     let long = tokio::spawn(async move { client.finish("m", Chat::Stream, 2_000).await });
-    eventually("it runs", async || (engine.stats().streams > 0).then_some(())).await;
+    eventually("it runs", async || {
+        (engine.stats().streams > 0).then_some(())
+    })
+    .await;
     relay.cut();
     eventually_within(SAFE, "the others have all but a floor", async || {
         let pool = pool(&cluster).await?;
@@ -176,7 +181,10 @@ async fn what_runs_when_a_lease_is_lost_is_told_in_the_stream() {
             tokio::spawn(async move { client.finish("m", Chat::Stream, 1_500).await })
         })
         .collect();
-    eventually("all run", async || (engine.stats().in_flight == 3).then_some(())).await;
+    eventually("all run", async || {
+        (engine.stats().in_flight == 3).then_some(())
+    })
+    .await;
     relay.cut();
     let mut lost = 0;
     let mut ended = Vec::new();
@@ -239,7 +247,10 @@ async fn a_scope_and_a_limit_are_changed_under_load() {
     cluster.create_and_wait(own.clone()).await;
     let crowd = Crowd::new("m", 40, 5..=25);
     crowd.ask(vec![one.gateway(), two.gateway()]);
-    eventually("all is used", async || (engine.stats().in_flight == 12).then_some(())).await;
+    eventually("all is used", async || {
+        (engine.stats().in_flight == 12).then_some(())
+    })
+    .await;
     let updated = cluster.update(fleet_wide(&engine, LIMIT)).await;
     cluster.rolled_out(updated.revision).await;
     all_lent(&cluster, LIMIT, 2).await;
@@ -248,11 +259,21 @@ async fn a_scope_and_a_limit_are_changed_under_load() {
     cluster.rolled_out(updated.revision).await;
     all_lent(&cluster, 5, 2).await;
     engine.reset_stats();
-    eventually("it is used", async || (engine.stats().requests > 50).then_some(())).await;
-    assert!(engine.stats().peak_in_flight <= 5, "{}", engine.stats().peak_in_flight);
+    eventually("it is used", async || {
+        (engine.stats().requests > 50).then_some(())
+    })
+    .await;
+    assert!(
+        engine.stats().peak_in_flight <= 5,
+        "{}",
+        engine.stats().peak_in_flight
+    );
     let updated = cluster.update(own).await;
     cluster.rolled_out(updated.revision).await;
-    eventually("all is used", async || (engine.stats().in_flight == 12).then_some(())).await;
+    eventually("all is used", async || {
+        (engine.stats().in_flight == 12).then_some(())
+    })
+    .await;
     assert_eq!(engine.stats().over_limit, 0);
     let request = wire::ListLeasesRequest {
         model: "m".to_owned(),
@@ -361,7 +382,10 @@ async fn what_a_limit_may_be_is_checked() {
     // More than a worker's budget of 150: it is no worker's alone.
     let created = create(fleet_wide(&engine, 192)).await.unwrap().into_inner();
     let pool = created.resolved_pool.unwrap();
-    assert_eq!((pool.max_concurrent, pool.fleet_floor), (Some(192), Some(1)));
+    assert_eq!(
+        (pool.max_concurrent, pool.fleet_floor),
+        (Some(192), Some(1))
+    );
     assert_eq!(pool.scope(), PoolScope::Fleet);
     let with = |change: &dyn Fn(&mut wire::Pool)| {
         let mut model = fleet_wide(&engine, 10);

@@ -169,12 +169,16 @@ impl<C: Connection, W> Core<C, W> {
 
     /// Slots that count as used although nothing is in flight on them.
     pub(super) fn cooling(&self) -> usize {
-        self.leased.as_ref().map_or(0, |leased| leased.cooling.len())
+        self.leased
+            .as_ref()
+            .map_or(0, |leased| leased.cooling.len())
     }
 
     /// Requests that began before the limit was fleet-wide. They are not ended.
     pub(super) fn lasting(&self) -> usize {
         let leased = self.leased.as_ref();
-        leased.map_or(0, |leased| self.in_flight().saturating_sub(leased.lent.len()))
+        leased.map_or(0, |leased| {
+            self.in_flight().saturating_sub(leased.lent.len())
+        })
     }
 }

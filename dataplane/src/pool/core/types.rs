@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use forebay_proto::AdaptiveParams;
 
 use super::ejection::{Rules, State};
-use crate::pool::revocation::Revocation;
 pub(in crate::pool) use crate::pool::claim::{Ask, FlowId, Priority};
 use crate::pool::counters::{CloseReason, Fault};
+use crate::pool::revocation::Revocation;
 
 /// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
 /// a new one.
