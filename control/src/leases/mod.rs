@@ -5,6 +5,14 @@
 //! `holder.rs` (pure). Sessions pass reports and grants on (`session/leases.rs`), over a board (`board.rs`) where several
 //! control planes can meet; only the one that leads decides. This file is the task that does.
 
+#![cfg_attr(
+    not(feature = "simulation"),
+    allow(
+        unreachable_pub,
+        reason = "what the model test plays is public with the feature that it needs"
+    )
+)]
+
 pub(crate) mod allot;
 pub(crate) mod board;
 mod holder;
@@ -26,10 +34,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::board::{Board, LocalBoard};
 pub use self::machine::LeaseSettings;
 #[cfg(feature = "simulation")]
-pub use self::words::{Grant, Share, Table, Use};
+pub use self::words::{Share, Use};
 pub use self::{
     machine::{Limit, Machine, MachineFaults},
-    words::{Report, Standing},
+    words::{Grant, Report, Standing, Table},
 };
 use crate::{cluster::Leadership, registry::PoolOf, session::Offer};
 

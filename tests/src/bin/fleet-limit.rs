@@ -153,6 +153,9 @@ impl Scene {
             "127.0.0.1:0",
             "--data-dir",
             &data,
+            // One worker alone is to be lent all of it.
+            "--gateway-max-concurrent",
+            &args.limit.to_string(),
             "--lease-ttl",
             &args.ttl,
             "--lease-linger",
@@ -282,7 +285,7 @@ impl Scene {
     /// Looks at the engine and the workers for so long.
     async fn measure(&mut self, what: &str, length: Duration, cut_off: &[usize]) {
         self.note();
-        self.crowd.fates();
+        drop(self.crowd.fates());
         let ends = Instant::now() + length;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);

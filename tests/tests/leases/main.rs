@@ -28,14 +28,16 @@ fn play(seed: u64, faults: Faults) -> Seen {
 fn the_engine_never_sees_more_than_the_limit() {
     if let Some(seed) = number("FOREBAY_LEASE_SEED") {
         let seen = play(seed, Faults::default());
-        assert_eq!(seen.broken, None, "seed {seed}");
+        assert_eq!((seen.broken, seen.unused), (None, None), "seed {seed}");
         return;
     }
     let mut all = Seen::default();
     for seed in 0..number("FOREBAY_LEASE_RUNS").unwrap_or(RUNS) {
         let seen = play(seed, Faults::default());
+        let wrong = (&seen.broken, &seen.unused);
         assert_eq!(
-            seen.broken, None,
+            wrong,
+            (&None, &None),
             "play it again with FOREBAY_LEASE_SEED={seed}"
         );
         all.add(&seen);

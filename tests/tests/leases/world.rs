@@ -22,30 +22,36 @@ const CUT_WITHIN: u64 = 2_500;
 /// What should have ended so long ago, and has not because its process is stopped, is not held against anybody.
 const OVERDUE: Duration = Duration::from_millis(100);
 
+/// The longest that a worker is cut off, and that a request takes.
+const LONGEST: u64 = 30_000 + 25_000;
+
 /// What is planted.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Faults {
-    pub machine: control::MachineFaults,
-    pub book: worker::BookFaults,
+pub(crate) struct Faults {
+    pub(crate) machine: control::MachineFaults,
+    pub(crate) book: worker::BookFaults,
 }
 
 /// What was seen.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
-    pub broken: Option<String>,
-    pub kills: u64,
-    pub restarts: u64,
-    pub drains: u64,
-    pub partitions: u64,
-    pub control_restarts: u64,
-    pub pauses: u64,
-    pub lapses: u64,
-    pub revoked: u64,
-    pub changes: u64,
+pub(crate) struct Seen {
+    /// More than the limit was in flight.
+    pub(crate) broken: Option<String>,
+    /// Not all of it came to be used, or not evenly.
+    pub(crate) unused: Option<String>,
+    pub(crate) kills: u64,
+    pub(crate) restarts: u64,
+    pub(crate) drains: u64,
+    pub(crate) partitions: u64,
+    pub(crate) control_restarts: u64,
+    pub(crate) pauses: u64,
+    pub(crate) lapses: u64,
+    pub(crate) revoked: u64,
+    pub(crate) changes: u64,
 }
 
 impl Seen {
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.kills += other.kills;
         self.restarts += other.restarts;
         self.drains += other.drains;
@@ -104,14 +110,16 @@ struct Place {
     fast: i64,
 }
 
-pub struct World {
+pub(crate) struct World {
     rng: Rng,
     faults: Faults,
     now: u64,
+    calm: bool,
     model: ModelId,
     limit: u32,
-    /// The most that may be in use: a limit that was lowered comes into force by and by.
-    allowed: u32,
+    /// A limit that was lowered comes into force as it is confirmed that it did, or what was lent before has run out; what
+    /// runs then runs to its end, and who is cut off has his floor. Limits that were higher, and until when they may be used.
+    before: Vec<(u64, u32)>,
     settings: control::LeaseSettings,
     machine: Option<control::Machine>,
     machine_back: u64,
@@ -127,7 +135,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, faults: Faults) -> Self {
+    pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         let mut rng = Rng::with_seed(seed);
         let settings = control::LeaseSettings {
             ttl: Duration::from_millis(rng.u64(1_000..5_000)),
@@ -138,9 +146,10 @@ impl World {
         let mut world = Self {
             faults,
             now: 0,
+            calm: false,
             model: ModelId::new("m").expect("a name"),
             limit,
-            allowed: limit,
+            before: Vec::new(),
             settings,
             machine: None,
             machine_back: 0,
@@ -168,7 +177,7 @@ impl World {
         world
     }
 
-    pub fn play(mut self) -> Seen {
+    pub(crate) fn play(mut self) -> Seen {
         for step in 0..WILD + CALM {
             self.now += STEP;
             if step < WILD {
@@ -235,6 +244,8 @@ impl World {
                 let limit = self.rng.u32(1..40);
                 self.seen.changes += 1;
                 self.note(format!("the limit is {limit} after {}", self.limit));
+                let safe = u64::try_from(self.settings.safe().as_millis()).unwrap_or(u64::MAX);
+                self.before.push((self.now + safe + LONGEST, self.limit));
                 self.limit = limit;
                 self.configure();
             }
@@ -252,6 +263,7 @@ impl World {
 
     fn calm_down(&mut self) {
         self.note("calm".to_owned());
+        self.calm = true;
         self.disk_full_until = 0;
         self.machine_back = self.now;
         for n in 0..self.places.len() {
@@ -276,10 +288,8 @@ impl World {
 
     fn start(&mut self, n: usize) {
         self.instances += 1;
-        let book = worker::Book {
-            faults: self.faults.book,
-            ..worker::Book::default()
-        };
+        let mut book = worker::Book::default();
+        book.faults = self.faults.book;
         self.places[n].process = Some(Process {
             instance: InstanceId::new(format!("i{}", self.instances)).expect("a name"),
             book,
@@ -366,7 +376,7 @@ impl World {
     fn send(&mut self, worker: usize, stream: u64, up: bool, word: Word) {
         // Mostly quick, sometimes slow, in order but for a few.
         let delay = match self.rng.u32(0..20) {
-            0 => self.rng.u64(200..3_000),
+            0 if !self.calm => self.rng.u64(200..3_000),
             _ => self.rng.u64(0..100),
         };
         let last = self.last_sent.get(&(worker, up)).copied().unwrap_or(0);
@@ -594,8 +604,10 @@ impl World {
     fn check(&mut self) {
         let each = self.in_flight();
         let used: u32 = each.iter().sum();
-        self.allowed = self.limit.max(self.allowed.min(used));
-        if used > self.allowed {
+        let now = self.now;
+        self.before.retain(|(until, _)| *until > now);
+        let before = self.before.iter().map(|(_, limit)| *limit).max();
+        if used > self.limit.max(before.unwrap_or(0)) {
             let trail: Vec<_> = self.trail.iter().cloned().collect();
             self.seen.broken = Some(format!(
                 "at {}: {used} in flight of {}: {each:?}; {:?}\n{}",
@@ -618,7 +630,7 @@ impl World {
         let whole = used == self.limit.min(60 * u32::try_from(each.len()).unwrap_or(1));
         if !fair || !whole {
             let trail: Vec<_> = self.trail.iter().cloned().collect();
-            self.seen.broken = Some(format!(
+            self.seen.unused = Some(format!(
                 "in the end {each:?} of {}; {:?}\n{}",
                 self.limit,
                 self.settings,
