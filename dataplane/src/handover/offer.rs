@@ -288,6 +288,8 @@ mod tests {
                 listeners: [listener(), listener()],
                 orders,
                 ending: ending.clone(),
+                leases: Arc::new(Leases::new(1)),
+                live: Arc::default(),
             };
             let stop = CancellationToken::new();
             let mut tasks = JoinSet::new();

@@ -199,6 +199,7 @@ impl Shell {
                 Effect::Connect { ticket, origin } => self.connects.push((ticket, origin)),
                 Effect::Close { .. } => self.closed += 1,
                 Effect::LetGo { .. } => {}
+                Effect::Revoke(_) => panic!("nothing is lent to these pools"),
             }
         }
     }
