@@ -128,13 +128,20 @@ fn tell(state: &[NotifyState<'_>]) {
 
 /// Starts this program anew at each SIGUSR2, told to take over from this process. Whether it does is between the two
 /// (docs/adr/0026): if it does not, this one serves on.
-pub(crate) async fn successors() -> anyhow::Result<Infallible> {
-    let mut asked = signal(SignalKind::user_defined2())?;
+pub(crate) async fn successors() -> Infallible {
+    let mut asked = match signal(SignalKind::user_defined2()) {
+        Ok(asked) => asked,
+        Err(error) => {
+            tracing::warn!(%error, "SIGUSR2 cannot be heard");
+            return pending().await;
+        }
+    };
     loop {
         next(&mut asked).await;
         tracing::info!("starting a process to take over");
-        let monotonic = NotifyState::monotonic_usec_now()?;
-        tell(&[NotifyState::Reloading, monotonic]);
+        // Newer managers want to know when, to tell this reload from one before.
+        let when = NotifyState::monotonic_usec_now();
+        tell(&[vec![NotifyState::Reloading], when.into_iter().collect()].concat());
         let why = match successor() {
             // This process ends before its heir does, unless nothing comes of it.
             Ok(mut heir) => match heir.wait().await {
@@ -143,8 +150,8 @@ pub(crate) async fn successors() -> anyhow::Result<Infallible> {
             },
             Err(error) => format!("{error:#}"),
         };
-        tracing::error!(why, "not taken over, serving on");
-        ready("serving; a new process could not take over, see the log");
+        tracing::error!(why, "the new process is gone; this one goes on");
+        ready("the process that was to take over is gone, see the log");
     }
 }
 

@@ -8,7 +8,7 @@ import uuid
 
 import openai
 
-CLIENTS = 6
+CLIENTS = 8
 
 
 @dataclasses.dataclass
@@ -67,7 +67,7 @@ class Load:
 
     def _ask(self, client, asked, turn):
         model = self.models[turn % len(self.models)]
-        stream, tokens = turn % 2 == 0, (4, 40, 120)[turn % 3]
+        stream, tokens = turn % 2 == 0, (2, 10, 60)[turn % 3]
         answer = client.chat.completions.with_raw_response.create(
             model=model,
             messages=[{"role": "user", "content": "hello"}],

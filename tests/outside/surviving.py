@@ -15,7 +15,7 @@ from processes import ROOT, eventually
 
 MODELS = ["llama-3.1-8b", "qwen2.5-7b", "mistral-7b"]
 # Served after a kill until it counts as survived.
-ENOUGH = 60
+ENOUGH = 40
 MODELS_FILE = ROOT / "deploy/compose/models.yaml"
 
 

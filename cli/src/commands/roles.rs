@@ -89,7 +89,7 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker, sockets: Sockets) -> any
         });
         tokio::select! {
             result = bound.run(running) => Ok(result?),
-            failed = &mut tells => match failed? {},
+            never = &mut tells => match never {},
         }
     };
     let result = until_signalled(work, shutdown).await;
