@@ -15,6 +15,7 @@ WORKERS = {f"worker-{n}": (f"127.0.0.1:818{n}", f"127.0.0.1:819{n}") for n in (1
 ENGINES = [f"engine-{n}" for n in (1, 2, 3)]
 BALANCER = "127.0.0.1:8080"
 START_WITHIN = 90
+PROFILES = ["default", "ha", "observability"]
 
 
 def command():
@@ -33,14 +34,15 @@ class Composed:
     """One profile of the compose file; `None` is what the newcomer's first command starts."""
 
     def __init__(self, profile, services):
-        self.flags = ["--profile", profile] if profile else []
+        self.profiles = [profile] if profile else []
         self.services = services
 
-    def compose(self, *args):
+    def compose(self, *args, profiles=None):
         # CI needs to see that it starts, not how fast it is.
         env = {"FOREBAY_BUILD_PROFILE": "dev", **os.environ}
+        flags = [flag for name in profiles or self.profiles for flag in ("--profile", name)]
         done = subprocess.run(
-            [*command(), "--project-name", PROJECT, *self.flags, *args],
+            [*command(), "--project-name", PROJECT, *flags, *args],
             cwd=ROOT, env=env, capture_output=True, text=True,
         )
         assert done.returncode == 0, f"{args}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
@@ -51,7 +53,8 @@ class Composed:
         self.all_healthy()
 
     def down(self, *args):
-        self.compose("down", "--timeout", "10", "--remove-orphans", *args)
+        """Whatever profile it was that something is left of."""
+        self.compose("down", "--timeout", "10", "--remove-orphans", *args, profiles=PROFILES)
 
     def container(self, service):
         found = docker(

@@ -1,8 +1,13 @@
 """What `docker compose up --build` starts: one control plane, three workers, three engines, a balancer."""
 
+import json
+import urllib.error
+import urllib.parse
+
 import pytest
 
 import surviving
+import test_monitoring
 from composed import BALANCER, ENGINES, WORKERS, Composed
 from control_plane import ControlPlane
 from processes import eventually
@@ -79,6 +84,46 @@ def test_workers_start_without_the_control_plane(fleet):
     fleet.start("control")
     eventually("it is followed again", lambda: ", live" in answer_of(admin), 60)
     fleet.all_healthy()
+
+
+def test_prometheus_scrapes_everything_and_answers_the_dashboard(fleet):
+    profiles = ["default", "observability"]
+    fleet.compose("build", "prometheus", profiles=profiles)
+    fleet.compose("up", "--detach", "--no-build", "--no-deps", "prometheus", profiles=profiles)
+    there = {"forebay-worker": set(WORKERS), "forebay-control": 1, "balancer": {"balancer"}, "prometheus": 1}
+    eventually("all targets are up", lambda: scraped() == there, 90, every=0.5)
+    loaded = asked_of_prometheus("rules")["groups"]
+    assert {group["name"] for group in loaded} == {"forebay-recorded", "forebay-worker", "forebay-control"}
+    assert all(rule["health"] != "err" for group in loaded for rule in group["rules"])
+    for where, expression in test_monitoring.expressions():
+        if expression.startswith("label_values"):
+            continue
+        for name, means in [("$instance", ".*"), ("$model", ".*")]:
+            expression = expression.replace(name, means)
+        asked_of_prometheus("query", query=expression)
+    coverage = lambda: asked_of_prometheus("query", query="min(forebay_pool_coverage_ratio)")["result"]
+    assert eventually("pools are seen", coverage)[0]["value"][1] == "1"
+
+
+def scraped():
+    """The targets that are up: by name, or how many where they have none of their own."""
+    up = {}
+    for target in asked_of_prometheus("targets")["activeTargets"]:
+        if target["health"] == "up":
+            up.setdefault(target["labels"]["job"], set()).add(target["labels"]["instance"])
+    return {job: names if names & {*WORKERS, "balancer"} else len(names) for job, names in up.items()}
+
+
+def asked_of_prometheus(what, **query):
+    url = f"http://127.0.0.1:9090/api/v1/{what}?{urllib.parse.urlencode(query)}"
+    try:
+        answer = json.loads(get(url))
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{query}: {error.read()}") from error
+    except OSError:
+        return {"activeTargets": [], "groups": [], "result": []}
+    assert answer["status"] == "success", answer
+    return answer["data"]
 
 
 def test_data_outlive_the_containers(fleet):
