@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from processes import ROOT, TARGET
+from processes import ROOT, helped
 
 MANIFESTS = ROOT / "deploy/kubernetes"
 OVERLAYS = ["sled", "etcd"]
@@ -161,11 +161,7 @@ def test_every_setting_is_one(objects):
     """Each variable and each path of a probe is known to the binary."""
     stores = [key for config in of_kind(objects, "ConfigMap") for key in config["data"]]
     for each in workloads(objects):
-        role = container(each)["args"][0]
-        help_text = subprocess.run(
-            [TARGET / "forebay", role, "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        known = set(re.findall(r"\[env: (\w+)", help_text))
+        known = set(re.findall(r"\[env: (\w+)", helped(container(each)["args"][0])))
         names = set(environment(each)) | (set(stores) if "envFrom" in container(each) else set())
         assert names <= known, names - known
 

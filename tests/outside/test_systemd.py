@@ -11,7 +11,7 @@ import time
 import pytest
 
 import load
-from processes import ROOT, TARGET, eventually
+from processes import ROOT, TARGET, eventually, helped
 from stack import get
 
 UNITS = ROOT / "deploy/systemd"
@@ -68,8 +68,7 @@ def test_a_service_can_do_little_else(root, unit):
 
 def test_the_grace_fits_in_the_stop(root):
     text = (UNITS / "forebay-worker@.service").read_text()
-    help_text = subprocess.run([TARGET / "forebay", "worker", "--help"], capture_output=True, text=True).stdout
-    default = lambda flag: int(re.search(rf"{flag} .*?\[default: (\d+)s\]", help_text, re.S).group(1))
+    default = lambda flag: int(re.search(rf"{flag} .*?\[default: (\d+)s\]", helped("worker"), re.S).group(1))
     stop = int(re.search(r"^TimeoutStopSec=(\d+)$", text, re.M).group(1))
     assert stop >= default("--grace") + default("--drain-delay") + 5
 
