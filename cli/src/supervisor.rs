@@ -165,9 +165,14 @@ async fn next(asked: &mut Signal) {
 /// The program as it is on disk now, with the same arguments.
 fn successor() -> anyhow::Result<Child> {
     let mut called = std::env::args_os();
-    let program = called.next().context("this process does not know its own name")?;
+    let program = called
+        .next()
+        .context("this process does not know its own name")?;
     let mut command = Command::new(&program);
-    command.args(called).env(SUCCESSOR, "true").env_remove("WATCHDOG_PID");
+    command
+        .args(called)
+        .env(SUCCESSOR, "true")
+        .env_remove("WATCHDOG_PID");
     for name in OF_SOCKETS {
         command.env_remove(name);
     }
@@ -181,7 +186,10 @@ mod tests {
 
     #[test]
     fn sockets_go_by_their_names() {
-        assert_eq!(places("admin:gateway", 2).unwrap(), [Place::Admin, Place::Gateway]);
+        assert_eq!(
+            places("admin:gateway", 2).unwrap(),
+            [Place::Admin, Place::Gateway]
+        );
         assert_eq!(places("gateway", 1).unwrap(), [Place::Gateway]);
     }
 

@@ -1,13 +1,7 @@
 //! The composition root of a worker: has its ports opened (`listeners.rs`), reads the last known good configuration,
 //! and tells where it listens. `running.rs` has the rest.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{InstanceId, WorkerId, probe::Cidr};
 use http::Uri;
@@ -124,7 +118,9 @@ pub enum WorkerError {
         error: io::Error,
     },
     /// What was passed as a port is none.
-    #[error("the socket that was passed for {flag} cannot be used: {error}; pass a TCP socket that listens")]
+    #[error(
+        "the socket that was passed for {flag} cannot be used: {error}; pass a TCP socket that listens"
+    )]
     Passed {
         /// The flag.
         flag: &'static str,

@@ -49,7 +49,11 @@ pub(crate) async fn open(
     let gateway = Port {
         flag: GATEWAY,
         addr: settings.listen,
-        exposure: if keys { Exposure::Insecure } else { settings.exposure },
+        exposure: if keys {
+            Exposure::Insecure
+        } else {
+            settings.exposure
+        },
     };
     let admin = Port {
         flag: ADMIN,
@@ -205,18 +209,25 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_taken_over_must_be_what_was_passed() {
-        let listener = || TcpListener::from_std({
-            let listener = opened("127.0.0.1:0");
-            listener.set_nonblocking(true).unwrap();
-            listener
-        });
+        let listener = || {
+            TcpListener::from_std({
+                let listener = opened("127.0.0.1:0");
+                listener.set_nonblocking(true).unwrap();
+                listener
+            })
+        };
         let asked = port(LOOPBACK, Exposure::LoopbackOnly);
         let running = listener().unwrap();
         let elsewhere = Some(opened("127.0.0.1:0"));
         let error = asked.taken(running, elsewhere, true).unwrap_err();
-        assert!(error.to_string().contains("not where that process listens"), "{error}");
+        assert!(
+            error.to_string().contains("not where that process listens"),
+            "{error}"
+        );
         let running = listener().unwrap();
-        let same = std::os::fd::AsFd::as_fd(&running).try_clone_to_owned().unwrap();
+        let same = std::os::fd::AsFd::as_fd(&running)
+            .try_clone_to_owned()
+            .unwrap();
         asked.taken(running, Some(same.into()), false).unwrap();
     }
 
@@ -224,7 +235,9 @@ mod tests {
     async fn a_successor_takes_what_there_is() {
         let flag = port("127.0.0.1:1".parse().unwrap(), Exposure::LoopbackOnly);
         let running = || TcpListener::bind(LOOPBACK);
-        let error = flag.taken(running().await.unwrap(), None, false).unwrap_err();
+        let error = flag
+            .taken(running().await.unwrap(), None, false)
+            .unwrap_err();
         assert!(error.to_string().contains("move with a restart"), "{error}");
         flag.taken(running().await.unwrap(), None, true).unwrap();
     }
@@ -233,7 +246,12 @@ mod tests {
     async fn a_successor_does_not_start_alone() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("nobody");
-        assert!(take(HandOver::TakeOver, Some(&place)).await.unwrap().is_none());
+        assert!(
+            take(HandOver::TakeOver, Some(&place))
+                .await
+                .unwrap()
+                .is_none()
+        );
         let error = take(HandOver::Succeed, Some(&place)).await.unwrap_err();
         assert!(error.to_string().contains("nobody answers"), "{error}");
     }

@@ -80,7 +80,10 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker, sockets: Sockets) -> any
     ));
     let shutdown = CancellationToken::new();
     let running = shutdown.clone();
-    let (serving, status) = (bound.serving(), format!("serving on {}", bound.gateway_addr()));
+    let (serving, status) = (
+        bound.serving(),
+        format!("serving on {}", bound.gateway_addr()),
+    );
     let work = async {
         let mut tells = std::pin::pin!(async {
             serving.cancelled().await;

@@ -93,10 +93,20 @@ async fn one_that_takes_over_must_be_passed_the_same_socket() {
     let (url, data) = (scene.control.url(), scene.dir.path().join("w"));
     let other = TcpListener::bind(ANY).unwrap();
     let args = [
-        "worker", "--control", &url, "--worker-id", "w", "--data-dir", data.to_str().unwrap(), "--take-over",
-        "--admin-listen", ANY,
+        "worker",
+        "--control",
+        &url,
+        "--worker-id",
+        "w",
+        "--data-dir",
+        data.to_str().unwrap(),
+        "--take-over",
+        "--admin-listen",
+        ANY,
     ];
-    let (code, _, err) = Process::start_on(("gateway", &other), FOREBAY, &args, &[]).end().await;
+    let (code, _, err) = Process::start_on(("gateway", &other), FOREBAY, &args, &[])
+        .end()
+        .await;
     assert_eq!(code, Some(1));
     assert!(err.contains("not where that process listens"), "{err}");
     let served = next.client().status("m").await;
