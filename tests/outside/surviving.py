@@ -27,7 +27,7 @@ def ask(address, model, api_key="any"):
     chat = client(address, api_key).chat.completions.create(
         model=model, messages=[{"role": "user", "content": "hello"}], max_tokens=2
     )
-    assert chat.model == model
+    assert chat.choices[0].finish_reason
 
 
 def serves(address, model):

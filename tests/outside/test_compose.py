@@ -23,7 +23,7 @@ def fleet():
     """Everything up, from images built now; gone without a trace at the end."""
     fleet = Composed(None, SERVICES)
     fleet.down("--volumes")
-    fleet.compose("build")
+    fleet.build()
     try:
         fleet.up()
         surviving.register_as_the_guide_says(fleet)

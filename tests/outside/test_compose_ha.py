@@ -29,7 +29,7 @@ def fleet():
         pytest.skip("this build has no etcd store")
     fleet = Composed("ha", SERVICES)
     fleet.down("--volumes")
-    fleet.compose("build")
+    fleet.build()
     try:
         fleet.up()
         surviving.register_as_the_guide_says(fleet)

@@ -61,8 +61,7 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine():
-    fleet = Composed(None, [])
-    fleet.compose("build", "engine-1", "worker-1")
+    Composed(None, ["control"]).build()
     dockerfile = ROOT / "tests/outside/systemd.Dockerfile"
     docker("build", "--tag", NAME, "--file", str(dockerfile), str(ROOT / "deploy/systemd"))
     subprocess.run(["docker", "rm", "--force", NAME], capture_output=True)

@@ -83,7 +83,7 @@ class Manager:
         self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.told.bind(str(folder / "notify"))
         self.told.settimeout(60)
-        self.process = None
+        self.process, self.log = None, folder / "log"
 
     def start(self, **env):
         """As systemd does: the sockets from 3 on, and who they are for. The shell's id is that of what it becomes."""
@@ -92,7 +92,8 @@ class Manager:
         self.process = subprocess.Popen(
             ["bash", "-c", f'exec {moves}; export LISTEN_PID=$$; exec "$@"', "bash", TARGET / "forebay",
              "worker", "--control", f"http://{self.control}", "--worker-id", "w", "--data-dir", self.folder],
-            pass_fds=fds, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            # A file: whoever takes over has it too, so it does not end with this process.
+            pass_fds=fds, stderr=self.log.open("a"), stdout=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "LISTEN_FDS": "2", "LISTEN_FDNAMES": ":".join(self.sockets),
                  "NOTIFY_SOCKET": str(self.folder / "notify"), **env},
         )
@@ -110,7 +111,11 @@ class Manager:
     def stop(self):
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            self.process.communicate(timeout=60)
+            self.ended()
+
+    def ended(self):
+        """Waits until it did, and gives its exit code and all that it logged."""
+        return self.process.wait(60), self.log.read_text()
 
 
 @pytest.fixture
@@ -143,8 +148,8 @@ def test_it_serves_on_the_sockets_that_it_is_passed_and_says_so(manager, sdk):
     manager.process.terminate()
     manager.hears("STOPPING")
     # Told to the end, or it would be taken for dead while it drains.
-    _, errors = manager.process.communicate(timeout=60)
-    assert manager.process.returncode == 0, errors
+    code, log = manager.ended()
+    assert code == 0, log
 
 
 @pytest.mark.parametrize("names, says", [
@@ -152,8 +157,8 @@ def test_it_serves_on_the_sockets_that_it_is_passed_and_says_so(manager, sdk):
 ])
 def test_sockets_that_nobody_would_serve_are_refused(manager, names, says):
     manager.start(LISTEN_FDNAMES=names)
-    _, errors = manager.process.communicate(timeout=60)
-    assert manager.process.returncode == 1 and says in errors, errors
+    code, log = manager.ended()
+    assert code == 1 and says in log, log
 
 
 def test_a_restart_refuses_nobody(manager, sdk):
@@ -184,8 +189,8 @@ def test_a_reload_is_a_new_process_and_nobody_notices(manager, sdk):
         manager.hears("RELOADING")
         second = manager.hears("READY")["MAINPID"]
         assert second != first
-        _, errors = manager.process.communicate(timeout=60)
-        assert manager.process.returncode == 0 and "handed over" in errors, errors
+        code, log = manager.ended()
+        assert code == 0 and "handed over" in log, log
         after = time.monotonic()
         eventually("requests are served", lambda: clients.served(after) > 20, 60)
     load.told("a reload", clients, [], 0.0)
