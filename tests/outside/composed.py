@@ -122,7 +122,8 @@ def balancer_uses(worker):
     return re.search(up, page, re.M) is not None
 
 
-def metric(admin, name):
-    """The sum of a metric's series on a worker."""
+def metric(admin, name, label=""):
+    """The sum of a metric's series on a worker; of those with this label, if one is named."""
     page = get(f"http://{admin}/metrics")
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.M))
+    series = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", page, re.M)
+    return sum(float(value) for labels, value in series if label in labels)
