@@ -17,8 +17,10 @@ WORKER = "forebay-worker@w1.service"
 DROP_INS = {
     "forebay-gateway@w1.socket.d": "[Socket]\nListenStream=\nListenStream=0.0.0.0:8080\n",
     "forebay-admin@w1.socket.d": "[Socket]\nListenStream=\nListenStream=0.0.0.0:8081\n",
-    "forebay-worker@w1.service.d": "[Service]\nWatchdogSec=3\nEnvironment=FOREBAY_INSECURE=true\n"
+    "forebay-worker@w1.service.d": "[Service]\nPrivateUsers=no\nWatchdogSec=3\nEnvironment=FOREBAY_INSECURE=true\n"
     "Environment=FOREBAY_DRAIN_DELAY=1s\n",
+    # A container has no users to give away.
+    "forebay-control.service.d": "[Service]\nPrivateUsers=no\n",
 }
 
 
@@ -51,6 +53,9 @@ class Machine:
 
     def of_worker(self, what):
         return self.does("systemctl", "show", "--value", "--property", what, WORKER).strip()
+
+    def signal(self, name, pid):
+        self.does("sh", "-c", f"kill -{name} {pid}")
 
     def ready(self):
         try:
@@ -131,7 +136,7 @@ def test_one_that_is_killed_is_back_and_nobody_is_refused(machine):
     with load.Load(machine.gateway, ["m"]) as clients:
         more(clients)
         killed = time.monotonic()
-        machine.does("kill", "-9", machine.of_worker("MainPID"))
+        machine.signal("KILL", machine.of_worker("MainPID"))
         more(clients)
     load.told("kill -9 under systemd", clients, clients.failed(), killed)
     assert all(asked.began <= killed + 5 for asked in clients.failed())
@@ -141,7 +146,7 @@ def test_one_that_is_killed_is_back_and_nobody_is_refused(machine):
 
 def test_one_that_is_stuck_is_killed_by_the_watchdog(machine):
     before = machine.of_worker("MainPID")
-    machine.does("kill", "-STOP", before)
+    machine.signal("STOP", before)
     replaced = lambda: machine.of_worker("MainPID") not in (before, "0") and machine.ready()
     eventually("another one serves", replaced, 60, every=0.2)
 

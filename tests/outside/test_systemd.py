@@ -27,7 +27,7 @@ def root(tmp_path_factory):
     (root / "etc/systemd/system").mkdir(parents=True)
     for unit in UNITS.iterdir():
         shutil.copy(unit, root / "etc/systemd/system")
-    for program in ("usr/bin/forebay", "bin/kill"):
+    for program in ("usr/bin/forebay", "bin/sh"):
         (root / program).parent.mkdir(parents=True, exist_ok=True)
         (root / program).write_text("#!/bin/sh\n")
         (root / program).chmod(0o755)
