@@ -2,16 +2,17 @@
 //! lives, and which process comes after it. Without a manager nothing of this does anything. It never decides when to
 //! stop; `signals.rs` does.
 
-use std::{convert::Infallible, future::pending, net::TcpListener, time::Duration};
+use std::{convert::Infallible, future::pending, net::TcpListener, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use forebay_dataplane::Passed;
 use listenfd::ListenFd;
+use rustix::process::{Pid, test_kill_process};
 use sd_notify::NotifyState;
 use tokio::{
-    process::{Child, Command},
+    process::Command,
     signal::unix::{Signal, SignalKind, signal},
-    time::interval,
+    time::{interval, sleep, timeout},
 };
 
 /// The names of the sockets that a worker can be passed (`FileDescriptorName=`).
@@ -19,6 +20,10 @@ const GATEWAY: &str = "gateway";
 const ADMIN: &str = "admin";
 /// How they are passed on; a child gets none of it.
 const OF_SOCKETS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+/// How long the shell may take that starts a successor.
+const STARTED_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the successor is there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Tells a process that the one before started it.
 const SUCCESSOR: &str = "FOREBAY_SUCCESSOR";
 
@@ -142,15 +147,16 @@ pub(crate) async fn successors() -> Infallible {
         // Newer managers want to know when, to tell this reload from one before.
         let when = NotifyState::monotonic_usec_now();
         tell(&[vec![NotifyState::Reloading], when.into_iter().collect()].concat());
-        let why = match successor() {
+        match successor().await {
             // This process ends before its heir does, unless nothing comes of it.
-            Ok(mut heir) => match heir.wait().await {
-                Ok(status) => format!("it ended with {status}"),
-                Err(error) => error.to_string(),
-            },
-            Err(error) => format!("{error:#}"),
-        };
-        tracing::error!(why, "the new process is gone; this one goes on");
+            Ok(heir) => {
+                while test_kill_process(heir).is_ok() {
+                    sleep(LOOK_EVERY).await;
+                }
+                tracing::error!("the new process is gone; this one goes on");
+            }
+            Err(error) => tracing::error!(%error, "no new process; this one goes on"),
+        }
         ready("the process that was to take over is gone, see the log");
     }
 }
@@ -162,22 +168,33 @@ async fn next(asked: &mut Signal) {
     }
 }
 
-/// The program as it is on disk now, with the same arguments.
-fn successor() -> anyhow::Result<Child> {
+/// The program as it is on disk now, with the same arguments. Not a child of this process but, as the shell in between
+/// is gone at once, of the manager, which would not hear of its end otherwise.
+async fn successor() -> anyhow::Result<Pid> {
     let mut called = std::env::args_os();
     let program = called
         .next()
         .context("this process does not know its own name")?;
-    let mut command = Command::new(&program);
-    command
-        .args(called)
-        .env(SUCCESSOR, "true")
-        .env_remove("WATCHDOG_PID");
+    let mut shell = Command::new("sh");
+    // What it says goes where this process' log goes; the shell's own output is the id.
+    shell
+        .arg("-c")
+        .arg("\"$0\" \"$@\" >&2 & echo $!")
+        .arg(program)
+        .args(called);
+    shell.env(SUCCESSOR, "true").env_remove("WATCHDOG_PID");
     for name in OF_SOCKETS {
-        command.env_remove(name);
+        shell.env_remove(name);
     }
-    let started = command.spawn();
-    started.with_context(|| format!("{} cannot be started", program.display()))
+    shell
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let said = timeout(STARTED_WITHIN, shell.spawn()?.wait_with_output()).await;
+    let said = said.with_context(|| format!("not started within {STARTED_WITHIN:?}"))??;
+    let id = String::from_utf8_lossy(&said.stdout).trim().parse().ok();
+    id.and_then(Pid::from_raw)
+        .context("the shell did not say which process it started")
 }
 
 #[cfg(test)]

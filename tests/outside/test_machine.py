@@ -84,11 +84,9 @@ def machine():
         machine.does("forebay", "models", "create", "m", "--endpoint", "http://127.0.0.1:8000")
         machine.does("forebay", "fleet", "rollout", "--wait")
         yield machine
-    except BaseException:
-        if machine:
-            print(machine.does("journalctl", "--no-pager", "-n", "100"))
-        raise
     finally:
+        if machine:
+            print(machine.does("journalctl", "--no-pager", "-n", "200", "-u", "forebay*"))
         subprocess.run(["docker", "rm", "--force", NAME], capture_output=True)
 
 

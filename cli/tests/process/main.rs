@@ -12,6 +12,7 @@ mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
+mod etcd;
 mod handover;
 mod keys;
 mod nack;
