@@ -83,6 +83,7 @@ impl BoundWorker {
             };
             loops.spawn(offer.run(lines, shutdown.child_token(), over.clone()));
         }
+        self.serving.cancel();
         let (status, stop) = (admin.status.clone(), over.clone());
         loops.spawn(leave(
             status,

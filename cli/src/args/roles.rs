@@ -364,6 +364,9 @@ pub(crate) struct Worker {
     /// and those of clients as they come to rest. It ends when its last request has. Nobody is refused.
     #[arg(long, hide_env_values = true, env = "FOREBAY_TAKE_OVER")]
     pub(crate) take_over: bool,
+    /// Set by a worker that starts its own successor (SIGUSR2): take over, wherever it listens.
+    #[arg(long, hide = true, env = "FOREBAY_SUCCESSOR")]
+    pub(crate) successor: bool,
     #[command(flatten)]
     pub(crate) worker: WorkerListen,
     #[command(flatten)]
