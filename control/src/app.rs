@@ -17,7 +17,7 @@ use forebay_proto::{
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -39,6 +39,7 @@ use wire::{
 };
 
 use crate::{
+    accept::incoming,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
@@ -60,8 +61,6 @@ const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 /// Most calls at once on one connection.
 const MOST_CALLS: u32 = 256;
-/// Pause after a failed accept: out of files, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls under way get at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -348,22 +347,6 @@ fn prober(own: SocketAddr, allowed: Vec<Cidr>) -> Prober {
         loopback: own.ip().is_loopback(),
         allowed,
         own: Some(own),
-    })
-}
-
-/// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.
-fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    futures_util::stream::unfold(listener, |listener| async {
-        loop {
-            let accepted = listener.accept().await;
-            match accepted.and_then(|(socket, _)| socket.set_nodelay(true).map(|()| socket)) {
-                Ok(socket) => return Some((Ok(socket), listener)),
-                Err(error) => {
-                    tracing::error!(%error, "accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
     })
 }
 

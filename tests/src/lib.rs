@@ -29,6 +29,7 @@ mod process;
 mod raw;
 mod scrape;
 mod stalled;
+mod steady;
 mod wait;
 
 pub use bodies::{BOUNDARY, Bodies};
@@ -50,4 +51,5 @@ pub use process::Process;
 pub use raw::{After, RawClient, RawUpstream};
 pub use scrape::{Sample, Scrape};
 pub use stalled::Stalled;
+pub use steady::{Rotation, Served, steady_load};
 pub use wait::{eventually, eventually_within};

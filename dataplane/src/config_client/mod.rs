@@ -234,7 +234,7 @@ impl ConfigClient {
                 Class::Told => tracing::info!(
                     control = %uri, reason = %ended, ?pause, "stream ended in good order, serving on"
                 ),
-                Class::Lost | Class::Refused => tracing::warn!(
+                Class::Lost | Class::Busy | Class::Refused => tracing::warn!(
                     control = %uri, reason = %ended, ?pause, "control plane lost, serving on"
                 ),
             }
