@@ -10,7 +10,9 @@ use std::{
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire as proto;
 use forebay_testbed::{End, Namespace, Wire};
-use forebay_tests::{Process, Rotation, Served, eventually, model_at, steady_load};
+use forebay_tests::{
+    Process, Rotation, Served, eventually, eventually_within, model_at, steady_load,
+};
 use parking_lot::Mutex;
 use prost_types::FieldMask;
 use proto::{
@@ -31,6 +33,8 @@ const ADMIN: SocketAddr = local(8_081);
 const UPSTREAM: SocketAddr = local(9_000);
 /// How often a worker is asked what it runs.
 const ASKED: Duration = Duration::from_millis(25);
+/// A control plane that knows of workers by pings alone may take this long to know that they are back.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// A write goes from the control plane's own host: it has no reason to take this long.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -163,7 +167,7 @@ impl Bed {
     /// Waits until the control plane, too, says that every worker runs this.
     pub(crate) async fn is_complete(&self, revision: u64) {
         let count = self.workers.len();
-        eventually("the rollout is complete", async || {
+        eventually_within(PATIENCE, "the rollout is complete", async || {
             let mut fleet = self.fleet.clone();
             let asked = proto::GetRolloutRequest {
                 revision: Some(revision),
@@ -205,6 +209,8 @@ impl Worker {
         let upstream = host.run(|| async {
             MockServer::start(MockConfig {
                 listen: UPSTREAM,
+                // What happens when upstreams close is looked at elsewhere.
+                keep_alive: None,
                 ..MockConfig::serving(MODEL)
             })
             .await

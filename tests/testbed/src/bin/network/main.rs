@@ -64,7 +64,7 @@ struct Run {
     #[arg(long, default_value_t = 2)]
     workers: usize,
     /// Requests a second for each worker.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 10)]
     rate: u32,
     /// The forebay binary. [default: the one beside this program]
     #[arg(long)]
