@@ -6,6 +6,7 @@
 
 mod attempts;
 mod backoff;
+mod connector;
 mod follow;
 mod incoming;
 mod keeper;
@@ -133,7 +134,8 @@ impl ConfigClient {
         if let Some(network) = &self.network {
             return network.open(endpoint).await;
         }
-        endpoint.connect().await
+        let connector = connector::connector(session::CONNECT);
+        endpoint.connect_with_connector(connector).await
     }
 
     /// Puts the newest configuration on disk in force that is not refused and did not end the process twice, if there

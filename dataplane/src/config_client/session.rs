@@ -28,7 +28,7 @@ use crate::{apply::Refusal, trace_context};
 
 /// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end.
 const PROTOCOLS: RangeInclusive<u32> = 1..=3;
-const CONNECT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
 const WARM_WITHIN: Duration = Duration::from_secs(5);
@@ -368,7 +368,6 @@ async fn open(
 ) -> Result<(mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>), Ended> {
     let endpoint = Endpoint::from(uri.clone())
         .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_keep_alive_interval(PING)

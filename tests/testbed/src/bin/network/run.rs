@@ -18,6 +18,8 @@ const DRAWN: Duration = Duration::from_secs(3);
 /// Nobody waits longer than this for a worker to be current.
 const GIVE_UP: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
+/// What was said into a network that was down arrives late, and may do harm then.
+const LATER: Duration = Duration::from_secs(2);
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -60,7 +62,7 @@ async fn one(plan: Plan, case: Case) -> Report {
     for run in 0..plan.runs {
         sleep(drawn()).await;
         let revision = bad(&mut bed, &mut report, case, plan.lasts).await;
-        well(&bed, &mut report, revision).await;
+        well(&mut bed, &mut report, revision).await;
         if plan.runs > 1 {
             println!("{}: {} of {}", case.name(), run + 1, plan.runs);
         }
@@ -107,16 +109,30 @@ async fn bad(bed: &mut Bed, report: &mut Report, case: Case, lasts: Duration) ->
     newest
 }
 
-/// It is well again: when is everybody current?
-async fn well(bed: &Bed, report: &mut Report, revision: u64) {
+/// It is well again: when is everybody current? And are the streams there to stay: when is everybody current after
+/// another write, some seconds later?
+async fn well(bed: &mut Bed, report: &mut Report, revision: u64) {
     let healed = Instant::now();
     bed.workers.iter().for_each(|worker| worker.wire.heal());
+    current(bed, report, (revision, healed)).await;
+    sleep(LATER).await;
+    let written = Instant::now();
+    match bed.write(u64::from(fastrand::u8(..))).await {
+        Some((revision, _)) => {
+            current(bed, report, (revision, written)).await;
+            bed.is_complete(revision).await;
+        }
+        None => report.failed_writes += 1,
+    }
+}
+
+async fn current(bed: &Bed, report: &mut Report, (revision, from): (u64, Instant)) {
     for worker in &bed.workers {
         let current = loop {
             if let Some(since) = worker.runs(revision) {
-                break Some(since.saturating_duration_since(healed));
+                break Some(since.saturating_duration_since(from));
             }
-            if healed.elapsed() > GIVE_UP {
+            if from.elapsed() > GIVE_UP {
                 break None;
             }
             sleep(LOOK).await;
@@ -126,5 +142,4 @@ async fn well(bed: &Bed, report: &mut Report, revision: u64) {
             None => report.never_current += 1,
         }
     }
-    bed.is_complete(revision).await;
 }
