@@ -11,7 +11,7 @@ use forebay_proto::{
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -33,6 +33,7 @@ use wire::{
 };
 
 use crate::{
+    accept::incoming,
     cluster::{Cluster, Leadership, ReplicaSettings},
     etcd::EtcdError,
     exporter::{Exporter, StoreStatus},
@@ -58,8 +59,6 @@ const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 /// Most calls at once on one connection.
 const MOST_CALLS: u32 = 256;
-/// Pause after a failed accept: out of files, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls under way get at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -393,22 +392,6 @@ fn prober(own: SocketAddr, allowed: Vec<Cidr>) -> Prober {
         loopback: own.ip().is_loopback(),
         allowed,
         own: Some(own),
-    })
-}
-
-/// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.
-fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    futures_util::stream::unfold(listener, |listener| async {
-        loop {
-            let accepted = listener.accept().await;
-            match accepted.and_then(|(socket, _)| socket.set_nodelay(true).map(|()| socket)) {
-                Ok(socket) => return Some((Ok(socket), listener)),
-                Err(error) => {
-                    tracing::error!(%error, "accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
     })
 }
 

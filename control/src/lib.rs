@@ -4,6 +4,7 @@
 //! worker. It never imports the data plane. See `ARCHITECTURE.md` for the way of a registration
 //! through these modules.
 
+mod accept;
 mod app;
 mod cluster;
 mod etcd;

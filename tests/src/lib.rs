@@ -35,6 +35,7 @@ mod relay;
 mod replicas;
 mod scrape;
 mod stalled;
+mod steady;
 mod wait;
 
 pub use bodies::{BOUNDARY, Bodies};
@@ -62,4 +63,5 @@ pub use relay::Relay;
 pub use replicas::Replicas;
 pub use scrape::{Sample, Scrape};
 pub use stalled::Stalled;
+pub use steady::{Rotation, Served, steady_load};
 pub use wait::{eventually, eventually_within};

@@ -1,11 +1,16 @@
 //! When to come back, by how the stream ended: with full jitter, for after an outage thousands of workers must not
 //! come back in step.
+//!
+//! While nobody answers, an attempt costs nobody anything, and the network may be back at any moment: the pause is short,
+//! for what is left of an attempt and a pause is how long the worker lags behind after that (docs/adr/0032). Whoever answers
+//! that it cannot now is given time.
 
 use std::time::Duration;
 
 /// What the pause is drawn below after the first failure; it doubles with each.
 const FIRST: Duration = Duration::from_millis(250);
-const MOST: Duration = Duration::from_secs(30);
+const LOST_MOST: Duration = Duration::from_secs(2);
+const BUSY_MOST: Duration = Duration::from_secs(30);
 /// After an error that will most likely be there again: at least this, and more above it.
 const SLOW_LEAST: Duration = Duration::from_secs(1);
 const SLOW_FIRST: Duration = Duration::from_secs(4);
@@ -18,8 +23,10 @@ const HEALTHY: Duration = Duration::from_secs(60);
 pub(super) enum Class {
     /// It was asked to go, in good order.
     Told,
-    /// It was cut, or could not be opened: somebody is down, or will be back soon.
+    /// It was cut, or could not be opened: nobody answers.
     Lost,
+    /// The control plane said that it cannot now.
+    Busy,
     /// One of both does not understand or does not want the other.
     Refused,
 }
@@ -49,7 +56,8 @@ impl Backoff {
         let pause = match class {
             // Whoever told it is not counted as a failure; who then cannot be reached is.
             Class::Told => return FIRST.mul_f64(share),
-            Class::Lost => doubled(FIRST, MOST),
+            Class::Lost => doubled(FIRST, LOST_MOST),
+            Class::Busy => doubled(FIRST, BUSY_MOST),
             Class::Refused => SLOW_LEAST + doubled(SLOW_FIRST, SLOW_MOST),
         };
         self.failures = self.failures.saturating_add(1);
@@ -65,19 +73,21 @@ mod tests {
 
     #[test]
     fn pauses_are_spread_from_nothing_to_a_ceiling_that_doubles() {
-        let mut backoff = Backoff::default();
-        for failures in 0..50_u32 {
-            let ceiling = (FIRST * (1 << failures.min(10))).min(MOST);
-            let mut least = Backoff { failures };
-            assert_eq!(least.below(SHORT, Class::Lost, 0.0), Duration::ZERO);
-            assert_eq!(backoff.below(SHORT, Class::Lost, 1.0), ceiling);
+        for (class, most) in [(Class::Lost, LOST_MOST), (Class::Busy, BUSY_MOST)] {
+            let mut backoff = Backoff::default();
+            for failures in 0..50_u32 {
+                let ceiling = (FIRST * (1 << failures.min(10))).min(most);
+                let mut least = Backoff { failures };
+                assert_eq!(least.below(SHORT, class, 0.0), Duration::ZERO);
+                assert_eq!(backoff.below(SHORT, class, 1.0), ceiling);
+            }
         }
     }
 
     #[test]
     fn only_a_healthy_stream_begins_anew() {
         let mut backoff = Backoff { failures: 4 };
-        assert_eq!(backoff.below(SHORT, Class::Lost, 1.0), FIRST * 16);
+        assert_eq!(backoff.below(SHORT, Class::Busy, 1.0), FIRST * 16);
         assert_eq!(backoff.below(HEALTHY, Class::Lost, 1.0), FIRST);
     }
 
@@ -104,8 +114,8 @@ mod tests {
     #[test]
     fn pauses_are_drawn() {
         let mut backoff = Backoff { failures: 9 };
-        let drawn: Vec<_> = (0..20).map(|_| backoff.after(SHORT, Class::Lost)).collect();
+        let drawn: Vec<_> = (0..20).map(|_| backoff.after(SHORT, Class::Busy)).collect();
         assert!(drawn.iter().any(|pause| *pause != drawn[0]));
-        assert!(drawn.iter().all(|pause| *pause <= MOST));
+        assert!(drawn.iter().all(|pause| *pause <= BUSY_MOST));
     }
 }

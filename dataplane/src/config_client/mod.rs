@@ -6,6 +6,7 @@
 
 mod attempts;
 mod backoff;
+mod connector;
 mod follow;
 mod incoming;
 mod keeper;
@@ -136,7 +137,8 @@ impl ConfigClient {
         if let Some(network) = &self.network {
             return network.open(endpoint).await;
         }
-        endpoint.connect().await
+        let connector = connector::connector(session::CONNECT);
+        endpoint.connect_with_connector(connector).await
     }
 
     /// Puts the newest configuration on disk in force that is not refused and did not end the process twice, if there
@@ -237,7 +239,7 @@ impl ConfigClient {
                 Class::Told => tracing::info!(
                     control = %uri, reason = %ended, ?pause, "stream ended in good order, serving on"
                 ),
-                Class::Lost | Class::Refused => tracing::warn!(
+                Class::Lost | Class::Busy | Class::Refused => tracing::warn!(
                     control = %uri, reason = %ended, ?pause, "control plane lost, serving on"
                 ),
             }

@@ -5,7 +5,7 @@
 //! unanswered, so the outbound queue cannot fill; if it does, the peer is broken and the stream ends. Every wait has
 //! a deadline.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{error::Error as _, ops::RangeInclusive, time::Duration};
 
 use forebay_proto::{Position, limits, wire};
 use http::Uri;
@@ -30,7 +30,7 @@ use crate::{apply::Refusal, leases::Unreadable, trace_context};
 /// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end, 4
 /// leases.
 const PROTOCOLS: RangeInclusive<u32> = 1..=LEASES;
-const CONNECT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
 const WARM_WITHIN: Duration = Duration::from_secs(5);
@@ -45,7 +45,9 @@ const DRAINING: Duration = Duration::from_secs(1);
 const SANE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
 /// How much may be on its way to a worker: what does not fit waits at the control plane, in memory that is shared.
 const WINDOW: u32 = 64 << 10;
-const PING: Duration = Duration::from_secs(10);
+/// A connection that has gone is noticed within the sum of both. Not later: TCP, which waits twice as long after each try,
+/// would find out by itself that the network is back only after as long again as that was away.
+const PING: Duration = Duration::from_secs(5);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a stream ended.
@@ -100,7 +102,11 @@ impl Ended {
                 | Code::ResourceExhausted
                 | Code::Internal
                 | Code::Unavailable
-                | Code::DataLoss => Class::Lost,
+                | Code::DataLoss => match status.source() {
+                    // Made here, of what became of the connection.
+                    Some(_) => Class::Lost,
+                    None => Class::Busy,
+                },
             },
         }
     }
@@ -403,7 +409,6 @@ async fn open(
 ) -> Result<(mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>), Ended> {
     let endpoint = Endpoint::from(uri.clone())
         .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_keep_alive_interval(PING)

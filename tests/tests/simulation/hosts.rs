@@ -29,21 +29,21 @@ use wire::model_registry_client::ModelRegistryClient;
 
 use super::world::{Expected, World};
 
-const PORT: u16 = 50_051;
+pub(super) const PORT: u16 = 50_051;
 const MODELS: u64 = 6;
 /// How long an operator waits for an answer before it asks again.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection that was accepted.
-struct Accepted(TcpStream);
+pub(super) struct Accepted<T>(pub(super) T);
 
-impl Connected for Accepted {
+impl<T> Connected for Accepted<T> {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Accepted {
+impl<T: AsyncRead + Unpin> AsyncRead for Accepted<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -53,7 +53,7 @@ impl AsyncRead for Accepted {
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Accepted<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -140,7 +140,7 @@ pub(super) async fn operator(world: Arc<World>, number: usize, until: Duration) 
 
 /// What an operator asks for. The number stands in the model's total time limit.
 #[derive(Debug, Clone, Copy)]
-enum Write {
+pub(super) enum Write {
     Create(u64),
     Update(u64),
     Delete,
@@ -156,7 +156,7 @@ impl Write {
     }
 
     /// Gives the revision; or why it was refused; or nothing, when it is not known what became of it.
-    async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
+    pub(super) async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
         let mut registry = registry().await.ok_or(None)?;
         let request_id = request_id.to_owned();
         let shown = self.leaves().map(|number| showing(model, number));
