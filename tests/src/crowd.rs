@@ -73,6 +73,12 @@ impl Crowd {
     }
 }
 
+/// Enough to see why.
+fn end_of(text: &str) -> String {
+    let last = text.chars().rev().take(80).collect::<Vec<_>>();
+    last.into_iter().rev().collect()
+}
+
 fn word(ended: &Ended) -> (String, bool) {
     match ended {
         Ended::Well => ("served".to_owned(), false),
@@ -82,7 +88,7 @@ fn word(ended: &Ended) -> (String, bool) {
             (format!("{status} {}", code.unwrap_or_default()), true)
         }
         Ended::Cut(text) if text.contains("lease_lost") => ("cut: lease_lost".to_owned(), true),
-        Ended::Cut(_) => ("cut".to_owned(), true),
+        Ended::Cut(text) => (format!("cut: {}", end_of(text)), true),
         Ended::NoAnswer(_) => ("no answer".to_owned(), true),
     }
 }

@@ -45,7 +45,7 @@ struct Args {
     #[arg(long, default_value_t = 45)]
     tokens: u32,
     /// Milliseconds between tokens.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 200)]
     interval_ms: u64,
     /// How long each state is measured, in seconds.
     #[arg(long, default_value_t = 20)]
@@ -119,9 +119,7 @@ async fn main() -> ExitCode {
     scene.measure("one was killed", seconds, &[]).await;
 
     let began = Instant::now();
-    for n in [2, 3, 5, 6, 7] {
-        scene.leave(n).await;
-    }
+    scene.leave([2, 3, 5, 6, 7]).await;
     scene.settle().await;
     let left = began.elapsed();
     scene.measure("two workers", seconds, &[]).await;
@@ -248,11 +246,15 @@ impl Scene {
         self.ask();
     }
 
-    async fn leave(&mut self, n: usize) {
-        let worker = self.workers.remove(&n).expect("a worker");
+    /// Tells these to end, all at once.
+    async fn leave(&mut self, all: [usize; 5]) {
+        let left = all.map(|n| self.workers.remove(&n).expect("a worker"));
         self.ask();
-        let (code, _, err) = worker.process.terminate().await;
-        assert_eq!(code, Some(0), "{err}");
+        left.iter().for_each(|worker| worker.process.signal_end());
+        for mut worker in left {
+            let ended = worker.process.ends_within(SETTLES_WITHIN).await;
+            assert!(ended, "still running: {}", worker.process.err());
+        }
     }
 
     fn ask(&self) {
