@@ -161,9 +161,9 @@ fn build(
 ) -> Sim<'static> {
     let mut sim = Builder::new()
         .rng_seed(seed)
-        .tick_duration(Duration::from_millis(5))
+        .tick_duration(Duration::from_millis(10))
         .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(5))
+        .max_message_latency(Duration::from_millis(10))
         .simulation_duration(until + GIVE_UP * 2)
         .tcp_capacity(4_096)
         .build();

@@ -312,7 +312,8 @@ async fn go_back(stage: &Stage, versions: &Versions, dir: &Path) -> Control {
     Control::start(&versions.old, stage.addr, &fresh).await
 }
 
-/// Every file below a directory, and the digest of what is in it.
+/// Every file below a directory, and the digest of what is in it. sled makes the index of its log (`snap.…`) anew
+/// whenever it opens.
 fn contents(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
@@ -324,6 +325,9 @@ fn contents(dir: &Path) -> BTreeMap<String, String> {
                 continue;
             }
             let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy();
+            if name.contains("/snap.") {
+                continue;
+            }
             let bytes = fs::read(&path).expect("a file");
             found.insert(name.into_owned(), Digest::of(&bytes).to_string());
         }
