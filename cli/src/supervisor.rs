@@ -168,33 +168,33 @@ async fn next(asked: &mut Signal) {
     }
 }
 
-/// The program as it is on disk now, with the same arguments. Not a child of this process but, as the shell in between
-/// is gone at once, of the manager, which would not hear of its end otherwise.
+/// Starts one, and gives its id.
 async fn successor() -> anyhow::Result<Pid> {
-    let mut called = std::env::args_os();
-    let program = called
-        .next()
-        .context("this process does not know its own name")?;
-    let mut shell = Command::new("sh");
-    // What it says goes where this process' log goes; the shell's own output is the id.
-    shell
-        .arg("-c")
-        .arg("\"$0\" \"$@\" >&2 & echo $!")
-        .arg(program)
-        .args(called);
-    shell.env(SUCCESSOR, "true").env_remove("WATCHDOG_PID");
-    for name in OF_SOCKETS {
-        shell.env_remove(name);
-    }
-    shell
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
-    let said = timeout(STARTED_WITHIN, shell.spawn()?.wait_with_output()).await;
+    let shell = starter()?.spawn()?;
+    let said = timeout(STARTED_WITHIN, shell.wait_with_output()).await;
     let said = said.with_context(|| format!("not started within {STARTED_WITHIN:?}"))??;
     let id = String::from_utf8_lossy(&said.stdout).trim().parse().ok();
     id.and_then(Pid::from_raw)
         .context("the shell did not say which process it started")
+}
+
+/// The program as it is on disk now, with the same arguments. Not a child of this process but, as the shell in between
+/// is gone at once, of the manager, which would not hear of its end otherwise.
+fn starter() -> anyhow::Result<Command> {
+    let mut called = std::env::args_os();
+    let program = called.next();
+    let program = program.context("this process does not know its own name")?;
+    let mut shell = Command::new("sh");
+    // What it says goes where this process' log goes; the shell's own output is the id.
+    let script = "\"$0\" \"$@\" >&2 & echo $!";
+    shell.arg("-c").arg(script).arg(program).args(called);
+    shell.env(SUCCESSOR, "true").env_remove("WATCHDOG_PID");
+    for name in OF_SOCKETS {
+        shell.env_remove(name);
+    }
+    shell.stdin(Stdio::null()).stdout(Stdio::piped());
+    shell.kill_on_drop(true);
+    Ok(shell)
 }
 
 #[cfg(test)]
