@@ -41,7 +41,7 @@ use crate::{
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
     probe::Prober,
-    registry::WriterThread,
+    registry::{RegistryHandle, WriterThread},
     rollout::{self, Kept, RegistryPast, RolloutSettings},
     secrets::SecretsError,
     service::{
@@ -209,29 +209,7 @@ impl BoundControl {
             metrics: metrics.clone(),
         })
         .await?;
-        let (status, exporter, cluster) = match own {
-            Own::Directory {
-                dir,
-                lock,
-                recovered,
-            } => {
-                metrics.recovered.set(recovered.is_some().into());
-                let status = Arc::new(StoreStatus::new(recovered));
-                let exporter = Exporter {
-                    dir,
-                    lock,
-                    published: handle.watch(),
-                    keys: handle.watch_keys(),
-                    status: status.clone(),
-                    metrics: metrics.clone(),
-                };
-                (status, Some(exporter), None)
-            }
-            Own::Shared(cluster) => {
-                let status = StoreStatus::shared(cluster.shared.lag.clone());
-                (Arc::new(status), None, Some(cluster))
-            }
-        };
+        let (status, exporter, cluster) = keep(own, &handle, &metrics);
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -373,6 +351,37 @@ where
         );
     }
     served
+}
+
+/// What keeps the store well while it works, and what tells of it.
+fn keep(
+    own: Own,
+    handle: &RegistryHandle,
+    metrics: &Arc<Metrics>,
+) -> (Arc<StoreStatus>, Option<Exporter>, Option<Box<Cluster>>) {
+    match own {
+        Own::Directory {
+            dir,
+            lock,
+            recovered,
+        } => {
+            metrics.recovered.set(recovered.is_some().into());
+            let status = Arc::new(StoreStatus::new(recovered));
+            let exporter = Exporter {
+                dir,
+                lock,
+                published: handle.watch(),
+                keys: handle.watch_keys(),
+                status: status.clone(),
+                metrics: metrics.clone(),
+            };
+            (status, Some(exporter), None)
+        }
+        Own::Shared(cluster) => {
+            let status = StoreStatus::shared(cluster.shared.lag.clone());
+            (Arc::new(status), None, Some(cluster))
+        }
+    }
 }
 
 /// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.
