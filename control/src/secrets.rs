@@ -15,7 +15,9 @@ use std::{
 };
 
 use forebay_proto::{
-    EndpointId, EndpointUrl, ModelId, Violations, key, limits,
+    EndpointId, ModelId, Violations,
+    convert::endpoint_url,
+    key, limits,
     secret::{Place, Root, SealKey, VerifyKey, check_token},
     wire,
 };
@@ -221,6 +223,7 @@ impl Vault {
         let mut violations = Violations::new();
         let id = ModelId::new(&model.id).ok();
         for (n, endpoint) in model.endpoints.iter_mut().enumerate() {
+            let url = endpoint.credential.as_ref().and(endpoint_url(endpoint));
             let Some(credential) = &mut endpoint.credential else {
                 continue;
             };
@@ -238,9 +241,7 @@ impl Vault {
                         true => format!("e{}", n + 1),
                         false => endpoint.id.clone(),
                     };
-                    let place = EndpointId::new(name)
-                        .ok()
-                        .zip(EndpointUrl::parse(&endpoint.url).ok());
+                    let place = EndpointId::new(name).ok().zip(url);
                     // What is wrong with a name or url is told of when the model is read.
                     let sealed = id.as_ref().zip(place).and_then(|(model, (endpoint, url))| {
                         let place = Place {

@@ -27,7 +27,7 @@ use crate::{
     keys::{Auth, KeyCell},
     live::LiveCell,
     metrics::Metrics,
-    pool::{Common, Probing},
+    pool::{Common, Discovering, Probing},
     resolve::Resolver,
 };
 
@@ -267,6 +267,7 @@ impl Parts {
             budget: budget.clone(),
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
+            discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
         };
         let remake = {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod discovery;
 mod etcd;
 mod examples;
 mod failure;
@@ -22,6 +23,7 @@ pub(crate) use self::{
         Output, Pool, PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, StreamUsage, StreamingArgs,
         WriteArgs,
     },
+    discovery::DiscoveryArgs,
     failure::{FailureArgs, RetryCause},
     keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{

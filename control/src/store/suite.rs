@@ -562,26 +562,55 @@ fn sled_keeps_keys_and_an_export_has_them() {
     );
 }
 
-/// Format 2 is format 3 without keys and credentials.
+/// Formats 2 and 3 are format 4 without what came since.
 #[test]
-fn a_directory_of_format_2_gets_its_number_and_a_way_back() {
+fn a_directory_of_an_older_format_gets_its_number_and_a_way_back() {
+    for older in [2_u32, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        store.commit(&[put("m", 1, 2)]).unwrap();
+        let before = (store.load().unwrap(), store.past().unwrap());
+        store.meta().insert("format", &older.to_be_bytes()).unwrap();
+        store.meta().flush().unwrap();
+        drop(store);
+        let mut store = open(dir.path());
+        assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
+        let format = store.meta().get("format").unwrap().unwrap();
+        assert_eq!(&format[..], 4_u32.to_be_bytes());
+        let way_back = dir.path().join(format!("registry.format-{older}.export"));
+        let (header, _) = super::export::read_file(&way_back).unwrap();
+        assert_eq!((header.revision, header.models), (2, 1));
+        assert!(
+            fs::read(way_back)
+                .unwrap()
+                .starts_with(b"forebay-export 1 ")
+        );
+    }
+}
+
+/// What a version without discovery would take for damage has a number that it knows not.
+#[test]
+fn an_export_with_a_source_says_so() {
+    use forebay_proto::endpoint::{Discovery, Source};
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
     store.commit(&[put("m", 1, 2)]).unwrap();
-    let before = (store.load().unwrap(), store.past().unwrap());
-    store.meta().insert("format", &2_u32.to_be_bytes()).unwrap();
-    store.meta().flush().unwrap();
-    drop(store);
-    let mut store = open(dir.path());
-    assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
-    let format = store.meta().get("format").unwrap().unwrap();
-    assert_eq!(&format[..], 3_u32.to_be_bytes());
-    let way_back = dir.path().join("registry.format-2.export");
-    let (header, _) = super::export::read_file(&way_back).unwrap();
-    assert_eq!((header.revision, header.models), (2, 1));
-    assert!(
-        fs::read(way_back)
-            .unwrap()
-            .starts_with(b"forebay-export 1 ")
+    let mut stored = store.load().unwrap();
+    let discovery = Discovery::new(Source::file("/etc/targets.json").unwrap());
+    let endpoint = Endpoint::new(
+        EndpointId::new("pods").unwrap(),
+        EndpointUrl::listed(discovery),
     );
+    let record = stored.models[0].clone();
+    let id = record.spec.id().clone();
+    stored.models[0] = ModelRecord {
+        spec: ModelSpec::new(id, vec![], vec![endpoint]).unwrap(),
+        ..record
+    };
+    let file = dir.path().join("with-a-source");
+    super::export::write_file(&file, &stored, time(9)).unwrap();
+    let text = fs::read(&file).unwrap();
+    assert!(text.starts_with(b"forebay-export 3 "));
+    let (_, read) = super::export::read_file(&file).unwrap();
+    assert_eq!(read, stored);
 }

@@ -12,6 +12,7 @@ mod bad_input;
 mod budget;
 mod cancel;
 mod disconnects;
+mod discovery;
 mod ejection;
 mod endpoint_truth;
 mod fallback;

@@ -47,7 +47,7 @@ use super::{
 };
 
 /// The format of the directory; see `records` and `upgrade`.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 /// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
 const SEGMENT_BYTES: usize = 8 << 20;
 const CACHE_BYTES: u64 = 32 << 20;
