@@ -43,7 +43,7 @@ use crate::{
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
     probe::Prober,
-    registry::WriterThread,
+    registry::{RegistryHandle, WriterThread},
     rollout::{self, Kept, RegistryPast, RolloutSettings},
     secrets::SecretsError,
     service::{
@@ -212,30 +212,9 @@ impl BoundControl {
             metrics: metrics.clone(),
         })
         .await?;
-        let (status, exporter, dir, cluster) = match own {
-            Own::Directory {
-                dir,
-                lock,
-                recovered,
-            } => {
-                metrics.recovered.set(recovered.is_some().into());
-                let status = Arc::new(StoreStatus::new(recovered));
-                let exporter = Exporter {
-                    dir: dir.clone(),
-                    lock,
-                    published: handle.watch(),
-                    keys: handle.watch_keys(),
-                    status: status.clone(),
-                    metrics: metrics.clone(),
-                };
-                (status, Some(exporter), Some(dir), None)
-            }
-            Own::Shared(cluster) => {
-                let status = StoreStatus::shared(cluster.shared.lag.clone());
-                (Arc::new(status), None, None, Some(cluster))
-            }
-        };
+        let (status, exporter, cluster) = keep(own, &handle, &metrics);
         let lends = cluster.is_none();
+        let dir = exporter.as_ref().map(|exporter| exporter.dir.clone());
         let board = Arc::new(LocalBoard::new(dir));
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
@@ -384,6 +363,37 @@ where
         );
     }
     served
+}
+
+/// What keeps the store well while it works, and what tells of it.
+fn keep(
+    own: Own,
+    handle: &RegistryHandle,
+    metrics: &Arc<Metrics>,
+) -> (Arc<StoreStatus>, Option<Exporter>, Option<Box<Cluster>>) {
+    match own {
+        Own::Directory {
+            dir,
+            lock,
+            recovered,
+        } => {
+            metrics.recovered.set(recovered.is_some().into());
+            let status = Arc::new(StoreStatus::new(recovered));
+            let exporter = Exporter {
+                dir,
+                lock,
+                published: handle.watch(),
+                keys: handle.watch_keys(),
+                status: status.clone(),
+                metrics: metrics.clone(),
+            };
+            (status, Some(exporter), None)
+        }
+        Own::Shared(cluster) => {
+            let status = StoreStatus::shared(cluster.shared.lag.clone());
+            (Arc::new(status), None, Some(cluster))
+        }
+    }
 }
 
 /// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.

@@ -55,7 +55,7 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     } = &pages.context;
     let published = registry.published();
     let (revision, models) = (published.position.revision.get(), published.state.len());
-    metrics.lags(pages.context.status.lag());
+    metrics.replicas.lags(pages.context.status.lag());
     metrics.observe(revision, models, fleet.counts(&published.position));
     let figures = leases.look(Machine::figures).unwrap_or_default();
     let text = leases::metrics::families(&figures).and_then(|fleet| {

@@ -347,7 +347,7 @@ impl<S: Store> Writer<S> {
             if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
                 break;
             }
-            self.metrics.conflicts.inc();
+            self.metrics.replicas.conflicts.inc();
         }
         match planned {
             Err(error) => refuse_all(group, &error),

@@ -20,7 +20,7 @@ impl<S: Store> Writer<S> {
             News::Nothing => Ok(()),
             News::Since { changes, keys } => self.take_changes(changes, keys),
             News::Whole(stored) => {
-                self.metrics.resyncs.inc();
+                self.metrics.replicas.resyncs.inc();
                 tracing::warn!(revision = %stored.revision, "the whole registry was read again");
                 self.take_whole(*stored)
             }
