@@ -161,7 +161,7 @@ def test_every_setting_is_one(objects):
     """Each variable and each path of a probe is known to the binary."""
     stores = [key for config in of_kind(objects, "ConfigMap") for key in config["data"]]
     for each in workloads(objects):
-        known = set(re.findall(r"\[env: (\w+)", helped(container(each)["args"][0])))
+        known = set(re.findall(r"\[env:\s+(\w+)", helped(container(each)["args"][0])))
         names = set(environment(each)) | (set(stores) if "envFrom" in container(each) else set())
         assert names <= known, names - known
 
