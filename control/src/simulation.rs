@@ -121,7 +121,12 @@ where
         status: Arc::new(StoreStatus::new(None)),
         prober: Arc::new(Prober::new(AddressPolicy::default())),
     };
-    let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
+    let plan = app::Plan {
+        stream_age: Some(STREAM_AGE),
+        staged: None,
+        cluster: None,
+    };
+    let serving = app::serve(incoming, context, metrics, plan, shutdown);
     let (served, ()) = tokio::join!(serving, writing);
     served
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod discovery;
+mod etcd;
 mod examples;
 mod failure;
 mod keys;
@@ -92,7 +93,7 @@ pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]
     Standalone(Standalone),
-    /// Run a control plane; or export, import or check its data directory.
+    /// Run a control plane; or export, import, check or move what it keeps.
     Control(Control),
     /// Run a worker: the gateway.
     #[command(after_help = WORKER_EXAMPLES)]

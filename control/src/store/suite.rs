@@ -1,4 +1,5 @@
-//! One behavioural suite, run on every store.
+//! One behavioural suite, run on every store: here on the one in memory and on sled, in `etcd/tests.rs` on three real
+//! members of an etcd.
 
 use std::{
     fs,
@@ -19,11 +20,11 @@ use super::{
     memory::MemoryStore,
 };
 
-fn time(seconds: u64) -> SystemTime {
+pub(super) fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn spec(id: &str, endpoints: usize) -> ModelSpec {
+pub(super) fn spec(id: &str, endpoints: usize) -> ModelSpec {
     let endpoints = (0..endpoints).map(|n| {
         let url = format!("http://{}.example:{}", "h".repeat(60), n + 1);
         let url = EndpointUrl::parse(&url).unwrap();
@@ -43,7 +44,7 @@ pub(super) fn put(id: &str, endpoints: usize, revision: u64) -> Change {
     change(model(record), revision)
 }
 
-fn model(record: ModelRecord) -> Edit {
+pub(super) fn model(record: ModelRecord) -> Edit {
     Edit::Model {
         id: record.spec.id().clone(),
         before: None,
@@ -51,7 +52,7 @@ fn model(record: ModelRecord) -> Edit {
     }
 }
 
-fn gone(id: &str) -> Edit {
+pub(super) fn gone(id: &str) -> Edit {
     Edit::Model {
         id: ModelId::new(id).unwrap(),
         before: None,
@@ -81,7 +82,7 @@ pub(super) fn change(edit: Edit, revision: Revision) -> Change {
     }
 }
 
-fn ids(stored: &Stored) -> Vec<&str> {
+pub(super) fn ids(stored: &Stored) -> Vec<&str> {
     stored
         .models
         .iter()
@@ -90,7 +91,7 @@ fn ids(stored: &Stored) -> Vec<&str> {
 }
 
 /// What every store does, whatever it is made of.
-fn behaves(store: &mut impl Store) {
+pub(super) fn behaves(store: &mut impl Store) {
     let fresh = store.load().unwrap();
     assert_eq!((fresh.revision, fresh.models.len()), (Revision::new(1), 0));
     assert_eq!(fresh.settings.settings, PoolSettings::default());
@@ -462,7 +463,7 @@ fn an_emptied_database_is_not_taken_for_a_fresh_one() {
     );
 }
 
-fn key(n: u8, revoked: bool) -> KeyRecord {
+pub(super) fn key(n: u8, revoked: bool) -> KeyRecord {
     KeyRecord {
         id: KeyId::of_random(&[n; 9]),
         hash: [n; 32],
@@ -482,7 +483,7 @@ fn key(n: u8, revoked: bool) -> KeyRecord {
     }
 }
 
-fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
+pub(super) fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
     KeyChange {
         version,
         floor: version / 2,
@@ -492,7 +493,7 @@ fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
 }
 
 /// Keys are kept as they were written, beside everything else, which they leave alone.
-fn keeps_keys(store: &mut impl Store) {
+pub(super) fn keeps_keys(store: &mut impl Store) {
     let before = store.load().unwrap();
     assert_eq!(before.keys, StoredKeys::default());
     store

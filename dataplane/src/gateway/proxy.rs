@@ -184,7 +184,8 @@ impl Proxy {
         let stand_ins = route.model.failure.fallbacks.iter();
         let stand_ins = stand_ins.filter_map(|id| live.models.get(id));
         let asks = stand_ins.map(|route| (route.model.id.clone(), ask(route)));
-        let sending = self.clone().send_read(Asked {
+        // On the heap: what waits for it would be moved with it, and it is large.
+        let sending = Box::pin(self.clone().send_read(Asked {
             ask: ask(&route),
             asks: asks.collect(),
             patience,
@@ -202,10 +203,10 @@ impl Proxy {
             waited,
             alarm,
             note: record.sent(),
-        });
+        }));
         let answer = match comments {
             None => sending.await?,
-            Some(comments) => match Late::or_in_time(Box::pin(sending), comments).await {
+            Some(comments) => match Late::or_in_time(sending, comments).await {
                 Ok(answer) => answer?,
                 Err(late) => return Ok(Served::Late(late)),
             },

@@ -356,6 +356,20 @@ impl State {
         }
     }
 
+    /// Forgets what whoever wrote since has forgotten: answers that others keep are kept here, but no more of them.
+    pub(crate) fn forget_answers(&mut self, now: SystemTime) {
+        loop {
+            let forget = self.idem_to_forget(now);
+            if forget.is_empty() {
+                return;
+            }
+            for id in forget {
+                self.idem.remove(&id);
+                self.idem_order.retain(|known| *known != id);
+            }
+        }
+    }
+
     /// The oldest answers, if they are out of date or too many.
     fn idem_to_forget(&self, now: SystemTime) -> Vec<String> {
         let surplus = (self.idem_order.len() + 1).saturating_sub(IDEM_MOST);
