@@ -8,7 +8,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::panic,
     reason = "scenery that cannot be set up ends the run, here and now"
 )]
 

@@ -7,7 +7,6 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::expect_used,
-    clippy::panic,
     reason = "a program for the terminal; scenery that cannot be set up ends it"
 )]
 
