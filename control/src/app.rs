@@ -355,6 +355,12 @@ where
     };
     drop((registry, alone));
     shutdown.cancel();
+    end_sessions(&sessions).await;
+    served
+}
+
+/// Waits a little for what streams have to say at their end.
+async fn end_sessions(sessions: &TaskTracker) {
     sessions.close();
     if timeout(GRACE, sessions.wait()).await.is_err() {
         tracing::warn!(
@@ -362,7 +368,6 @@ where
             "streams of workers did not end in time"
         );
     }
-    served
 }
 
 /// What keeps the store well while it works, and what tells of it.

@@ -257,14 +257,13 @@ impl Parts {
         let status = Arc::new(ConfigStatus::default());
         let tasks = TaskTracker::new();
         let leases = Arc::new(Leases::new(settings.fleet_weight));
-        let mut identity = identity(settings.worker_id, settings.build, gateway_addr)?;
-        identity.takes_over = takes_over;
+        let (worker, build) = (settings.worker_id, settings.build);
+        let identity = identity(worker, build, gateway_addr, takes_over)?;
         if takes_over {
             leases.begin_beside();
         }
         let budget = Arc::new(Budget::default());
-        let exposed =
-            settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
+        let exposed = is_exposed(settings.exposure, gateway_addr);
         let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
         let common = Common {
@@ -277,21 +276,13 @@ impl Parts {
             keys: keys.clone(),
             leases: leases.clone(),
         };
-        let remake = {
-            let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
-            let (control, soak, keys) = (settings.control, settings.soak, keys.clone());
-            move || {
-                ConfigClient::new(
-                    control.clone(),
-                    identity.clone(),
-                    Applier::new(live.clone(), common.clone(), open_files),
-                    (live.clone(), keys.clone()),
-                    status.clone(),
-                    metrics.clone(),
-                    lkg.clone().map(|lkg| Keeping { lkg, soak }),
-                )
-            }
+        let remade = Remade {
+            control: settings.control,
+            keys: keys.clone(),
+            keeping: (lkg, settings.soak),
+            open_files,
         };
+        let remake = remaker(remade, identity, common, (live.clone(), status.clone()));
         let mut client = remake();
         client.start_from_disk();
         let ending = Arc::new(Ending::default());
@@ -328,11 +319,52 @@ impl Parts {
     }
 }
 
+/// Others reach it who are not meant to without keys.
+fn is_exposed(exposure: Exposure, gateway: SocketAddr) -> bool {
+    exposure == Exposure::LoopbackOnly && !gateway.ip().is_loopback()
+}
+
+/// The configuration client, whenever a new one is needed.
+fn remaker(
+    settings: Remade,
+    identity: Identity,
+    common: Common,
+    (live, status): (Arc<LiveCell>, Arc<ConfigStatus>),
+) -> impl Fn() -> ConfigClient {
+    let Remade {
+        control,
+        keys,
+        keeping: (lkg, soak),
+        open_files,
+    } = settings;
+    let metrics = common.metrics.clone();
+    move || {
+        ConfigClient::new(
+            control.clone(),
+            identity.clone(),
+            Applier::new(live.clone(), common.clone(), open_files),
+            (live.clone(), keys.clone()),
+            status.clone(),
+            metrics.clone(),
+            lkg.clone().map(|lkg| Keeping { lkg, soak }),
+        )
+    }
+}
+
+/// What each configuration client begins with.
+struct Remade {
+    control: Vec<Uri>,
+    keys: Arc<KeyCell>,
+    keeping: (Option<LastKnownGood>, Duration),
+    open_files: u64,
+}
+
 /// A new process of this worker.
 fn identity(
     worker: WorkerId,
     build: String,
     gateway_addr: SocketAddr,
+    takes_over: bool,
 ) -> Result<Identity, WorkerError> {
     let instance = InstanceId::new(Uuid::new_v4().to_string());
     Ok(Identity {
@@ -340,7 +372,7 @@ fn identity(
         instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
         build,
         gateway_address: gateway_addr.to_string(),
-        takes_over: false,
+        takes_over,
     })
 }
 

@@ -85,13 +85,8 @@ impl BoundWorker {
         }
         self.serving.cancel();
         let (status, stop) = (admin.status.clone(), over.clone());
-        loops.spawn(leave(
-            status,
-            ending.clone(),
-            self.drain_delay,
-            shutdown.clone(),
-            stop,
-        ));
+        let told = (ending.clone(), shutdown.clone());
+        loops.spawn(leave(status, told, self.drain_delay, stop));
         let admin_stop = CancellationToken::new();
         loops.spawn(leave_admin_to_heir(
             ending.clone(),
@@ -103,10 +98,7 @@ impl BoundWorker {
 
         serving.run(self.gateway.0, adopted).await;
         ending.no_more();
-        live.shutdown();
-        // Before the stream to the control plane ends: it has a last word.
-        leases.settled(&live, LAST_TASKS).await;
-        leases.end(&live);
+        settle(&live, &leases).await;
         over.cancel();
         admin_stop.cancel();
         tasks.close();
@@ -115,6 +107,13 @@ impl BoundWorker {
         admin_task.shutdown().await;
         Ok(())
     }
+}
+
+/// Nothing is used any more. Before the stream to the control plane ends: it has a last word.
+async fn settle(live: &LiveCell, leases: &Leases) {
+    live.shutdown();
+    leases.settled(live, LAST_TASKS).await;
+    leases.end(live);
 }
 
 /// Waits a little for what connections have to say at their end.
@@ -185,9 +184,8 @@ fn duplicate(listener: &TcpListener) -> Result<OwnedFd, WorkerError> {
 /// Takes leave once the worker is to stop: not ready, then no new connections.
 async fn leave(
     status: Arc<ConfigStatus>,
-    ending: Arc<Ending>,
+    (ending, shutdown): (Arc<Ending>, CancellationToken),
     delay: Duration,
-    shutdown: CancellationToken,
     over: CancellationToken,
 ) {
     tokio::select! {

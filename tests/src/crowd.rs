@@ -84,7 +84,7 @@ fn word(ended: &Ended) -> (String, bool) {
         Ended::Well => ("served".to_owned(), false),
         Ended::Status(status, text) => {
             let code = serde_json::from_str::<serde_json::Value>(text).ok();
-            let code = code.and_then(|v| v["error"]["code"].as_str().map(str::to_owned));
+            let code = code.and_then(|v| Some(v.pointer("/error/code")?.as_str()?.to_owned()));
             (format!("{status} {}", code.unwrap_or_default()), true)
         }
         Ended::Cut(text) if text.contains("lease_lost") => ("cut: lease_lost".to_owned(), true),

@@ -292,21 +292,25 @@ impl Proxy {
                 }
             },
             Some(Err(failed)) => Err(unsent_or_lost(outgoing, lease, failed, began.elapsed())),
-            None => {
-                let (name, endpoint) = names(outgoing, &lease);
-                lease.discard(CloseReason::Error);
-                let within = match began.elapsed() < within {
-                    true => model.timeouts.total,
-                    false => within,
-                };
-                Err(Failed::Told(GatewayError::UpstreamTimeout {
-                    model: name,
-                    endpoint,
-                    within,
-                }))
-            }
+            None => Err(too_late(outgoing, lease, began)),
         }
     }
+}
+
+/// Nothing of an answer came in its time.
+fn too_late(outgoing: &Outgoing<'_>, lease: Lease, began: Instant) -> Failed {
+    let (model, endpoint) = names(outgoing, &lease);
+    lease.discard(CloseReason::Error);
+    let timeouts = &outgoing.route.model.timeouts;
+    let within = match began.elapsed() < timeouts.first_byte {
+        true => timeouts.total,
+        false => timeouts.first_byte,
+    };
+    Failed::Told(GatewayError::UpstreamTimeout {
+        model,
+        endpoint,
+        within,
+    })
 }
 
 /// How far a request came whose connection failed, and whose fault that is.
