@@ -8,7 +8,7 @@ pub struct Revocation(CancellationToken);
 
 impl Revocation {
     /// Tells it.
-    pub(super) fn revoke(&self) {
+    pub(in crate::pool) fn revoke(&self) {
         self.0.cancel();
     }
 

@@ -5,6 +5,13 @@
 //!
 //! `FOREBAY_LEASE_SEED` plays one history again, `FOREBAY_LEASE_RUNS` says how many.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "in a test, a wrong assumption is to fail at once; what may happen is one long list"
+)]
+
 mod world;
 
 use forebay_control::simulation::leases::MachineFaults;

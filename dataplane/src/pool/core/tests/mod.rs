@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod balance;
 mod ejection;
 mod histories;
+mod leased;
 mod overload;
 mod rules;
 mod shared;
@@ -199,7 +200,7 @@ impl Shell {
                 Effect::Connect { ticket, origin } => self.connects.push((ticket, origin)),
                 Effect::Close { .. } => self.closed += 1,
                 Effect::LetGo { .. } => {}
-                Effect::Revoke(_) => panic!("nothing is lent to these pools"),
+                Effect::Revoke(revocation) => revocation.revoke(),
             }
         }
     }
