@@ -4,6 +4,8 @@ mod parameters;
 
 use std::time::{Duration, SystemTime};
 
+use crate::leases_table::of_worker;
+
 use self::parameters::{admission, failure, streams_of, turns};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -56,18 +58,17 @@ pub(crate) fn models(models: &[wire::Model]) -> String {
     ]);
     for model in models {
         let pool = model.resolved_pool.clone().unwrap_or_default();
-        let urls: Vec<_> = model
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.url.as_str())
-            .collect();
+        let urls: Vec<_> = model.endpoints.iter().map(place_of).collect();
         let urls = match urls.as_slice() {
             [first, _, ..] => format!("{first} +{}", urls.len() - 1),
             _ => urls.join(""),
         };
         table.add_row([
             model.id.clone(),
-            number(pool.max_concurrent),
+            match pool.scope() {
+                wire::PoolScope::Fleet => format!("{} fleet", number(pool.max_concurrent)),
+                _ => number(pool.max_concurrent),
+            },
             number(pool.keepalive),
             number(pool.warm),
             duration(pool.idle_timeout.as_ref()),
@@ -109,14 +110,18 @@ pub(crate) fn model(model: &wire::Model) -> String {
 fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
     let pool = model.resolved_pool.clone().unwrap_or_default();
     let own = model.pool.clone().unwrap_or_default();
-    let queue = pool.queue.unwrap_or_default();
+    let queue = pool.queue.clone().unwrap_or_default();
     let timeouts = model.resolved_timeouts.unwrap_or_default();
     let inherited = |own: bool| if own { "" } else { "   inherited" };
     let size = number(pool.max_concurrent);
     [
         (
             "pool size",
-            format!("{size}{}", inherited(own.max_concurrent.is_some())),
+            format!(
+                "{size}{}{}",
+                scope_of(&pool),
+                inherited(own.max_concurrent.is_some())
+            ),
         ),
         (
             "keepalive",
@@ -157,8 +162,35 @@ fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
     ]
 }
 
+/// Where it is, or who says where.
+fn place_of(endpoint: &wire::Endpoint) -> String {
+    use wire::discovery::Source;
+    let source = endpoint.discovery.as_ref().and_then(|d| d.source.as_ref());
+    match source {
+        Some(Source::Dns(at)) => format!("dns {at}"),
+        Some(Source::Srv(at)) => format!("srv {at}"),
+        Some(Source::File(at)) => format!("file {at}"),
+        Some(Source::Http(at)) => format!("list {at}"),
+        None => endpoint.url.clone(),
+    }
+}
+
+fn scope_of(pool: &wire::Pool) -> String {
+    match (pool.scope(), pool.fleet_floor) {
+        (wire::PoolScope::Fleet, floor) => format!(
+            " of all workers together, {} for each in any case",
+            floor.unwrap_or(0)
+        ),
+        _ => String::new(),
+    }
+}
+
 fn endpoint_of(endpoint: &wire::Endpoint) -> String {
-    let (id, url, weight) = (&endpoint.id, &endpoint.url, endpoint.weight.unwrap_or(1));
+    let (id, url, weight) = (
+        &endpoint.id,
+        place_of(endpoint),
+        endpoint.weight.unwrap_or(1),
+    );
     let credential = endpoint.credential.as_ref();
     let credential = credential.map(|sealed| format!("  credential {}", sealed.fingerprint));
     format!(
@@ -264,6 +296,7 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
         "APPLIED",
         ">TOOK",
         ">DRAINING",
+        "LEASES",
         "SEEN",
         "GATEWAY",
         "VERSION",
@@ -284,6 +317,7 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
                 .map_or("-".to_owned(), |time| ago(Some(time))),
             format!("{}ms", worker.apply_millis),
             worker.draining_requests.to_string(),
+            of_worker(&worker.leases),
             ago(worker.last_seen_time.as_ref()),
             worker.gateway_address.clone(),
             worker.build.clone(),

@@ -1,13 +1,7 @@
 //! The composition root of the control plane: opens the store, binds the port, tells where it
 //! listens, then serves until told to stop.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{
     PoolSettings, limits,
@@ -40,20 +34,24 @@ use wire::{
 
 use crate::{
     accept::incoming,
+    cluster::{Cluster, Leadership, ReplicaSettings},
+    etcd::EtcdError,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
+    opening::{self, Opened, Opening, Own},
     probe::Prober,
-    registry::{self, WriterThread},
-    rollout::{self, RegistryPast, RolloutSettings},
-    secrets::{Needs, SecretFiles, SecretsError, Vault},
+    registry::{RegistryHandle, WriterThread},
+    rollout::{self, Kept, RegistryPast, RolloutSettings},
+    secrets::SecretsError,
     service::{
         Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
         SyncService, Watchers,
     },
     session,
-    store::{OpenError, Recovery, Store as _, StoreLocation, recover},
+    store::{OpenError, Recovery, StoreLocation},
 };
 
 /// HTTP/2 pings find a peer that is gone without a word.
@@ -95,6 +93,10 @@ pub struct ControlSettings {
     pub probe_allow: Vec<Cidr>,
     /// Where its own secrets are.
     pub secrets: SecretPaths,
+    /// How it shares a store with other control planes, if it does.
+    pub replica: ReplicaSettings,
+    /// How long what is lent of fleet-wide limits holds.
+    pub leases: LeaseSettings,
 }
 
 /// Where the control plane's own secrets are: in its data directory, unless said otherwise.
@@ -104,15 +106,6 @@ pub struct SecretPaths {
     pub pepper: Option<PathBuf>,
     /// With which credentials of endpoints are sealed.
     pub seal_key: Option<PathBuf>,
-}
-
-impl SecretPaths {
-    fn below(self, dir: &Path) -> SecretFiles {
-        SecretFiles {
-            pepper: self.pepper.unwrap_or_else(|| dir.join("pepper")),
-            seal_key: self.seal_key.unwrap_or_else(|| dir.join("seal.key")),
-        }
-    }
 }
 
 /// Why a control plane cannot start, or ended.
@@ -135,12 +128,15 @@ pub enum ControlError {
     /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The store that is shared cannot be used.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// Its own secrets cannot be had.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
     /// The store's content cannot be used.
     #[error(
-        "the store cannot be read: {0}; put a copy of the data directory in place, or start with another --data-dir"
+        "the store cannot be read: {0}; put a copy of it in place, or start with another --data-dir or --store"
     )]
     Load(String),
     /// The server failed.
@@ -165,9 +161,26 @@ pub struct BoundControl {
     context: Context,
     metrics: Registry,
     writer: WriterThread,
-    exporter: Exporter,
-    stream_age: Option<Duration>,
-    staged: Option<(RolloutSettings, Option<PathBuf>)>,
+    /// Of a store of its own.
+    exporter: Option<Exporter>,
+    plan: Plan,
+}
+
+/// How it serves.
+pub(crate) struct Plan {
+    pub(crate) stream_age: Option<Duration>,
+    /// In rings, and where what is stable is kept.
+    pub(crate) staged: Option<(RolloutSettings, Kept)>,
+    /// With others on one store.
+    pub(crate) cluster: Option<Box<Cluster>>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
 }
 
 impl BoundControl {
@@ -183,42 +196,26 @@ impl BoundControl {
         let internal = |error: prometheus::Error| ControlError::Internal(error.to_string());
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
-        let StoreLocation::Sled(dir) = settings.store;
-        let all_at_once = settings.rings.is_none();
-        let secrets = settings.secrets;
-        let opening = tokio::task::spawn_blocking({
-            let metrics = metrics.clone();
-            move || {
-                let fresh = &settings.fresh_settings;
-                let (mut store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
-                let lock = store.lock.clone();
-                // What was stable before all went at once is not any more.
-                if all_at_once && let Err(error) = rollout::forget_stable(&dir) {
-                    tracing::warn!(%error, "the stable revision of earlier rollouts is still kept");
-                }
-                let stored = store.load();
-                let stored = stored.map_err(|error| ControlError::Load(error.to_string()))?;
-                let vault = Vault::open(&secrets.below(&dir), &Needs::of(&stored))?;
-                drop(stored);
-                let started = registry::start(store, metrics, vault);
-                Ok::<_, ControlError>((started.map_err(ControlError::Load)?, recovered, dir, lock))
-            }
-        });
-        let opened = opening
-            .await
-            .map_err(|error| ControlError::Internal(error.to_string()))?;
-        let ((handle, writer), recovered, dir, lock) = opened?;
-        metrics.recovered.set(recovered.is_some().into());
-        let status = Arc::new(StoreStatus::new(recovered));
-        let staged = settings.rings.map(|rings| (rings, Some(dir.clone())));
-        let exporter = Exporter {
-            dir,
-            lock,
-            published: handle.watch(),
-            keys: handle.watch_keys(),
-            status: status.clone(),
+        let leases = settings.leases;
+        let Opened {
+            handle,
+            writer,
+            own,
+            kept,
+        } = opening::open(Opening {
+            store: settings.store,
+            fresh: settings.fresh_settings,
+            recovery: settings.recovery,
+            secrets: settings.secrets,
+            replica: settings.replica,
+            all_at_once: settings.rings.is_none(),
             metrics: metrics.clone(),
-        };
+        })
+        .await?;
+        let (status, exporter, cluster) = keep(own, &handle, &metrics);
+        let lends = cluster.is_none();
+        let dir = exporter.as_ref().map(|exporter| exporter.dir.clone());
+        let board = Arc::new(LocalBoard::new(dir));
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -227,6 +224,7 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
+            leases: Arc::new(Leases::new(board, leases, lends)),
         };
         Ok(Self {
             listener,
@@ -235,8 +233,11 @@ impl BoundControl {
             metrics: registry,
             writer,
             exporter,
-            stream_age: settings.stream_age,
-            staged,
+            plan: Plan {
+                stream_age: settings.stream_age,
+                staged: settings.rings.map(|rings| (rings, kept)),
+                cluster,
+            },
         })
     }
 
@@ -254,14 +255,14 @@ impl BoundControl {
             metrics,
             writer,
             exporter,
-            stream_age,
-            staged,
+            plan,
             ..
         } = self;
         let export_stop = CancellationToken::new();
-        let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
+        let exporting = exporter.map(|exporter| exporter.run(export_stop.clone()));
+        let exporting = JoinSet::from_iter(exporting);
         let incoming = incoming(listener);
-        let served = serve(incoming, context, metrics, stream_age, staged, shutdown).await;
+        let served = serve(incoming, context, metrics, plan, shutdown).await;
         // The last handle is gone with the routes: the writer finishes and the store is closed.
         let joined = tokio::task::spawn_blocking(move || writer.join());
         if timeout(GRACE, joined).await.is_err() {
@@ -281,8 +282,7 @@ pub(crate) async fn serve<Io>(
     incoming: impl Stream<Item = io::Result<Io>>,
     context: Context,
     metrics: Registry,
-    stream_age: Option<Duration>,
-    staged: Option<(RolloutSettings, Option<PathBuf>)>,
+    plan: Plan,
     shutdown: CancellationToken,
 ) -> Result<(), ControlError>
 where
@@ -293,16 +293,40 @@ where
     let (feed, mut offers) = session::targets(&published);
     let counts = context.metrics.clone();
     sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
-    if let Some((settings, dir)) = staged {
+    let Plan {
+        stream_age,
+        staged,
+        cluster,
+    } = plan;
+    // Kept to the end: who shares its store with nobody decides for as long as it runs.
+    let (alone, mut leadership) = Leadership::alone();
+    let mut leads = leadership.clone();
+    if let Some(cluster) = cluster {
+        leadership = cluster.shared.leadership.clone();
+        // Where several serve, each would lend the whole: nobody does.
+        leads = watch::channel(Leadership::Follower).1;
+        let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
+        cluster.start(
+            registry,
+            fleet,
+            context.metrics.clone(),
+            &sessions,
+            shutdown.clone(),
+        );
+    }
+    if let Some((settings, kept)) = staged {
         let parts = rollout::Parts {
             settings,
-            dir,
+            kept,
+            leadership,
             past: RegistryPast(context.registry.clone()),
             fleet: context.fleet.clone(),
             metrics: context.metrics.clone(),
         };
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
+    let deciding = context.leases.clone();
+    sessions.spawn(deciding.run(offers.clone(), leads, shutdown.clone()));
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();
@@ -329,7 +353,7 @@ where
         () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
         () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
     };
-    drop(registry);
+    drop((registry, alone));
     shutdown.cancel();
     sessions.close();
     if timeout(GRACE, sessions.wait()).await.is_err() {
@@ -339,6 +363,37 @@ where
         );
     }
     served
+}
+
+/// What keeps the store well while it works, and what tells of it.
+fn keep(
+    own: Own,
+    handle: &RegistryHandle,
+    metrics: &Arc<Metrics>,
+) -> (Arc<StoreStatus>, Option<Exporter>, Option<Box<Cluster>>) {
+    match own {
+        Own::Directory {
+            dir,
+            lock,
+            recovered,
+        } => {
+            metrics.recovered.set(recovered.is_some().into());
+            let status = Arc::new(StoreStatus::new(recovered));
+            let exporter = Exporter {
+                dir,
+                lock,
+                published: handle.watch(),
+                keys: handle.watch_keys(),
+                status: status.clone(),
+                metrics: metrics.clone(),
+            };
+            (status, Some(exporter), None)
+        }
+        Own::Shared(cluster) => {
+            let status = StoreStatus::shared(cluster.shared.lag.clone());
+            (Arc::new(status), None, Some(cluster))
+        }
+    }
 }
 
 /// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.

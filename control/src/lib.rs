@@ -6,10 +6,14 @@
 
 mod accept;
 mod app;
+mod cluster;
+mod etcd;
 mod exporter;
 mod fleet;
 mod http;
+mod leases;
 mod metrics;
+mod opening;
 mod probe;
 mod registry;
 mod rollout;
@@ -22,9 +26,13 @@ mod store;
 mod trace_context;
 
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure, SecretPaths};
+pub use cluster::ReplicaSettings;
+pub use etcd::{BadEtcd, EtcdAccess, EtcdError, EtcdLocation};
+pub use leases::LeaseSettings;
 pub use rollout::{BadRings, Rings, RolloutSettings};
 pub use secrets::SecretsError;
 pub use store::{
-    BadLocation, CheckReport, ExportError, ExportHeader, OfflineError, OpenError, Recovery,
-    StoreLocation, check, export_directory, import,
+    BadLocation, CheckReport, ExportError, ExportHeader, MigrateError, Migrated, OfflineError,
+    OpenError, Recovery, StoreLocation, check, check_etcd, export_directory, export_etcd, import,
+    migrate, new_epoch,
 };

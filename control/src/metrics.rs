@@ -8,7 +8,7 @@ use prometheus::{
 };
 use tonic::Code;
 
-use crate::rollout::RingMetrics;
+use crate::{cluster::ReplicaMetrics, rollout::RingMetrics};
 
 /// The control plane's metrics.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     push_bytes: IntCounterVec,
     used: GaugeVec,
     pub(crate) rings: RingMetrics,
+    pub(crate) replicas: ReplicaMetrics,
     probes: IntCounterVec,
 }
 
@@ -136,14 +137,9 @@ impl Metrics {
                 "Bytes of the configurations sent to workers.",
                 &["kind"],
             )?,
-            used: GaugeVec::new(
-                Opts::new(
-                    "forebay_control_limit_used_ratio",
-                    "Share of a limit that the configuration uses.",
-                ),
-                &["limit"],
-            )?,
+            used: used()?,
             rings: RingMetrics::new(registry)?,
+            replicas: ReplicaMetrics::new(registry)?,
             probes: counters(
                 "forebay_control_probes_total",
                 "Endpoints looked at before a write, by what was found.",
@@ -223,6 +219,16 @@ impl Metrics {
                 .set(i64::from(count));
         }
     }
+}
+
+fn used() -> Result<GaugeVec, Error> {
+    GaugeVec::new(
+        Opts::new(
+            "forebay_control_limit_used_ratio",
+            "Share of a limit that the configuration uses.",
+        ),
+        &["limit"],
+    )
 }
 
 fn commit_seconds() -> Result<Histogram, Error> {

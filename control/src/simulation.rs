@@ -15,6 +15,7 @@ use crate::{
     ControlError, app,
     exporter::StoreStatus,
     fleet::Fleet,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     probe::Prober,
     registry,
@@ -27,6 +28,13 @@ use crate::{
         memory::{MemoryStore, Next},
     },
 };
+
+/// Who decides on leases, without its task: for the model test.
+pub mod leases {
+    pub use crate::leases::{
+        Grant, LeaseSettings, Limit, Machine, MachineFaults, Report, Share, Standing, Table, Use,
+    };
+}
 
 /// Streams end of age within a simulation, too.
 const STREAM_AGE: Duration = Duration::from_secs(30);
@@ -120,8 +128,18 @@ where
         metrics: own,
         status: Arc::new(StoreStatus::new(None)),
         prober: Arc::new(Prober::new(AddressPolicy::default())),
+        leases: Arc::new(Leases::new(
+            Arc::new(LocalBoard::new(None)),
+            LeaseSettings::default(),
+            true,
+        )),
     };
-    let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
+    let plan = app::Plan {
+        stream_age: Some(STREAM_AGE),
+        staged: None,
+        cluster: None,
+    };
+    let serving = app::serve(incoming, context, metrics, plan, shutdown);
     let (served, ()) = tokio::join!(serving, writing);
     served
 }

@@ -1,19 +1,13 @@
-//! The composition root of a worker: binds every port, or takes them over, reads the last known good configuration,
+//! The composition root of a worker: has its ports opened (`listeners.rs`), reads the last known good configuration,
 //! and tells where it listens. `running.rs` has the rest.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{InstanceId, WorkerId, probe::Cidr};
 use http::Uri;
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixStream};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
@@ -23,11 +17,13 @@ use crate::{
     config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
     ending::Ending,
     gateway::{ClientLimits, Gateway},
-    handover::{self, HandoverError, Offer, Taken, take_over},
+    handover::{self, Offer},
     keys::{Auth, KeyCell},
+    leases::Leases,
+    listeners::{Passed, open},
     live::LiveCell,
     metrics::Metrics,
-    pool::{Common, Probing},
+    pool::{Common, Discovering, Probing},
     resolve::Resolver,
 };
 
@@ -49,6 +45,9 @@ pub enum HandOver {
     Offer,
     /// The same, and this one takes that of the one that runs, if one does.
     TakeOver,
+    /// The same, and this one takes that of the one that runs, wherever that listens; without one it does not start. It
+    /// is how a process starts its own successor.
+    Succeed,
 }
 
 /// Settings of the process; what the control plane pushes is not among them.
@@ -88,6 +87,8 @@ pub struct WorkerSettings {
     pub grace: Duration,
     /// Whether a new process may take its place.
     pub hand_over: HandOver,
+    /// What this worker counts for, relative to others, where a fleet-wide limit is not enough for all.
+    pub fleet_weight: u32,
     /// Version of the build.
     pub build: String,
 }
@@ -116,6 +117,16 @@ pub enum WorkerError {
         flag: &'static str,
         /// Its value.
         addr: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// What was passed as a port is none.
+    #[error(
+        "the socket that was passed for {flag} cannot be used: {error}; pass a TCP socket that listens"
+    )]
+    Passed {
+        /// The flag.
+        flag: &'static str,
         /// Why.
         error: io::Error,
     },
@@ -149,6 +160,7 @@ pub struct BoundWorker {
     pub(crate) admin: (TcpListener, SocketAddr),
     pub(crate) place: Place,
     pub(crate) drain_delay: Duration,
+    pub(crate) serving: CancellationToken,
     pub(crate) parts: Parts,
 }
 
@@ -174,45 +186,25 @@ pub(crate) struct Parts {
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) ending: Arc<Ending>,
 }
 
 impl BoundWorker {
     /// Binds every port and puts the last known good configuration in force.
     pub async fn bind(settings: WorkerSettings) -> Result<Self, WorkerError> {
+        Self::bind_with(settings, Passed::default()).await
+    }
+
+    /// The same, but for ports that somebody opened for this process.
+    pub async fn bind_with(settings: WorkerSettings, passed: Passed) -> Result<Self, WorkerError> {
         if settings.control.is_empty() {
             return Err(WorkerError::NoControl);
         }
         let data_dir = settings.data_dir.as_deref();
         let place = data_dir.filter(|_| settings.hand_over != HandOver::Never);
         let place = place.map(handover::place);
-        // The gateway may be reached from elsewhere, if whoever comes has a key.
-        let open = settings.exposure == Exposure::Insecure || settings.auth != Auth::Open;
-        let exposure = match open {
-            true => Exposure::Insecure,
-            false => settings.exposure,
-        };
-        let (gateway, admin, stream) = match take(&settings, place.as_deref()).await? {
-            Some(Taken {
-                gateway,
-                admin,
-                stream,
-            }) => {
-                let gateway = taken("--listen", settings.listen, exposure, gateway)?;
-                let admin = taken(
-                    "--admin-listen",
-                    settings.admin_listen,
-                    settings.exposure,
-                    admin,
-                )?;
-                (gateway, admin, Some(stream))
-            }
-            None => {
-                let gateway = bind("--listen", settings.listen, exposure).await?;
-                let admin = bind("--admin-listen", settings.admin_listen, settings.exposure);
-                (gateway, admin.await?, None)
-            }
-        };
+        let (gateway, admin, stream) = open(&settings, passed, place.as_deref()).await?;
         let lkg = open_lkg(settings.data_dir.clone()).await?;
         let place = match (place, stream) {
             (None, _) => Place::None,
@@ -220,12 +212,14 @@ impl BoundWorker {
             (Some(place), None) => offer(place).await?,
         };
         let drain_delay = settings.drain_delay;
-        let parts = Parts::new(settings, gateway.1, lkg).await?;
+        let takes_over = matches!(place, Place::Taken(..));
+        let parts = Parts::new(settings, gateway.1, lkg, takes_over).await?;
         Ok(Self {
             gateway,
             admin,
             place,
             drain_delay,
+            serving: CancellationToken::new(),
             parts,
         })
     }
@@ -241,6 +235,12 @@ impl BoundWorker {
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin.1
     }
+
+    /// Cancelled once this process serves: when it runs, or when it has taken over from the one before.
+    #[must_use]
+    pub fn serving(&self) -> CancellationToken {
+        self.serving.clone()
+    }
 }
 
 impl Parts {
@@ -248,6 +248,7 @@ impl Parts {
         settings: WorkerSettings,
         gateway_addr: SocketAddr,
         lkg: Option<LastKnownGood>,
+        takes_over: bool,
     ) -> Result<Self, WorkerError> {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
@@ -255,7 +256,12 @@ impl Parts {
         let live = Arc::new(LiveCell::default());
         let status = Arc::new(ConfigStatus::default());
         let tasks = TaskTracker::new();
-        let identity = identity(settings.worker_id, settings.build, gateway_addr)?;
+        let leases = Arc::new(Leases::new(settings.fleet_weight));
+        let mut identity = identity(settings.worker_id, settings.build, gateway_addr)?;
+        identity.takes_over = takes_over;
+        if takes_over {
+            leases.begin_beside();
+        }
         let budget = Arc::new(Budget::default());
         let exposed =
             settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
@@ -267,7 +273,9 @@ impl Parts {
             budget: budget.clone(),
             resolver: Arc::new(Resolver::new(&settings.dns_servers)),
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
+            discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
+            leases: leases.clone(),
         };
         let remake = {
             let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
@@ -314,6 +322,7 @@ impl Parts {
             tasks,
             metrics,
             budget,
+            leases,
             ending,
         })
     }
@@ -331,6 +340,7 @@ fn identity(
         instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
         build,
         gateway_address: gateway_addr.to_string(),
+        takes_over: false,
     })
 }
 
@@ -341,52 +351,6 @@ fn warn_of_exposure(nobody_has_a_key: bool, addr: SocketAddr) {
             "the gateway can be reached from other machines: until there is a key, nobody is let in"
         );
     }
-}
-
-async fn bind(
-    flag: &'static str,
-    addr: SocketAddr,
-    exposure: Exposure,
-) -> Result<(TcpListener, SocketAddr), WorkerError> {
-    if exposure == Exposure::LoopbackOnly && !addr.ip().is_loopback() {
-        return Err(WorkerError::Exposed { flag, addr });
-    }
-    let failed = |error| WorkerError::Bind { flag, addr, error };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
-}
-
-/// Asks the process that runs for its place, if this one is to take it.
-async fn take(
-    settings: &WorkerSettings,
-    place: Option<&Path>,
-) -> Result<Option<Taken>, WorkerError> {
-    let place = place.filter(|_| settings.hand_over == HandOver::TakeOver);
-    let Some(place) = place else { return Ok(None) };
-    let taken = take_over(place).await;
-    taken.map_err(|error: HandoverError| WorkerError::TakeOver(error.to_string()))
-}
-
-/// A listener that was taken over. It stays where it is, whatever the flag says.
-fn taken(
-    flag: &'static str,
-    addr: SocketAddr,
-    exposure: Exposure,
-    listener: TcpListener,
-) -> Result<(TcpListener, SocketAddr), WorkerError> {
-    let bound = listener.local_addr();
-    let bound = bound.map_err(|error| WorkerError::Bind { flag, addr, error })?;
-    if exposure == Exposure::LoopbackOnly && !bound.ip().is_loopback() {
-        return Err(WorkerError::Exposed { flag, addr: bound });
-    }
-    if addr.port() != 0 && addr != bound {
-        return Err(WorkerError::TakeOver(format!(
-            "{flag} {addr} is not where that process listens ({bound}); take over with the same addresses, and move \
-             with a restart"
-        )));
-    }
-    Ok((listener, bound))
 }
 
 /// Lets another process ask for this one's place. Where that cannot be, it is told, and nobody can.

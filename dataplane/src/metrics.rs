@@ -3,6 +3,7 @@
 //!
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
+mod discovery;
 mod failures;
 
 use std::{collections::HashMap, sync::Arc};
@@ -14,7 +15,7 @@ use prometheus::{
     Registry, core::Collector as _,
 };
 
-pub(crate) use self::failures::FailureMetrics;
+pub(crate) use self::{discovery::DiscoveryMetrics, failures::FailureMetrics};
 use crate::{
     apply::RefusalReason,
     gateway::{AnswerMetrics, AnswerSeries},
@@ -122,6 +123,7 @@ pub struct Metrics {
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
     pub(crate) failures: FailureMetrics,
+    pub(crate) discovery: DiscoveryMetrics,
     answers: AnswerMetrics,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
@@ -257,6 +259,7 @@ impl Metrics {
             )?,
             answers: AnswerMetrics::new(registry)?,
             failures: FailureMetrics::new(registry)?,
+            discovery: DiscoveryMetrics::new(registry)?,
             clients: ClientMetrics::new(registry)?,
             models: Mutex::default(),
         })
@@ -369,6 +372,7 @@ impl Metrics {
         let counters = [&self.requests, &self.replays].into_iter();
         counters
             .chain(self.failures.by_model())
+            .chain([self.discovery.by_model()])
             .chain(self.answers.all())
             .for_each(|counter| forget_series(counter, model));
     }

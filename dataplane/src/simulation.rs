@@ -100,7 +100,9 @@ impl Worker {
             budget: Arc::new(Budget::default()),
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
+            discovering: Arc::default(),
             keys: Arc::default(),
+            leases: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, 1 << 20);
         let identity = Identity {
@@ -108,6 +110,7 @@ impl Worker {
             instance,
             build: "simulated".to_owned(),
             gateway_address: String::new(),
+            takes_over: false,
         };
         let status = Arc::new(ConfigStatus::default());
         let mut client = ConfigClient::new(

@@ -4,7 +4,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use forebay_control::{BoundControl, ControlSettings, RolloutSettings, StoreLocation};
+use forebay_control::{
+    BoundControl, ControlSettings, LeaseSettings, RolloutSettings, StoreLocation,
+};
 use forebay_dataplane::{BoundWorker, ClientLimits, WorkerSettings};
 use forebay_proto::{PoolSettings, WorkerId, wire};
 use tempfile::TempDir;
@@ -34,6 +36,7 @@ pub struct Cluster {
     clients: ClientLimits,
     stream_age: Option<Duration>,
     rings: Option<RolloutSettings>,
+    leases: LeaseSettings,
     buffered: usize,
 }
 
@@ -47,13 +50,13 @@ pub struct WorkerHandle {
 }
 
 #[derive(Debug)]
-struct Running {
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+pub(crate) struct Running {
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: JoinSet<()>,
 }
 
 impl Running {
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("the server's task ends well");
@@ -77,10 +80,21 @@ impl Cluster {
         Self::of(stream_age, None).await
     }
 
+    /// Starts one whose leases hold for so long.
+    pub async fn with_leases(leases: LeaseSettings) -> Self {
+        let mut cluster = Self::of(None, None).await;
+        cluster.stop_control().await;
+        cluster.leases = leases;
+        cluster.start_control().await;
+        cluster
+    }
+
     async fn of(stream_age: Option<Duration>, rings: Option<RolloutSettings>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = dir.path().join("control");
-        let (addr, control) = control(store, lasting_addr(), stream_age, rings.clone()).await;
+        let leases = LeaseSettings::default();
+        let settings = (stream_age, rings.clone(), leases);
+        let (addr, control) = control(store, lasting_addr(), settings).await;
         Self {
             dir,
             addr,
@@ -89,6 +103,7 @@ impl Cluster {
             clients: ClientLimits::default(),
             stream_age,
             rings,
+            leases,
             buffered: BUFFERED,
         }
     }
@@ -139,7 +154,8 @@ impl Cluster {
     pub async fn start_control(&mut self) {
         assert!(self.control.is_none(), "the control plane runs already");
         let store = self.dir.path().join("control");
-        let (_, control) = control(store, self.addr, self.stream_age, self.rings.clone()).await;
+        let settings = (self.stream_age, self.rings.clone(), self.leases);
+        let (_, control) = control(store, self.addr, settings).await;
         self.control = Some(control);
     }
 
@@ -151,37 +167,12 @@ impl Cluster {
     /// The same, but it follows this control plane.
     pub async fn worker_of(&self, name: &str, control: &str) -> WorkerHandle {
         let settings = WorkerSettings {
-            worker_id: WorkerId::new(name).expect("a worker's name"),
-            control: vec![control.parse().expect("a url")],
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            exposure: forebay_dataplane::Exposure::LoopbackOnly,
-            auth: forebay_dataplane::keys::Auth::Auto,
-            data_dir: Some(self.dir.path().join(name)),
             dns_servers: self.dns.clone(),
-            soak: SOAK,
-            probe_every: Duration::from_secs(1),
-            probe_allow: Vec::new(),
-            max_body_bytes: LARGEST_BODY,
-            drain_delay: Duration::ZERO,
             clients: self.clients.clone(),
             max_buffered_bytes: self.buffered,
-            grace: GRACE,
-            hand_over: forebay_dataplane::HandOver::Never,
-            build: "test".to_owned(),
+            ..worker_settings(name, &[control.to_owned()], self.dir.path().join(name))
         };
-        let bound = BoundWorker::bind(settings).await.expect("a worker starts");
-        let (gateway, admin) = (bound.gateway_addr(), bound.admin_addr());
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let stopping = stop.clone();
-        tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
-        WorkerHandle {
-            name: name.to_owned(),
-            gateway,
-            admin,
-            running: Running { stop, tasks },
-        }
+        run_worker(name, settings).await
     }
 
     /// A connection to the control plane, made at the first call.
@@ -334,6 +325,47 @@ impl WorkerHandle {
     }
 }
 
+/// A worker that follows these control planes.
+pub(crate) fn worker_settings(name: &str, control: &[String], data_dir: PathBuf) -> WorkerSettings {
+    let control = control.iter().map(|url| url.parse().expect("a url"));
+    WorkerSettings {
+        worker_id: WorkerId::new(name).expect("a worker's name"),
+        control: control.collect(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        exposure: forebay_dataplane::Exposure::LoopbackOnly,
+        auth: forebay_dataplane::keys::Auth::Auto,
+        data_dir: Some(data_dir),
+        dns_servers: Vec::new(),
+        soak: SOAK,
+        probe_every: Duration::from_secs(1),
+        probe_allow: Vec::new(),
+        max_body_bytes: LARGEST_BODY,
+        drain_delay: Duration::ZERO,
+        clients: ClientLimits::default(),
+        max_buffered_bytes: BUFFERED,
+        grace: GRACE,
+        hand_over: forebay_dataplane::HandOver::Never,
+        fleet_weight: 1,
+        build: "test".to_owned(),
+    }
+}
+
+pub(crate) async fn run_worker(name: &str, settings: WorkerSettings) -> WorkerHandle {
+    let bound = BoundWorker::bind(settings).await.expect("a worker starts");
+    let (gateway, admin) = (bound.gateway_addr(), bound.admin_addr());
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let stopping = stop.clone();
+    tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
+    WorkerHandle {
+        name: name.to_owned(),
+        gateway,
+        admin,
+        running: Running { stop, tasks },
+    }
+}
+
 /// A model of one endpoint.
 #[must_use]
 pub fn model_at(id: &str, url: &str) -> wire::Model {
@@ -351,8 +383,7 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
 async fn control(
     dir: PathBuf,
     listen: SocketAddr,
-    stream_age: Option<Duration>,
-    rings: Option<RolloutSettings>,
+    (stream_age, rings, leases): (Option<Duration>, Option<RolloutSettings>, LeaseSettings),
 ) -> (SocketAddr, Running) {
     let settings = ControlSettings {
         listen,
@@ -364,6 +395,8 @@ async fn control(
         rings,
         probe_allow: Vec::new(),
         secrets: forebay_control::SecretPaths::default(),
+        replica: forebay_control::ReplicaSettings::default(),
+        leases,
     };
     let bound = BoundControl::bind(settings)
         .await
@@ -381,7 +414,7 @@ async fn control(
     (addr, Running { stop, tasks })
 }
 
-async fn scrape(addr: SocketAddr) -> Scrape {
+pub(crate) async fn scrape(addr: SocketAddr) -> Scrape {
     let answer = reqwest::get(format!("http://{addr}/metrics")).await;
     let answer = answer.expect("/metrics answers");
     Scrape::new(answer.text().await.expect("a page of metrics"))

@@ -9,6 +9,8 @@ use http::Uri;
 
 use super::{
     client::{DEFAULT_CONTROL, control_url},
+    etcd::EtcdArgs,
+    leases::LeaseArgs,
     rings::RingArgs,
 };
 
@@ -73,6 +75,8 @@ pub(crate) struct ControlListen {
     pub(crate) seal_key_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rings: RingArgs,
+    #[command(flatten)]
+    pub(crate) leases: LeaseArgs,
 }
 
 /// Who may use a gateway.
@@ -174,6 +178,10 @@ pub(crate) struct WorkerListen {
     /// Who may use the gateway.
     #[arg(long, hide_env_values = true, env = "FOREBAY_AUTH", value_name = "MODE", value_enum, default_value_t = AuthMode::Auto)]
     pub(crate) auth: AuthMode,
+    /// What this worker counts for, relative to others, where a fleet-wide limit is not enough for all.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_FLEET_WEIGHT", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) fleet_weight: u32,
     /// How long requests in flight get when the worker stops.
     #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -223,7 +231,7 @@ pub(crate) struct Standalone {
     pub(crate) fresh: FreshArgs,
 }
 
-/// What is done to a data directory while no control plane works in it.
+/// What is done to a store while no control plane is at work on it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Offline {
     /// Write everything registered into one file. Beside a running control plane: as it was a few seconds ago at most.
@@ -241,10 +249,42 @@ pub(crate) enum Offline {
         #[command(flatten)]
         dir: StoreArgs,
     },
-    /// Read everything in a data directory and say what is wrong; nothing is changed.
+    /// Read everything in a store and say what is wrong; nothing is changed.
     Check {
         #[command(flatten)]
         dir: StoreArgs,
+    },
+    /// Move everything registered, with its history, from a data directory to an etcd or back. The source is left as it
+    /// is; the target must be empty. No control plane may be at work on either.
+    Migrate {
+        /// Where it is: sled:DIRECTORY or etcd://HOST:PORT[,…][/PREFIX].
+        #[arg(long, value_name = "STORE")]
+        from: StoreLocation,
+        /// Where it is to be.
+        #[arg(long, value_name = "STORE")]
+        to: StoreLocation,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+        /// Allow an etcd on other machines without encryption.
+        #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+        insecure: bool,
+    },
+    /// Give the registry of an etcd a new epoch, after a snapshot of etcd was restored: workers that hold newer revisions
+    /// than it has take it over as a whole.
+    NewEpoch {
+        /// The store: etcd://HOST:PORT[,…][/PREFIX].
+        #[arg(
+            long,
+            hide_env_values = true,
+            env = "FOREBAY_STORE",
+            value_name = "STORE"
+        )]
+        store: StoreLocation,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+        /// Allow an etcd on other machines without encryption.
+        #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+        insecure: bool,
     },
 }
 
@@ -260,7 +300,7 @@ pub(crate) struct StoreArgs {
         value_name = "DIR"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The store: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    /// The store: sled:DIRECTORY or etcd://HOST:PORT[,…][/PREFIX]. [default: sled: and `control` below the data directory]
     #[arg(
         long,
         hide_env_values = true,
@@ -268,6 +308,11 @@ pub(crate) struct StoreArgs {
         value_name = "STORE"
     )]
     pub(crate) store: Option<StoreLocation>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+    /// Allow an etcd on other machines without encryption.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+    pub(crate) insecure: bool,
 }
 
 #[derive(Debug, Args)]
@@ -277,7 +322,8 @@ pub(crate) struct Control {
     pub(crate) offline: Option<Offline>,
     #[command(flatten)]
     pub(crate) control: ControlListen,
-    /// Where to keep the registry: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    /// Where to keep the registry: sled:DIRECTORY, or etcd://HOST:PORT[,HOST:PORT…][/PREFIX] (etcds:// with TLS), which
+    /// several control planes may share. [default: sled: and `control` below the data directory]
     #[arg(
         long,
         hide_env_values = true,
@@ -285,6 +331,16 @@ pub(crate) struct Control {
         value_name = "STORE"
     )]
     pub(crate) store: Option<StoreLocation>,
+    /// Name of this control plane among those that share an etcd. [default: the host's name]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_REPLICA_ID",
+        value_name = "NAME"
+    )]
+    pub(crate) replica_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) role: RoleArgs,
     #[command(flatten)]
@@ -308,6 +364,9 @@ pub(crate) struct Worker {
     /// and those of clients as they come to rest. It ends when its last request has. Nobody is refused.
     #[arg(long, hide_env_values = true, env = "FOREBAY_TAKE_OVER")]
     pub(crate) take_over: bool,
+    /// Set by a worker that starts its own successor (SIGUSR2): take over, wherever it listens.
+    #[arg(long, hide = true, env = "FOREBAY_SUCCESSOR")]
+    pub(crate) successor: bool,
     #[command(flatten)]
     pub(crate) worker: WorkerListen,
     #[command(flatten)]

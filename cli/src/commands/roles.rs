@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use forebay_control::{BoundControl, ControlSettings, Recovery, SecretPaths, StoreLocation};
+use forebay_control::{
+    BoundControl, ControlSettings, Recovery, ReplicaSettings, SecretPaths, StoreLocation,
+};
 use forebay_dataplane::{BoundWorker, HandOver, WorkerSettings, keys::Auth};
 use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
@@ -14,6 +16,7 @@ use crate::{
     args::{AuthMode, Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     open_files,
     signals::until_signalled,
+    supervisor::{self, Sockets},
     telemetry::Telemetry,
     ui,
 };
@@ -29,7 +32,11 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
         Some(store) => store,
         None => StoreLocation::Sled(control_dir(&data_dir(args.role.data_dir.as_deref())?)),
     };
-    let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
+    let mut settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
+    settings.replica = ReplicaSettings {
+        name: Some(args.replica_id.unwrap_or_else(host_name)),
+        access: args.etcd.access(args.role.insecure),
+    };
     let bound = BoundControl::bind(settings).await?;
     let addr = bound.addr();
     let (program, flag) = (ui::program(), control_flag(addr));
@@ -40,6 +47,7 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
          {program} models create NAME --endpoint http://HOST:8000{flag}\n  \
          grpcurl -plaintext {addr} list"
     ));
+    supervisor::ready(&format!("serving on {addr}"));
     let shutdown = CancellationToken::new();
     let running = shutdown.clone();
     let work = async { Ok(bound.run(running).await?) };
@@ -49,7 +57,7 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
 }
 
 /// Runs a worker until a signal.
-pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
+pub(crate) async fn worker(log: &LogArgs, args: Worker, sockets: Sockets) -> anyhow::Result<()> {
     let id = match args.worker_id {
         Some(id) => id,
         None => WorkerId::new(host_name()).context("--worker-id must be given")?,
@@ -58,11 +66,12 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     open_files::raise_limit();
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
     let mut settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
-    settings.hand_over = match args.take_over {
-        true => HandOver::TakeOver,
-        false => HandOver::Offer,
+    settings.hand_over = match (args.successor, args.take_over) {
+        (true, _) => HandOver::Succeed,
+        (false, true) => HandOver::TakeOver,
+        (false, false) => HandOver::Offer,
     };
-    let bound = BoundWorker::bind(settings).await?;
+    let bound = BoundWorker::bind_with(settings, sockets.of_worker()?).await?;
     ui::say(&format!(
         "Forebay worker {id}\n\n  \
          gateway   http://{}/v1\n  \
@@ -77,7 +86,21 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     ));
     let shutdown = CancellationToken::new();
     let running = shutdown.clone();
-    let work = async { Ok(bound.run(running).await?) };
+    let (serving, status) = (
+        bound.serving(),
+        format!("serving on {}", bound.gateway_addr()),
+    );
+    let work = async {
+        let mut tells = std::pin::pin!(async {
+            serving.cancelled().await;
+            supervisor::ready(&status);
+            supervisor::successors().await
+        });
+        tokio::select! {
+            result = bound.run(running) => Ok(result?),
+            never = &mut tells => match never {},
+        }
+    };
     let result = until_signalled(work, shutdown).await;
     telemetry.stop().await;
     result
@@ -112,6 +135,8 @@ pub(crate) fn control_settings(
             pepper: listen.pepper_file.clone(),
             seal_key: listen.seal_key_file.clone(),
         },
+        replica: ReplicaSettings::default(),
+        leases: listen.leases.settings(),
     })
 }
 
@@ -155,6 +180,7 @@ pub(crate) fn worker_settings(
         max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         hand_over: HandOver::Never,
+        fleet_weight: listen.fleet_weight,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -6,11 +6,13 @@
     reason = "in a test, a wrong assumption is to fail at once"
 )]
 
+mod activation;
 mod bad_start;
 mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
+mod etcd;
 mod handover;
 mod keys;
 mod nack;

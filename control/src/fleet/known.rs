@@ -120,6 +120,8 @@ impl Known {
             draining_requests: self.draining,
             draining: self.ends && self.gone.is_none(),
             keys_version: self.keys_version,
+            // Whoever shows it knows.
+            leases: Vec::new(),
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }

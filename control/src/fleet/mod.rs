@@ -6,6 +6,7 @@
 
 mod known;
 mod refusals;
+mod shared;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ pub(crate) use self::refusals::bounded;
 use self::{
     known::{Known, Line},
     refusals::share_refusals,
+    shared::Others,
 };
 use crate::{
     metrics::RolloutCounts,
@@ -46,12 +48,21 @@ pub(crate) struct Fleet {
 #[derive(Debug, Default)]
 struct Inner {
     workers: BTreeMap<WorkerId, Known>,
+    /// Those of other control planes on the same store.
+    others: Others,
     sessions: u64,
 }
 
 /// One open stream, as the fleet knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionId(u64);
+
+impl SessionId {
+    /// Later ones have greater numbers.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -86,14 +97,25 @@ pub(crate) struct Refused {
 }
 
 /// Why a worker cannot be told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CannotDrain {
     /// There is none of that id.
     Unknown,
     /// It is not connected.
     Gone,
+    /// It is connected to another control plane, of this name.
+    Elsewhere(String),
     /// Its build does not know how.
     TooOld,
+}
+
+/// Why a worker cannot be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StillThere {
+    /// There is none of that id.
+    Unknown,
+    /// It is connected.
+    Connected,
 }
 
 /// An opened session.
@@ -146,6 +168,7 @@ impl Fleet {
         let health = same.as_ref().map_or_else(Health::default, |old| old.health);
         let ends = same.as_ref().is_some_and(|old| old.ends);
         let refused = same.and_then(|old| old.refused);
+        let refused = refused.or_else(|| inner.refused_elsewhere(&introduction.worker, instance));
         let position = refused.as_ref().map(|refused| refused.position.clone());
         let worker = introduction.worker.clone();
         let drain = CancellationToken::new();
@@ -259,13 +282,32 @@ impl Fleet {
     /// Has a worker told to end. It is told once it is connected, if it is now and was not told before.
     pub(crate) fn drain(&self, id: &str) -> Result<(), CannotDrain> {
         let mut inner = self.inner.lock();
-        let known = inner.workers.get_mut(id).ok_or(CannotDrain::Unknown)?;
-        let line = known.session.as_ref().ok_or(CannotDrain::Gone)?;
+        let elsewhere = inner.elsewhere(id);
+        let absent = |here| elsewhere.map_or(here, CannotDrain::Elsewhere);
+        let Some(known) = inner.workers.get_mut(id) else {
+            return Err(absent(CannotDrain::Unknown));
+        };
+        let Some(line) = known.session.as_ref() else {
+            return Err(absent(CannotDrain::Gone));
+        };
         if !known.drains {
             return Err(CannotDrain::TooOld);
         }
         line.drain.cancel();
         known.ends = true;
+        drop(inner);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Forgets a worker that is not connected.
+    pub(crate) fn forget(&self, id: &str) -> Result<(), StillThere> {
+        let mut inner = self.inner.lock();
+        match inner.workers.get(id) {
+            None => return Err(StillThere::Unknown),
+            Some(known) if known.session.is_some() => return Err(StillThere::Connected),
+            Some(_) => drop(inner.workers.remove(id)),
+        }
         drop(inner);
         self.changed.send_replace(());
         Ok(())
@@ -286,8 +328,7 @@ impl Fleet {
         let staging = self.staging();
         self.inner
             .lock()
-            .workers
-            .get(id)
+            .any(id)
             .map(|known| known.show(target, target.revision, staging.as_deref()))
     }
 
@@ -302,8 +343,8 @@ impl Fleet {
         let inner = self.inner.lock();
         let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
         let mut rest = inner
-            .workers
-            .iter()
+            .all()
+            .into_iter()
             .filter(|(id, _)| later(id))
             .map(|(_, known)| known);
         let mut page: Vec<_> = rest
@@ -320,7 +361,7 @@ impl Fleet {
         let staging = self.staging();
         let inner = self.inner.lock();
         let show = |known: &Known| known.show(newest, revision, staging.as_deref());
-        let mut workers: Vec<_> = inner.workers.values().map(show).collect();
+        let mut workers: Vec<_> = inner.all().into_values().map(show).collect();
         drop(inner);
         share_refusals(&mut workers);
         let count = |state: wire::WorkerState| {
@@ -353,7 +394,7 @@ impl Fleet {
     /// The counts alone, for metrics.
     pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
         let mut counts = RolloutCounts::default();
-        for known in self.inner.lock().workers.values() {
+        for known in self.inner.lock().all().into_values() {
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
                 wire::WorkerState::Partial => counts.partial += 1,
@@ -383,7 +424,7 @@ impl Fleet {
     /// All workers as they stand.
     pub(crate) fn look(&self) -> Vec<Seen> {
         let inner = self.inner.lock();
-        inner.workers.values().map(Known::seen).collect()
+        inner.all().into_values().map(Known::seen).collect()
     }
 
     /// Tells of changes, as they come; several at once are told of once.

@@ -22,7 +22,7 @@ use forebay_proto::{KeyId, Position, Revision, Violations, wire};
 pub(crate) use self::writer::start_here;
 pub(crate) use self::{
     past::PastError,
-    state::State,
+    state::{PoolOf, State},
     writer::{RegistryHandle, WriterThread, start},
 };
 use crate::store::{
@@ -81,6 +81,8 @@ pub(crate) struct Write {
     pub(crate) request_id: Option<(String, Vec<u8>)>,
     pub(crate) validate_only: bool,
     pub(crate) origin: Origin,
+    /// It is a decision of who is in charge in this term: it is made if that one still is.
+    pub(crate) term: Option<u64>,
 }
 
 /// What a write is answered with.

@@ -61,6 +61,7 @@ impl WorkerSync for SyncService {
             registry,
             fleet,
             metrics,
+            leases,
             ..
         } = self.context.clone();
         // What was acknowledged before it came, a worker gets at once: the feed is a task behind the registry.
@@ -75,6 +76,7 @@ impl WorkerSync for SyncService {
         let session = Session::new(
             (self.offers.clone(), registry.watch_keys()),
             (fleet, metrics.clone()),
+            leases.board.clone(),
             say,
             peer,
             self.stopping.clone(),

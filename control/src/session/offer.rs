@@ -52,6 +52,12 @@ impl Offer {
         &self.stable
     }
 
+    /// All that is offered, what is proven first.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        let candidate = self.candidate.iter().map(|(target, _)| target);
+        std::iter::once(&self.stable).chain(candidate)
+    }
+
     /// True if not all are offered the same.
     pub(super) fn differs(&self) -> bool {
         self.candidate.is_some()

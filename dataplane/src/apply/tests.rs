@@ -53,7 +53,9 @@ impl Bench {
             budget: Arc::default(),
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
+            discovering: Arc::default(),
             keys: Arc::default(),
+            leases: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let bench = Self { live, applier };

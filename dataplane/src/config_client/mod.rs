@@ -11,6 +11,7 @@ mod follow;
 mod incoming;
 mod keeper;
 mod keys;
+mod leases;
 mod lkg;
 mod session;
 mod status;
@@ -66,6 +67,8 @@ pub struct Identity {
     pub build: String,
     /// Address of the gateway, for people.
     pub gateway_address: String,
+    /// The process takes the place of another one.
+    pub takes_over: bool,
 }
 
 /// The follower. There is exactly one per worker.

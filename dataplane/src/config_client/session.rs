@@ -11,7 +11,7 @@ use forebay_proto::{Position, limits, wire};
 use http::Uri;
 use tokio::{
     sync::mpsc,
-    time::{Instant, Interval, interval_at, sleep_until, timeout, timeout_at},
+    time::{Instant, Interval, interval_at, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +23,13 @@ use super::{
     backoff::Class,
     incoming::{Broken, Came, Incoming, Pushed, WITHIN},
     keys::OutOfOrder,
+    leases::{LEASES, LeaseFollower},
 };
-use crate::{apply::Refusal, trace_context};
+use crate::{apply::Refusal, leases::Unreadable, trace_context};
 
-/// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end.
-const PROTOCOLS: RangeInclusive<u32> = 1..=3;
+/// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end, 4
+/// leases.
+const PROTOCOLS: RangeInclusive<u32> = 1..=LEASES;
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
@@ -35,6 +37,8 @@ const WARM_WITHIN: Duration = Duration::from_secs(5);
 /// Until the control plane says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
+/// How long the last word may take to leave.
+const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often it tells of requests that are still on what an earlier revision had.
 const DRAINING: Duration = Duration::from_secs(1);
 /// What the control plane may say instead.
@@ -120,6 +124,7 @@ pub(super) struct Session<'a> {
     /// It was said that the worker ends.
     told_of_end: bool,
     incoming: Incoming,
+    leases: LeaseFollower,
 }
 
 impl<'a> Session<'a> {
@@ -132,6 +137,7 @@ impl<'a> Session<'a> {
         let followed = async {
             let (say, heard) = open(client, uri).await?;
             client.keys.begin();
+            let leases = LeaseFollower::new(client.applier.leases().clone());
             let heartbeat = ticker(HEARTBEAT);
             let mut session = Session {
                 client,
@@ -142,21 +148,28 @@ impl<'a> Session<'a> {
                 draining: None,
                 told_of_end: false,
                 incoming: Incoming::default(),
+                leases,
             };
-            session.listen(heard).await
+            session.listen(heard, shutdown).await
+        };
+        let over = async {
+            shutdown.cancelled().await;
+            // It may have a last word.
+            sleep(LAST_WORD * 2).await;
         };
         tokio::select! {
             result = followed => match result {
                 Ok(never) => match never {},
                 Err(ended) => ended,
             },
-            () = shutdown.cancelled() => Ended::Stopping,
+            () = over => Ended::Stopping,
         }
     }
 
     async fn listen(
         &mut self,
         mut heard: Streaming<wire::ToWorker>,
+        shutdown: &CancellationToken,
     ) -> Result<std::convert::Infallible, Ended> {
         let stopping = self.client.status.clone();
         loop {
@@ -164,6 +177,8 @@ impl<'a> Session<'a> {
             let complete = self.incoming.deadline();
             let due = complete.map_or(silent, |complete| complete.min(silent));
             let drained = self.draining.unwrap_or(due);
+            let look = self.leases.next();
+            let ending = self.client.status.is_stopping();
             let message = tokio::select! {
                 message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
@@ -180,6 +195,13 @@ impl<'a> Session<'a> {
                     self.beat()?;
                     continue;
                 }
+                () = sleep_until(look.unwrap_or(due)), if look.is_some() => {
+                    if let Some(report) = self.leases.look(&self.client.live, ending) {
+                        self.say(Say::Leases(report))?;
+                    }
+                    continue;
+                }
+                () = shutdown.cancelled() => return Err(self.farewell(heard).await),
             };
             let message = match (message, due == silent) {
                 (Ok(message), _) => message?,
@@ -208,6 +230,10 @@ impl<'a> Session<'a> {
             }
             Heard::Goodbye(goodbye) => return Err(Ended::Told(told(goodbye.reason()))),
             Heard::Keys(push) => return self.keys(push).await,
+            Heard::Leases(grant) => {
+                let taken = self.leases.take(grant, &self.client.live);
+                return taken.map_err(|Unreadable| Ended::Protocol("a grant that cannot be read"));
+            }
             Heard::Push(push) => self.incoming.push(push)?,
             Heard::Delta(delta) => self.incoming.delta(delta, held)?,
             Heard::Chunk(chunk) => self.incoming.chunk(chunk, held)?,
@@ -222,6 +248,20 @@ impl<'a> Session<'a> {
                 self.say(Say::Resync(wire::Resync { push_id, applied }))
             }
         }
+    }
+
+    /// What is held of fleet-wide limits is free from now on, if the worker ends.
+    async fn farewell(&mut self, mut heard: Streaming<wire::ToWorker>) -> Ended {
+        if let Some(report) = self.leases.farewell()
+            && self.say(Say::Leases(report)).is_ok()
+        {
+            // Nothing more is said: what was is sent before the stream ends.
+            let (silent, _) = mpsc::channel(1);
+            self.say = silent;
+            let ended = async { while let Ok(Some(_)) = heard.message().await {} };
+            drop(timeout(LAST_WORD, ended).await);
+        }
+        Ended::Stopping
     }
 
     async fn keys(&mut self, push: wire::KeysPush) -> Result<(), Ended> {
@@ -243,6 +283,7 @@ impl<'a> Session<'a> {
             Some(Ok(duration)) if SANE.contains(&duration) => duration,
             _ => default,
         };
+        self.leases.welcome(welcome.protocol);
         self.silence = read(welcome.silence_limit, SILENCE);
         self.heartbeat = ticker(read(welcome.tick_interval, HEARTBEAT));
         self.note_target(welcome.target.clone());
@@ -402,6 +443,7 @@ fn hello(client: &ConfigClient) -> wire::Hello {
         quarantined: client.quarantined.iter().map(Into::into).collect(),
         refusals: live.refusals.iter().map(to_wire).collect(),
         keys: client.keys.held(),
+        takes_over: client.identity.takes_over,
     }
 }
 

@@ -22,10 +22,10 @@ use super::{
     turn, verdict,
 };
 use crate::{
-    live::{Carries, Live, Route},
+    live::{Carries, Live, Route, withholds},
     pool::{
         AcquireError, Ask, Claim, CloseReason, Fault, Kind, Lease, Progress, RequestBody,
-        SendFailed, Tried, Verdict,
+        SendFailed, Tried, Verdict, told,
     },
     trace_context::{self, within},
 };
@@ -217,6 +217,7 @@ impl Proxy {
         });
         // One that neither knows is on its way out: it leads to what it was made for.
         let carries = carries.unwrap_or_else(|| match lease.made_for() {
+            Some(endpoint) if withholds(endpoint) => Carries::Own(None),
             Some(endpoint) if endpoint.credential.is_some() => {
                 Carries::Own(self.keys.open(model, endpoint))
             }
@@ -241,9 +242,22 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + within);
         // Also if nobody waits for its answer any more.
         let first = outgoing.note.as_ref().filter(|sent| sent.note()).cloned();
+        let revocation = lease.revocation();
         let answer = {
             let sending = pin!(lease.send(request));
-            outgoing.alarm.within(deadline, sending).await
+            let in_time = pin!(outgoing.alarm.within(deadline, sending));
+            tokio::select! {
+                answer = in_time => Ok(answer),
+                () = told(revocation) => Err(LeaseLost),
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(LeaseLost) => {
+                let (model, _) = names(outgoing, &lease);
+                lease.discard(CloseReason::Cancelled);
+                return Err(Failed::Told(GatewayError::LeaseLost { model }));
+            }
         };
         if let Some(Err(failed)) = &answer
             && failed.progress == Progress::NothingSent
@@ -336,6 +350,9 @@ fn names(outgoing: &Outgoing<'_>, lease: &Lease) -> (String, String) {
     let model = outgoing.route.model.id.to_string();
     (model, lease.endpoint().to_string())
 }
+
+/// What it used of a fleet-wide limit is not this worker's any more.
+struct LeaseLost;
 
 /// Which connection is wanted.
 #[derive(Debug, Clone, Copy)]

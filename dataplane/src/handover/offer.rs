@@ -8,12 +8,13 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,12 @@ use super::{
 use crate::{
     config_client::Order,
     ending::{Ending, Stage},
+    leases::Leases,
+    live::LiveCell,
 };
+
+/// How often it is looked what is needed no more.
+const LEAVE_EVERY: Duration = Duration::from_millis(100);
 
 /// Connections at rest that wait to be sent.
 const WAITING: usize = 64;
@@ -37,6 +43,9 @@ pub(crate) struct Lines {
     /// Ends the configuration client and begins it again.
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) ending: Arc<Ending>,
+    /// What is lent of fleet-wide limits goes along.
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) live: Arc<LiveCell>,
 }
 
 /// A place where a new process can ask.
@@ -85,21 +94,15 @@ impl Offer {
             heir = self.find_heir(&lines, &stopping) => heir,
             () = over.cancelled() => None,
         };
-        let Some(heir) = heir else {
+        let Some((heir, resting)) = heir else {
             self.withdraw();
             return;
         };
         // The name is the heir's from now on, and so is the line of those that are not accepted yet: if it ends, that
         // must be seen.
         drop(self.listener);
-        let Lines {
-            listeners, ending, ..
-        } = lines;
-        drop(listeners);
-        let (to, resting) = mpsc::channel(WAITING);
-        ending.hand_over(to);
-        drop(ending);
-        give(heir, resting).await;
+        let Lines { leases, live, .. } = lines;
+        give(heir, resting, &leases, &live).await;
     }
 
     /// What is there no more is not asked.
@@ -110,9 +113,13 @@ impl Offer {
         }
     }
 
-    /// One that has taken over; none once this process stops. An offer that was begun is not taken back: the other one
-    /// may be serving already.
-    async fn find_heir(&self, lines: &Lines, stopping: &CancellationToken) -> Option<UnixStream> {
+    /// One that has taken over, and what comes to rest for it; none once this process stops. An offer that was begun is
+    /// not taken back: the other one may be serving already.
+    async fn find_heir(
+        &self,
+        lines: &Lines,
+        stopping: &CancellationToken,
+    ) -> Option<(UnixStream, mpsc::Receiver<Resting>)> {
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -129,13 +136,17 @@ impl Offer {
                 }
             };
             match self.offer(&mut stream, lines).await {
-                Ok(()) => return Some(stream),
+                Ok(resting) => return Some((stream, resting)),
                 Err(error) => tracing::warn!(%error, "not taken over, serving on"),
             }
         }
     }
 
-    async fn offer(&self, stream: &mut UnixStream, lines: &Lines) -> Result<(), HandoverError> {
+    async fn offer(
+        &self,
+        stream: &mut UnixStream,
+        lines: &Lines,
+    ) -> Result<mpsc::Receiver<Resting>, HandoverError> {
         let own = rustix::process::geteuid().as_raw();
         if stream.peer_cred()?.uid() != own {
             return Err(HandoverError::Protocol("runs as another user"));
@@ -176,11 +187,15 @@ impl Offer {
             }
         };
         let taken = match taken.await {
-            // Whoever does not read that is gone.
             Ok(()) => {
-                lines.ending.advance(Stage::Draining);
-                drop(say(stream, Word::Gone, &[], &[]).await);
-                return Ok(());
+                // What comes to rest from here on must find its heir: otherwise it would be closed, and the client's next
+                // request may be on its way.
+                let (to, resting) = mpsc::channel(WAITING);
+                lines.ending.hand_over(to);
+                let left = lines.leases.leave(&lines.live);
+                // Whoever does not read that is gone.
+                drop(say(stream, Word::Gone, &[], &left).await);
+                return Ok(resting);
             }
             Err(error) => error,
         };
@@ -191,10 +206,45 @@ impl Offer {
     }
 }
 
-/// Hands connections over until there are no more.
-async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
+/// Hands connections over until there are no more, and what is not needed any more of fleet-wide limits.
+async fn give(
+    mut heir: UnixStream,
+    mut resting: mpsc::Receiver<Resting>,
+    leases: &Leases,
+    live: &LiveCell,
+) {
     let mut count = 0_u64;
-    while let Some(Resting { socket, read }) = resting.recv().await {
+    let mut ticks = interval(LEAVE_EVERY);
+    let mut answers = true;
+    loop {
+        let next = tokio::select! {
+            next = resting.recv() => next,
+            _ = ticks.tick() => {
+                let left = leases.leave_more(live).filter(|_| answers);
+                if let Some(left) = left
+                    && let Err(error) = say(&mut heir, Word::Connection, &[], &left).await
+                {
+                    tracing::error!(%error, "the new process takes nothing any more");
+                    leases.leave_within(live, leases.linger());
+                    answers = false;
+                }
+                continue;
+            }
+            _ = heir.readable(), if answers => {
+                // It answers no more for what is used here: its own time is over, or it is gone.
+                let time = match hear(&mut heir).await {
+                    Ok(Some(message)) if message.word == Word::Gone => Duration::ZERO,
+                    Ok(Some(_)) => continue,
+                    Ok(None) | Err(_) => leases.linger(),
+                };
+                leases.leave_within(live, time);
+                answers = false;
+                continue;
+            }
+        };
+        let Some(Resting { socket, read }) = next else {
+            break;
+        };
         let files = [socket.as_fd()];
         if let Err(error) = say(&mut heir, Word::Connection, &files, &read).await {
             tracing::error!(%error, "the new process takes no more connections");
@@ -203,4 +253,66 @@ async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
         count += 1;
     }
     tracing::info!(connections = count, "handed over");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hint::spin_loop, net::TcpListener, thread};
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// The other process, up to where it is told that this one accepts no more.
+    async fn take_over(path: &Path) -> UnixStream {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        say(&mut stream, Word::Hello, &[], VERSION).await.unwrap();
+        let listeners = hear(&mut stream).await.unwrap().unwrap();
+        assert_eq!(listeners.word, Word::Listeners);
+        say(&mut stream, Word::Ready, &[], &[]).await.unwrap();
+        let gone = hear(&mut stream).await.unwrap().unwrap();
+        assert_eq!(gone.word, Word::Gone);
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_comes_to_rest_as_it_begins_has_its_heir() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let place = dir.path().join("s");
+            let offer = Offer::bind(&place).await.unwrap();
+            let ending = Arc::<Ending>::default();
+            let listener = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+            let (orders, mut ordered) = mpsc::channel(1);
+            let lines = Lines {
+                listeners: [listener(), listener()],
+                orders,
+                ending: ending.clone(),
+                leases: Arc::new(Leases::new(1)),
+                live: Arc::default(),
+            };
+            let stop = CancellationToken::new();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(offer.run(lines, stop.clone(), stop.clone()));
+            tasks.spawn(async move {
+                if let Some(Order::Rest(rested)) = ordered.recv().await {
+                    rested.send(()).unwrap();
+                }
+            });
+            let connection = thread::spawn({
+                let ending = ending.clone();
+                move || {
+                    while !ending.has_reached(Stage::Draining) {
+                        spin_loop();
+                    }
+                    ending.heir().is_some()
+                }
+            });
+            let heir = take_over(&place).await;
+            assert!(connection.join().unwrap(), "it would be closed");
+            ending.no_more();
+            tasks.join_all().await;
+            drop(heir);
+        }
+    }
 }

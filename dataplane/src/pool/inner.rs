@@ -1,7 +1,9 @@
 //! What is behind the pool's lock. Nothing here waits, wakes or closes.
 
+mod places;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -11,6 +13,7 @@ use super::{
     check::Checked,
     core::{Core, EndpointKey, OriginId, OriginSpec, Rules, Shape, Standing},
     desk::{Effects, Upstream, Waiter},
+    discovery::Sources,
     drain::{Drain, Prompt},
     target::{Place, Target},
     tls::Tls,
@@ -22,7 +25,7 @@ use forebay_proto::{
 };
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
-const PARTS: u32 = 5_040;
+pub(super) const PARTS: u32 = 5_040;
 /// An address that is in no answer for this long is gone.
 const KEPT: Duration = Duration::from_secs(30);
 
@@ -35,7 +38,10 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) failure: FailureSpec,
     pub(super) connect_timeout: Duration,
     /// As configured.
+    pub(super) configured: Vec<Arc<Endpoint>>,
+    /// Those in use: as configured, and in place of one that has a source what that named.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) sources: Sources,
     /// What their names were resolved to, and when each address was last in an answer.
     addresses: BTreeMap<EndpointId, BTreeMap<IpAddr, Duration>>,
     /// Where each origin is that the core knows, those that were removed included.
@@ -80,7 +86,9 @@ impl<C: Upstream> Inner<C> {
             params: model.pool.clone(),
             failure: model.failure.clone(),
             connect_timeout: model.timeouts.connect,
+            configured: Vec::new(),
             endpoints: Vec::new(),
+            sources: Sources::default(),
             addresses: BTreeMap::new(),
             targets: HashMap::new(),
             next_origin: 0,
@@ -98,21 +106,9 @@ impl<C: Upstream> Inner<C> {
         self.params = model.pool.clone();
         self.failure = model.failure.clone();
         self.connect_timeout = model.timeouts.connect;
-        let before = std::mem::take(&mut self.endpoints);
-        let kept = |endpoint: &Endpoint| {
-            let mut before = before.iter();
-            let same_name =
-                before.find(|b| b.id == endpoint.id && b.url.address() == endpoint.url.address());
-            same_name.is_some()
-        };
-        let kept: BTreeSet<EndpointId> = {
-            let kept = model.endpoints.iter().filter(|endpoint| kept(endpoint));
-            kept.map(|endpoint| endpoint.id.clone()).collect()
-        };
-        self.addresses.retain(|id, _| kept.contains(id));
-        self.endpoints = model.endpoints.iter().cloned().map(Arc::new).collect();
+        self.configured = model.endpoints.iter().cloned().map(Arc::new).collect();
         self.ask(model);
-        self.put_in_force(now)
+        self.expand(now)
     }
 
     /// What was found holds for as long as nothing about the endpoint changes, nor what it is asked for.
@@ -125,23 +121,12 @@ impl<C: Upstream> Inner<C> {
             self.quarantine.clear();
             self.asked = asked;
         }
-        let endpoints = &self.endpoints;
-        for places in self.quarantine.values_mut() {
-            places.retain(|_, found| {
-                let mut same = endpoints.iter();
-                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
-            });
-        }
-        self.quarantine.retain(|_, places| !places.is_empty());
     }
 
     /// Everything that can be asked, and for what. Nothing if nobody asks.
     pub(super) fn to_ask(&self) -> Option<(Asked, Vec<Target>)> {
         let asked = self.asked.clone()?;
-        let targets = self.endpoints.iter().flat_map(|endpoint| {
-            let addresses = self.addresses_of(&endpoint.id);
-            Target::all(endpoint, self.tls_of(endpoint), &addresses)
-        });
+        let targets = self.endpoints.iter().flat_map(|e| self.targets_of(e));
         let known = |target: &Target| !matches!(target.place, Place::Name(_));
         Some((asked, targets.filter(known).collect()))
     }
@@ -292,28 +277,23 @@ impl<C: Upstream> Inner<C> {
         for (id, target) in self.targets.iter().filter(|(id, _)| self.core.knows(**id)) {
             known.insert((target.endpoint.id.clone(), target.place.clone()), *id);
         }
-        let mut wanted = Vec::new();
-        for endpoint in self.endpoints.clone() {
-            let addresses = self.addresses_of(&endpoint.id);
-            let mut targets = Target::all(&endpoint, self.tls_of(&endpoint), &addresses);
-            targets.retain(|target| !self.is_quarantined(target));
-            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
-            let weight = (endpoint.weight.get() * PARTS / parts).max(1);
-            for target in targets {
-                wanted.push((self.origin_of(&known, &target), target, weight));
-            }
-        }
+        let wanted = self.wanted(&known);
         self.serving = wanted.len();
         let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
-        let gone: Vec<(OriginId, Arc<Endpoint>)> = known
+        let before: HashSet<OriginId> = known.values().copied().collect();
+        let stays = wanted.iter().filter(|(id, ..)| before.contains(id));
+        let stays: HashSet<EndpointId> = stays.map(|(_, target, _)| target.belongs_to()).collect();
+        let gone: Vec<(OriginId, Target)> = known
             .into_values()
             .filter(|id| !current.contains(id))
             .filter_map(|id| Some((id, self.targets.get(&id)?)))
             // What serves another model has not moved, and serves nobody while its heirs are warmed.
             .filter(|(_, target)| !self.is_quarantined(target))
-            .map(|(id, target)| (id, target.endpoint.clone()))
+            // Nor has what a source names no more, if others that it names are there.
+            .filter(|(_, target)| target.source.is_none() || !stays.contains(&target.belongs_to()))
+            .map(|(id, target)| (id, target.clone()))
             .collect();
-        let moved: HashSet<EndpointId> = gone.iter().map(|(_, e)| e.id.clone()).collect();
+        let moved: HashSet<EndpointId> = gone.iter().map(|(_, t)| t.belongs_to()).collect();
         self.name_endpoints();
         let spec = |(id, target, weight): &(OriginId, Target, u32)| OriginSpec {
             id: *id,
@@ -322,7 +302,7 @@ impl<C: Upstream> Inner<C> {
             streams: target.streams(),
             standing: match &target.place {
                 Place::Name(_) => Standing::Unresolved,
-                _ if moved.contains(&target.endpoint.id) => Standing::Heir,
+                _ if moved.contains(&target.belongs_to()) => Standing::Heir,
                 _ => Standing::Plain,
             },
         };
@@ -386,7 +366,7 @@ impl<C: Upstream> Inner<C> {
 
     /// Of those that are no more, the ones whose endpoint is: it moved. Where trust changed, nothing of what
     /// was trusted before is used any longer.
-    fn changed(&self, gone: Vec<(OriginId, Arc<Endpoint>)>) -> Vec<OriginId> {
+    fn changed(&self, gone: Vec<(OriginId, Target)>) -> Vec<OriginId> {
         let trust = |endpoint: &Endpoint| {
             let tls = &endpoint.tls;
             (
@@ -396,8 +376,13 @@ impl<C: Upstream> Inner<C> {
             )
         };
         let moved = gone.into_iter().filter(|(_, gone)| {
-            let mut heirs = self.endpoints.iter().filter(|heir| heir.id == gone.id);
-            heirs.any(|heir| trust(heir) == trust(gone))
+            let belongs = |heir: &Endpoint| match self.sources.owner(&heir.id) {
+                Some(source) => source.id == gone.belongs_to(),
+                // A source that names nobody has no heirs.
+                None => heir.id == gone.belongs_to() && heir.url.discovery().is_none(),
+            };
+            let mut heirs = self.endpoints.iter().filter(|heir| belongs(heir));
+            heirs.any(|heir| trust(heir) == trust(&gone.endpoint))
         });
         moved.map(|(id, _)| id).collect()
     }
@@ -437,6 +422,8 @@ pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
     let ejection = &failure.ejection;
     Shape {
         size: params.size.get() as usize,
+        most: params.size.get() as usize,
+        fleet_wide: params.is_fleet_wide(),
         warm: params.warm as usize,
         max_waiting: params.max_waiting as usize,
         idle_timeout: params.idle_timeout,

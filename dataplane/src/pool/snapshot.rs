@@ -6,6 +6,7 @@ use forebay_proto::{Endpoint, ModelId};
 use serde::Serialize;
 
 use super::{
+    RefusedServer,
     core::{Idle, OriginId, State},
     counters::Fault,
     desk::Upstream,
@@ -18,8 +19,14 @@ use super::{
 pub struct PoolSnapshot {
     /// The model's id.
     pub model: String,
-    /// Most connections.
+    /// Most connections, and most requests in flight: of a fleet-wide limit, what is lent to this worker.
     pub size: u32,
+    /// `per_worker` or `fleet`.
+    pub scope: &'static str,
+    /// Of a fleet-wide limit: what all workers may have together.
+    pub fleet_limit: Option<u32>,
+    /// Of a fleet-wide limit: how what is lent stands.
+    pub lease: Option<LeaseSnapshot>,
     /// Most connections kept warm: the size.
     pub keepalive: u32,
     /// keepalive / size.
@@ -73,6 +80,76 @@ pub struct PoolSnapshot {
     pub connect_failures: u64,
     /// The endpoints, in order of id.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// The sources that name endpoints, in order of id.
+    pub discovery: Vec<DiscoverySnapshot>,
+}
+
+/// A source of endpoints.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiscoverySnapshot {
+    /// The id of the endpoint that has it.
+    pub endpoint: String,
+    /// What it is.
+    pub source: String,
+    /// `waiting` (nothing is known yet), `fresh`, `stale` (the last look failed), `empty` (it says that there are no servers, and
+    /// those that were there serve on) or `last_known_good` (what an earlier process knew).
+    pub state: &'static str,
+    /// Servers that are in use.
+    pub servers: usize,
+    /// Servers that it names, and that another endpoint has.
+    pub doubles: usize,
+    /// Servers that came back too often, and have to calm down.
+    pub calming: usize,
+    /// Servers for which there is no room.
+    pub no_room: usize,
+    /// How many servers are out of bounds.
+    pub refused: usize,
+    /// Some of them.
+    pub refused_servers: Vec<RefusedServer>,
+    /// Since it was last understood.
+    pub last_success_seconds: Option<f64>,
+    /// What is wrong, in one word: a label of `forebay_discovery_errors_total`.
+    pub reason: Option<&'static str>,
+    /// And in a sentence.
+    pub error: Option<String>,
+}
+
+/// What of a fleet-wide limit is lent to a pool.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseSnapshot {
+    /// `held`; `shrinking` while more is in flight than was granted last; `lapsed` when it has run out; `none`.
+    pub state: &'static str,
+    /// What does not run out.
+    pub floor: usize,
+    /// When it runs out unless it is renewed.
+    pub expires_seconds: f64,
+    /// Slots that count as used for a moment: their requests were cut short, and the engine may not know yet.
+    pub cooling: usize,
+}
+
+impl LeaseSnapshot {
+    /// Every state, for metrics.
+    pub(crate) const STATES: [&'static str; 4] = ["held", "shrinking", "lapsed", "none"];
+
+    fn new<C: Upstream>(now: Duration, inner: &Inner<C>) -> Option<Self> {
+        if !inner.params.is_fleet_wide() {
+            return None;
+        }
+        let census = inner.core.census(now);
+        let share = inner.core.share();
+        let state = match share {
+            None => "none",
+            Some(share) if share.until <= now => "lapsed",
+            Some(share) if census.in_flight > share.size => "shrinking",
+            Some(_) => "held",
+        };
+        Some(Self {
+            state,
+            floor: share.map_or(0, |share| share.floor),
+            expires_seconds: share.map_or(0.0, |s| s.until.saturating_sub(now).as_secs_f64()),
+            cooling: census.cooling,
+        })
+    }
 }
 
 /// An endpoint of a pool.
@@ -82,6 +159,8 @@ pub struct EndpointSnapshot {
     pub id: String,
     /// Where it listens.
     pub url: String,
+    /// The id of the endpoint whose source named it, if one did.
+    pub source: Option<String>,
     /// Its share.
     pub weight: u32,
     /// `http1`, `http2` or `auto`.
@@ -131,12 +210,20 @@ impl PoolSnapshot {
         let (params, counters) = (&inner.params, &inner.core.counters);
         let census = inner.core.census(now);
         let cap = u32::try_from(inner.core.cap()).unwrap_or(u32::MAX);
+        let size = u32::try_from(inner.core.size()).unwrap_or(u32::MAX);
+        let fleet_limit = params.is_fleet_wide().then_some(params.size.get());
         Self {
             model: model.to_string(),
-            size: params.size.get(),
-            keepalive: params.size.get(),
+            size,
+            scope: match fleet_limit {
+                Some(_) => "fleet",
+                None => "per_worker",
+            },
+            fleet_limit,
+            lease: LeaseSnapshot::new(now, inner),
+            keepalive: size,
             coverage: 1.0,
-            cap: cap.min(params.size.get()),
+            cap: cap.min(size),
             warm: params.warm,
             warm_floor: census.floor,
             idle_timeout_seconds: params.idle_timeout.as_secs_f64(),
@@ -172,8 +259,35 @@ impl PoolSnapshot {
             stale_at_send: counters.stale_at_send,
             connect_failures: counters.connect_failures,
             endpoints: endpoints(now, inner),
+            discovery: discovery(inner),
         }
     }
+}
+
+fn discovery<C: Upstream>(inner: &Inner<C>) -> Vec<DiscoverySnapshot> {
+    let sources = inner.configured.iter();
+    let sources = sources.filter_map(|e| Some((e, e.url.discovery()?)));
+    let mut sources: Vec<DiscoverySnapshot> = sources
+        .map(|(endpoint, discovery)| {
+            let (status, servers, doubles) = inner.sources.status(&endpoint.id);
+            DiscoverySnapshot {
+                endpoint: endpoint.id.to_string(),
+                source: discovery.source.to_string(),
+                state: status.word(),
+                servers,
+                doubles,
+                calming: status.calming,
+                no_room: status.no_room,
+                refused: status.refused_count,
+                last_success_seconds: status.age().map(|age| age.as_secs_f64()),
+                reason: status.failure.as_ref().map(|failure| failure.why.label()),
+                error: status.failure.map(|failure| failure.text),
+                refused_servers: status.refused,
+            }
+        })
+        .collect();
+    sources.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
+    sources
 }
 
 fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapshot> {
@@ -188,6 +302,10 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
         EndpointSnapshot {
             id: endpoint.id.to_string(),
             url: endpoint.url.to_string(),
+            source: inner
+                .sources
+                .owner(&endpoint.id)
+                .map(|source| source.id.to_string()),
             weight: endpoint.weight.get(),
             protocol: endpoint.protocol.word(),
             quarantined: quarantined(inner, endpoint),
@@ -195,8 +313,12 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
             addresses,
         }
     };
-    let mut endpoints: Vec<EndpointSnapshot> =
-        inner.endpoints.iter().map(|e| endpoint(e)).collect();
+    // A source without servers is told of as one, and is no server.
+    let servers = inner
+        .endpoints
+        .iter()
+        .filter(|e| e.url.discovery().is_none());
+    let mut endpoints: Vec<EndpointSnapshot> = servers.map(|e| endpoint(e)).collect();
     endpoints.sort_by(|a, b| a.id.cmp(&b.id));
     endpoints
 }

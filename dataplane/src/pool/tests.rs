@@ -40,8 +40,9 @@ fn common() -> Common {
         budget: Arc::default(),
         resolver: Arc::new(Resolver::new(&[])),
         probing: Arc::default(),
-
+        discovering: Arc::default(),
         keys: Arc::default(),
+        leases: Arc::default(),
     }
 }
 

@@ -96,6 +96,8 @@ impl<C: Connection, W> Core<C, W> {
 fn shape(size: usize) -> Shape {
     Shape {
         size,
+        most: size,
+        fleet_wide: false,
         warm: 0,
         max_waiting: 100,
         idle_timeout: Duration::from_secs(4),
@@ -197,6 +199,7 @@ impl Shell {
                 Effect::Connect { ticket, origin } => self.connects.push((ticket, origin)),
                 Effect::Close { .. } => self.closed += 1,
                 Effect::LetGo { .. } => {}
+                Effect::Revoke(_) => panic!("nothing is lent to these pools"),
             }
         }
     }
