@@ -32,7 +32,7 @@ const GATEWAY: SocketAddr = local(8_080);
 const ADMIN: SocketAddr = local(8_081);
 const UPSTREAM: SocketAddr = local(9_000);
 /// How often a worker is asked what it runs.
-const ASKED: Duration = Duration::from_millis(25);
+const ASKED: Duration = Duration::from_millis(100);
 /// A control plane that knows of workers by pings alone may take this long to know that they are back.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// A write goes from the control plane's own host: it has no reason to take this long.
