@@ -130,7 +130,7 @@ mod tests {
         assert!(text.contains("waits for w2 to come back"));
         assert!(text.contains("w1") && text.contains("held"));
         assert!(pools(&[]).contains("--scope fleet"));
-        assert_eq!(of_worker(&[lease.clone()]), "m 90/96");
+        assert_eq!(of_worker(std::slice::from_ref(&lease)), "m 90/96");
         assert!(of_worker(&vec![lease; 5]).ends_with("+2"));
         assert_eq!(of_worker(&[]), "-");
     }

@@ -34,7 +34,7 @@ impl<S: Store> Writer<S> {
         let now = SystemTime::now();
         let planned = self.book.plan(write, now);
         let proven = matches!(&planned, Ok(planned) if planned.change.is_some());
-        if !look && self.store.is_shared() && !(proven && !write.validate_only) {
+        if !look && self.store.is_shared() && (!proven || write.validate_only) {
             return self.plan_and_commit_key(write, true);
         }
         let planned = planned?;
