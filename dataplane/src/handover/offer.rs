@@ -101,7 +101,14 @@ impl Offer {
         // The name is the heir's from now on, and so is the line of those that are not accepted yet: if it ends, that
         // must be seen.
         drop(self.listener);
-        let Lines { leases, live, .. } = lines;
+        let Lines {
+            listeners,
+            orders,
+            ending,
+            leases,
+            live,
+        } = lines;
+        drop((listeners, orders, ending));
         give(heir, resting, &leases, &live).await;
     }
 
