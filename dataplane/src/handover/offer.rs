@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     HandoverError, READY_WITHIN, Resting, SAY_WITHIN, VERSION,
-    wire::{Word, hear, say},
+    wire::{Word, hear, say, speaks},
 };
 use crate::{
     config_client::Order,
@@ -237,12 +237,12 @@ async fn give(
                 }
                 continue;
             }
-            _ = heir.readable(), if answers => {
+            () = speaks(&heir), if answers => {
                 // It answers no more for what is used here: its own time is over, or it is gone.
-                let time = match hear(&mut heir).await {
-                    Ok(Some(message)) if message.word == Word::Gone => Duration::ZERO,
-                    Ok(Some(_)) => continue,
-                    Ok(None) | Err(_) => leases.linger(),
+                let time = match timeout(SAY_WITHIN, hear(&mut heir)).await {
+                    Ok(Ok(Some(message))) if message.word == Word::Gone => Duration::ZERO,
+                    Ok(Ok(Some(_))) => continue,
+                    Ok(Ok(None) | Err(_)) | Err(_) => leases.linger(),
                 };
                 leases.leave_within(live, time);
                 answers = false;

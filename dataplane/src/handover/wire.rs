@@ -11,7 +11,7 @@ use std::{
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
@@ -110,6 +110,24 @@ async fn write(
         sent += tried.await?;
     }
     stream.write_all(content).await
+}
+
+/// Waits until there is something to hear, or the other side closed. That a socket was readable once says nothing: what it
+/// was readable for has been heard.
+pub(super) async fn speaks(stream: &UnixStream) {
+    let peek = || {
+        let mut first = [0; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        recv(stream.as_fd(), &mut first, flags)
+            .map(drop)
+            .map_err(io::Error::from)
+    };
+    while stream.readable().await.is_ok() {
+        match stream.try_io(Interest::READABLE, peek) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
 }
 
 /// Hears what is said next; `None` if the other side closed.
@@ -222,6 +240,19 @@ mod tests {
             drop(ours);
             assert!(hear(&mut theirs).await.is_err(), "{nonsense:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_heard_does_not_speak_again() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        say(&mut ours, Word::Ready, &[], &[]).await.unwrap();
+        speaks(&theirs).await;
+        assert!(hear(&mut theirs).await.unwrap().is_some());
+        let silent = timeout(SAY_WITHIN, speaks(&theirs)).await;
+        assert!(silent.is_err(), "there is nothing to hear");
+        drop(ours);
+        speaks(&theirs).await;
+        assert!(hear(&mut theirs).await.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
