@@ -20,6 +20,8 @@ const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_MOST: Duration = Duration::from_secs(120);
 /// A connection that nobody answered is asked for again first after this.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+/// What workers have told their kernel (`TCP_USER_TIMEOUT`); control planes have not.
+const WORKERS_GIVE_UP: Duration = Duration::from_secs(5);
 const SEGMENT: usize = 1_400;
 const WINDOW: usize = 64 << 10;
 const UNDER_WAY: usize = 256;
@@ -80,13 +82,17 @@ impl Network {
         !cut && state.dice.f64() >= shape.loss
     }
 
-    /// When a packet has arrived that is sent again until it does.
-    async fn arrives(&self, way: Way) {
-        let mut again = AGAIN_FIRST;
+    /// When a packet has arrived that is sent again until it does. False if the kernel gave it up.
+    async fn arrives(&self, way: Way) -> bool {
+        let (began, mut again) = (Instant::now(), AGAIN_FIRST);
         while !self.passes(way, false) {
+            if way == Way::ToControl && began.elapsed() >= WORKERS_GIVE_UP {
+                return false;
+            }
             sleep(again).await;
             again = (again * 2).min(AGAIN_MOST);
         }
+        true
     }
 
     /// A connection from a worker; who waits for it gives up by itself.
@@ -125,7 +131,9 @@ async fn put_on(
         let mut segment = vec![0; SEGMENT];
         let read = from.read(&mut segment).await.unwrap_or_default();
         segment.truncate(read);
-        network.arrives(way).await;
+        if !network.arrives(way).await {
+            return;
+        }
         let due = Instant::now() + network.delay(way);
         if to.send((due, segment)).await.is_err() || read == 0 {
             return;
