@@ -380,6 +380,10 @@ async fn both_processes_together_keep_to_what_the_worker_is_lent() {
         pool: Some(wire::Pool {
             max_concurrent: Some(LIMIT),
             scope: wire::PoolScope::Fleet.into(),
+            queue: Some(wire::Queue {
+                max_waiting: Some(100),
+                ..wire::Queue::default()
+            }),
             ..wire::Pool::default()
         }),
         ..model_at("f", &engine.url())

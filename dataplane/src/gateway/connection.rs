@@ -38,7 +38,11 @@ use super::{
     hangup::Hangups,
     proxy::Proxy,
 };
-use crate::{ending::Stage, handover::Resting, shared_socket::SharedSocket};
+use crate::{
+    ending::{Ending, Stage},
+    handover::Resting,
+    shared_socket::SharedSocket,
+};
 
 /// Most bytes of a request's head that are read before it is refused, and of an answer's pieces that are held: some
 /// more than a head may have, so that most of what is too long can be told so in our own words.
@@ -62,6 +66,8 @@ const LINGER_WITHIN: Duration = Duration::from_secs(2);
 const MOST_UNSENT: u32 = 64 * 1024;
 /// Longest time for which what was sent may stay unread, or unanswered by a machine that is gone.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
+/// How long a worker that ends waits for the first word of a client that was let in before.
+const FIRST_WORD: Duration = Duration::from_millis(500);
 /// What tells that the client closed its side, and nothing of the bytes before it: being woken for each
 /// request's arrival would cost as much as reading it.
 #[cfg(target_os = "linux")]
@@ -84,7 +90,7 @@ pub(super) async fn serve(
     let speaks = tokio::select! {
         biased;
         speaks = first_bytes(&socket, &read) => speaks,
-        () = ending.reached(Stage::Draining) => Speaks::Nothing,
+        () = waited_for(&ending) => Speaks::Nothing,
     };
     presence.speaks(speaks);
     let socket = Arc::new(socket);
@@ -195,6 +201,15 @@ fn http2_builder(proxy: &Proxy, hangups: &Hangups) -> http2::Builder<Hangups> {
         .max_header_list_size(HEADER_LIST)
         .max_concurrent_streams(MOST_STREAMS);
     builder
+}
+
+/// For so long is waited for what a client has to say that was let in, once the worker ends: it may be on its way. An heir
+/// waits in this one's place.
+async fn waited_for(ending: &Ending) {
+    ending.reached(Stage::Draining).await;
+    if ending.heir().is_none() {
+        sleep(FIRST_WORD).await;
+    }
 }
 
 /// Waits until it is clear which protocol the client speaks. hyper would wait for that without a limit.

@@ -88,8 +88,8 @@ where
                 // At the cut it is only polled: who answers finds out.
                 if !lasting.draining.load(Ordering::Relaxed) && ending.has_reached(Stage::Draining) {
                     lasting.draining.store(true, Ordering::Relaxed);
-                    // hyper would wait for the rest of the first head; nothing was said that has yet to leave.
-                    if !lasting.asked.load(Ordering::Relaxed) {
+                    // hyper waits for the rest of the first head: without an heir that is right, and the answer is the last.
+                    if !lasting.asked.load(Ordering::Relaxed) && ending.heir().is_some() {
                         break Ok(());
                     }
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
