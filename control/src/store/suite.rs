@@ -381,7 +381,7 @@ fn a_newer_format_is_refused_untouched() {
             error,
             OpenError::NewerFormat {
                 found: 99,
-                known: 3,
+                known: 4,
                 ..
             }
         ),
