@@ -51,7 +51,7 @@ use crate::{
         Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
         SyncService, Watchers,
     },
-    session,
+    session::{self, Abreast},
     store::{OpenError, Recovery, Store as _, StoreLocation, recover},
 };
 
@@ -228,6 +228,9 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
+            // The store is part of the process, and nobody else has it.
+            abreast: Abreast::always(),
+            replica: Arc::from(""),
         };
         Ok(Self {
             listener,

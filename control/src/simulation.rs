@@ -1,6 +1,8 @@
 //! A control plane whose network and disk are somebody else's, so that a simulation can cut the one and crash
 //! beside the other. All else is the product's own code. It never starts a thread.
 
+mod replicas;
+
 use std::{io, sync::Arc, time::Duration};
 
 use forebay_proto::{Epoch, ModelId, PoolSettings, Revision, probe::AddressPolicy};
@@ -20,6 +22,7 @@ use crate::{
     registry,
     secrets::Vault,
     service::Context,
+    session::Abreast,
     store::{
         Change, Store, StoreError, Stored,
         history::{History, Past},
@@ -27,6 +30,8 @@ use crate::{
         memory::{MemoryStore, Next},
     },
 };
+
+pub use replicas::Replicas;
 
 /// Streams end of age within a simulation, too.
 const STREAM_AGE: Duration = Duration::from_secs(30);
@@ -120,6 +125,8 @@ where
         metrics: own,
         status: Arc::new(StoreStatus::new(None)),
         prober: Arc::new(Prober::new(AddressPolicy::default())),
+        abreast: Abreast::always(),
+        replica: Arc::from(""),
     };
     let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
     let (served, ()) = tokio::join!(serving, writing);

@@ -20,7 +20,9 @@ use crate::{
     admin::Admin,
     apply::{Applier, open_file_limit},
     budget::Budget,
-    config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
+    config_client::{
+        ConfigClient, ConfigStatus, Controls, Identity, Keeping, LastKnownGood, lkg_folder,
+    },
     ending::Ending,
     gateway::{ClientLimits, Gateway},
     handover::{self, HandoverError, Offer, Taken, take_over},
@@ -56,8 +58,10 @@ pub enum HandOver {
 pub struct WorkerSettings {
     /// Stable over restarts.
     pub worker_id: WorkerId,
-    /// Control planes, any of which will do.
+    /// Control planes, any of which will do. A name stands for all its addresses.
     pub control: Vec<Uri>,
+    /// How often it is looked whether another one has less to do, on average; nothing: never.
+    pub rebalance_every: Option<Duration>,
     /// Where the gateway listens.
     pub listen: SocketAddr,
     /// Where the admin port listens.
@@ -261,20 +265,26 @@ impl Parts {
             settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
         let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
+        let resolver = Arc::new(Resolver::new(&settings.dns_servers));
+        let controls = Controls {
+            urls: settings.control,
+            look_every: settings.rebalance_every,
+            resolver: Some(resolver.clone()),
+        };
         let common = Common {
             tasks: tasks.clone(),
             metrics: metrics.clone(),
             budget: budget.clone(),
-            resolver: Arc::new(Resolver::new(&settings.dns_servers)),
+            resolver,
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
             keys: keys.clone(),
         };
         let remake = {
             let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
-            let (control, soak, keys) = (settings.control, settings.soak, keys.clone());
+            let (soak, keys) = (settings.soak, keys.clone());
             move || {
                 ConfigClient::new(
-                    control.clone(),
+                    controls.clone(),
                     identity.clone(),
                     Applier::new(live.clone(), common.clone(), open_files),
                     (live.clone(), keys.clone()),

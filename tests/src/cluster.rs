@@ -21,6 +21,8 @@ use crate::{Client, Scrape, eventually, lasting_addr};
 const LARGEST_BODY: usize = 1 << 20;
 const BUFFERED: usize = 1 << 30;
 const GRACE: Duration = Duration::from_secs(5);
+/// How often a worker looks whether another control plane has less to do.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Shorter than what a worker waits otherwise until a configuration counts as good.
 const SOAK: Duration = Duration::from_millis(500);
 
@@ -47,13 +49,13 @@ pub struct WorkerHandle {
 }
 
 #[derive(Debug)]
-struct Running {
+pub(crate) struct Running {
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Running {
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("the server's task ends well");
@@ -148,16 +150,25 @@ impl Cluster {
         self.worker_of(name, &self.url()).await
     }
 
-    /// The same, but it follows this control plane.
+    /// The same, but it follows this control plane, or these, separated by commas.
     pub async fn worker_of(&self, name: &str, control: &str) -> WorkerHandle {
+        self.worker_in(name, name, control).await
+    }
+
+    /// The same, with data of its own below this name.
+    pub async fn worker_in(&self, name: &str, data: &str, control: &str) -> WorkerHandle {
         let settings = WorkerSettings {
             worker_id: WorkerId::new(name).expect("a worker's name"),
-            control: vec![control.parse().expect("a url")],
+            control: control
+                .split(',')
+                .map(|url| url.parse().expect("a url"))
+                .collect(),
+            rebalance_every: Some(LOOK_EVERY),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             exposure: forebay_dataplane::Exposure::LoopbackOnly,
             auth: forebay_dataplane::keys::Auth::Auto,
-            data_dir: Some(self.dir.path().join(name)),
+            data_dir: Some(self.dir.path().join(data)),
             dns_servers: self.dns.clone(),
             soak: SOAK,
             probe_every: Duration::from_secs(1),
@@ -348,7 +359,7 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
     }
 }
 
-async fn control(
+pub(crate) async fn control(
     dir: PathBuf,
     listen: SocketAddr,
     stream_age: Option<Duration>,

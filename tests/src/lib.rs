@@ -10,6 +10,7 @@
     reason = "scenery that cannot be set up ends the test, here and now"
 )]
 
+mod balancer;
 mod bodies;
 mod client;
 mod cluster;
@@ -29,8 +30,10 @@ mod process;
 mod raw;
 mod scrape;
 mod stalled;
+mod trio;
 mod wait;
 
+pub use balancer::{Balancer, Behind};
 pub use bodies::{BOUNDARY, Bodies};
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
@@ -50,4 +53,5 @@ pub use process::Process;
 pub use raw::{After, RawClient, RawUpstream};
 pub use scrape::{Sample, Scrape};
 pub use stalled::Stalled;
+pub use trio::Trio;
 pub use wait::{eventually, eventually_within};

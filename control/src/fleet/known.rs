@@ -4,11 +4,14 @@
 use std::{sync::Arc, time::SystemTime};
 
 use forebay_proto::{
-    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
+    Health, InstanceId, Position, Revision, convert::timestamp_to_wire, health::ModelHealth,
+    limits, wire,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{Applied, Introduction, Refused, SessionId};
+use super::{
+    Applied, Introduction, Refused,
+    contest::{Line, Twin},
+};
 use crate::rollout::{Seen, Staging};
 
 #[derive(Debug)]
@@ -29,22 +32,23 @@ pub(super) struct Known {
     pub(super) health: Health,
     /// The same for the models that were changed last.
     pub(super) changed: Arc<[ModelHealth]>,
+    /// Another process that came under its id.
+    pub(super) twin: Option<Twin>,
+    /// One that another replica has.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) across: Option<super::across::Across>,
     pub(super) connected: SystemTime,
     pub(super) seen: SystemTime,
     pub(super) gone: Option<SystemTime>,
 }
 
-/// How its session is told.
-#[derive(Debug)]
-pub(super) struct Line {
-    pub(super) session: SessionId,
-    /// A newer one came.
-    pub(super) end: CancellationToken,
-    /// The worker is to end.
-    pub(super) drain: CancellationToken,
-}
-
 impl Known {
+    /// Its stream, if that is of another process than this one, which does not end.
+    pub(super) fn rival_of(&self, instance: &InstanceId) -> Option<&Line> {
+        let other = self.introduction.instance != *instance && !self.ends;
+        self.session.as_ref().filter(|_| other)
+    }
+
     /// Where the worker stands with respect to a revision of the newest configuration's epoch.
     pub(super) fn state(&self, newest: &Position, revision: Revision) -> wire::WorkerState {
         // A number stands for one content: the newest number with other content is not the newest, and
@@ -120,8 +124,21 @@ impl Known {
             draining_requests: self.draining,
             draining: self.ends && self.gone.is_none(),
             keys_version: self.keys_version,
+            control: who.control.clone(),
+            moves: who.moves.0,
+            moved_because: who.moves.1.clone(),
+            twin: self.twin(SystemTime::now()),
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
+    }
+
+    fn twin(&self, now: SystemTime) -> Option<wire::Twin> {
+        let twin = self.twin.as_ref().filter(|twin| twin.is_fresh(now))?;
+        Some(wire::Twin {
+            instance_id: twin.instance.to_string(),
+            peer: twin.peer.clone(),
+            last_seen_time: Some(timestamp_to_wire(twin.at)),
+        })
     }
 
     /// What it did not take, as a whole or some models of it.

@@ -95,17 +95,8 @@ impl World {
         }
         let fleet = Arc::<Fleet>::default();
         let sessions = ["a", "b", "c", "d"].map(|id| {
-            let introduction = Introduction {
-                worker: WorkerId::new(id).unwrap(),
-                instance: InstanceId::new("i").unwrap(),
-                build: String::new(),
-                peer: String::new(),
-                gateway: String::new(),
-                applied: Some(position(1)),
-                refusals: Vec::new(),
-                quarantined: Vec::new(),
-            };
-            let joined = fleet.join(introduction, CancellationToken::new()).unwrap();
+            let introduction = Introduction::plain(id, "i", Some(position(1)));
+            let joined = fleet.joined(introduction, CancellationToken::new());
             (WorkerId::new(id).unwrap(), joined.session)
         });
         let first = Offer::to_all(Target::alone(published(newest)));

@@ -18,6 +18,7 @@
 )]
 
 mod hosts;
+mod replicas;
 mod trouble;
 mod world;
 
