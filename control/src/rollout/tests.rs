@@ -1,6 +1,6 @@
 //! The task on a clock that stands still, with a registry that is played.
 
-use forebay_proto::{Digest, Epoch, InstanceId, PoolSettings, PoolSize, Revision, WorkerId};
+use forebay_proto::{Digest, Epoch, PoolSettings, PoolSize, Revision, WorkerId};
 use parking_lot::Mutex;
 use prometheus::Registry;
 
