@@ -3,6 +3,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use forebay_proto::wire;
 use forebay_tests::{Balancer, Behind, Process, eventually, lasting_addr, model_at};
 use serde_json::Value;
 
@@ -85,7 +86,7 @@ fn load(gateway: &str, upstreams: &str) -> Process {
         "--model",
         "m",
         "--rate",
-        "60",
+        "40",
         "--stream-tokens",
         "60",
         "--token-interval",
@@ -107,7 +108,15 @@ async fn workers_and_control_planes_are_restarted_one_by_one_and_nothing_is_lost
     // One registry, copied: what is registered is the same at all three.
     let stores: Vec<_> = (0..3).map(|n| dir.path().join(format!("c{n}"))).collect();
     let first = Control::start(ANY, &stores[0], &[]).await;
-    let model = model_at("m", &format!("http://{}", upstreams[0]));
+    let mut model = model_at("m", &format!("http://{}", upstreams[0]));
+    // A machine that is busy with other tests makes a long line; that is not what this is about.
+    model.pool = Some(wire::Pool {
+        queue: Some(wire::Queue {
+            max_waiting: Some(10_000),
+            ..wire::Queue::default()
+        }),
+        ..wire::Pool::default()
+    });
     first.create(model).await;
     first.process.terminate().await;
     stores[1..].iter().for_each(|store| copy(&stores[0], store));

@@ -28,7 +28,9 @@ use super::{
 pub(crate) struct Elsewhere {
     pub(crate) worker: WorkerId,
     pub(crate) instance: InstanceId,
-    /// When it was opened there.
+    /// Since when its process has been let in.
+    pub(crate) since: SystemTime,
+    /// When this stream was opened.
     pub(crate) connected: SystemTime,
     pub(crate) peer: String,
     pub(crate) replica: String,
@@ -59,12 +61,15 @@ enum Compared {
 }
 
 /// Each replica comes to the same verdict of the two.
-fn compare(here: (&InstanceId, SystemTime), there: &Elsewhere) -> Compared {
-    let (instance, connected) = here;
-    let earlier = (connected, instance) < (there.connected, &there.instance);
-    match (*instance == there.instance, earlier) {
-        (true, true) => Compared::Leftover,
-        (true, false) => Compared::Stays,
+fn compare(
+    instance: &InstanceId,
+    (since, connected): (SystemTime, SystemTime),
+    there: &Elsewhere,
+) -> Compared {
+    let elder = (since, instance) < (there.since, &there.instance);
+    match (*instance == there.instance, elder) {
+        (true, _) if connected < there.connected => Compared::Leftover,
+        (true, _) => Compared::Stays,
         (false, true) => Compared::Elder,
         (false, false) => Compared::Younger,
     }
@@ -83,6 +88,7 @@ impl Fleet {
             Elsewhere {
                 worker: known.introduction.worker.clone(),
                 instance: known.introduction.instance.clone(),
+                since: known.since,
                 connected: known.connected,
                 peer: known.introduction.peer.clone(),
                 replica: replica.to_owned(),
@@ -118,7 +124,7 @@ impl Known {
             return false;
         };
         let instance = &self.introduction.instance;
-        match compare((instance, self.connected), there) {
+        match compare(instance, (self.since, self.connected), there) {
             Compared::Stays => false,
             Compared::Leftover => {
                 line.oust(Ousted::Newer);
@@ -188,6 +194,7 @@ mod tests {
         Elsewhere {
             worker: WorkerId::new("w").unwrap(),
             instance: InstanceId::new(instance).unwrap(),
+            since: connected,
             connected,
             peer: "there".to_owned(),
             replica: "r2".to_owned(),
@@ -207,13 +214,17 @@ mod tests {
         let (early, late) = (SystemTime::UNIX_EPOCH, SystemTime::now());
         let id = |text| InstanceId::new(text).unwrap();
         let (a, b) = (id("a"), id("b"));
-        assert_eq!(compare((&a, early), &there("b", late)), Compared::Elder);
-        assert_eq!(compare((&b, late), &there("a", early)), Compared::Younger);
-        assert_eq!(compare((&a, early), &there("a", late)), Compared::Leftover);
-        assert_eq!(compare((&a, late), &there("a", early)), Compared::Stays);
+        let of = |instance, at, there| compare(instance, (at, at), &there);
+        assert_eq!(of(&a, early, there("b", late)), Compared::Elder);
+        assert_eq!(of(&b, late, there("a", early)), Compared::Younger);
+        assert_eq!(of(&a, early, there("a", late)), Compared::Leftover);
+        assert_eq!(of(&a, late, there("a", early)), Compared::Stays);
         // At the same instant one of them is the elder, too.
-        assert_eq!(compare((&a, late), &there("b", late)), Compared::Elder);
-        assert_eq!(compare((&b, late), &there("a", late)), Compared::Younger);
+        assert_eq!(of(&a, late, there("b", late)), Compared::Elder);
+        assert_eq!(of(&b, late, there("a", late)), Compared::Younger);
+        // A stream that was opened anew makes nobody younger.
+        let anew = compare(&a, (early, late), &there("b", late));
+        assert_eq!(anew, Compared::Elder);
     }
 
     fn later() -> SystemTime {

@@ -6,6 +6,7 @@
 //!   none, or it has ended           is let in: a start, a restart, a hand-over
 //!   of the same process             is let in, the old stream is ended: a reconnect
 //!   of a process that ends          is let in: it has said that it goes
+//!   of one that came later          is let in: its stream was renewed, and the other one came in between
 //!   of another process              waits, while that one is asked to prove that it is alive
 //!      ├─ it does                   is turned away (ALREADY_EXISTS), and both are told
 //!      ├─ its stream ends           is let in: it was a restart

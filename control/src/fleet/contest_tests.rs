@@ -109,6 +109,20 @@ fn a_reconnect_and_the_heir_of_one_that_ends_are_let_in_at_once() {
     let_in(&fleet, "other", None);
 }
 
+/// Its stream was old and is opened anew; the other one came in between.
+#[test]
+fn the_elder_gets_its_place_back() {
+    let fleet = Fleet::default();
+    let (_, ended) = let_in(&fleet, "younger", None);
+    let elder = Introduction {
+        let_in: std::time::Duration::from_secs(60),
+        ..introduction("elder", true)
+    };
+    let joining = fleet.join(elder, CancellationToken::new(), None);
+    assert!(matches!(joining, Joining::In(_)) && ended.is_cancelled());
+    contested(&fleet, "younger");
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_that_come_at_once_are_judged_one_after_the_other() {
     let fleet = Fleet::default();

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Applied, Fleet, Introduction, MOST, SessionId,
     contest::{Challenge, Line, Ousted, Rival, Twin},
-    known::Known,
+    known::{self, Known},
 };
 
 /// An opened session.
@@ -59,7 +59,7 @@ impl Fleet {
         inner.sessions += 1;
         let session = SessionId(inner.sessions);
         let there = inner.workers.get(&introduction.worker);
-        if let Some(line) = there.and_then(|there| there.rival_of(&introduction.instance))
+        if let Some(line) = there.and_then(|there| there.rival_of(&introduction, now))
             && over != Some(line.session)
         {
             let who = (&introduction.instance, introduction.peer.as_str());
@@ -158,6 +158,7 @@ impl Known {
         }
         let health = same.as_ref().map_or_else(Health::default, |old| old.health);
         let told = introduction.refused.clone();
+        let since = known::since(now, introduction.let_in);
         Self {
             refused: same.and_then(|old| old.refused).or(told),
             introduction,
@@ -173,6 +174,7 @@ impl Known {
             #[cfg(any(test, feature = "simulation"))]
             across: None,
             connected: now,
+            since,
             seen: now,
             gone: None,
         }
@@ -196,6 +198,7 @@ impl Introduction {
             control: String::new(),
             moves: (0, String::new()),
             proves: true,
+            let_in: std::time::Duration::ZERO,
         }
     }
 }

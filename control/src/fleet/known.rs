@@ -1,11 +1,13 @@
 //! What is known of one worker, and how that looks: to operators, with respect to a revision, and to rollouts. It
 //! changes nothing.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use forebay_proto::{
-    Health, InstanceId, Position, Revision, convert::timestamp_to_wire, health::ModelHealth,
-    limits, wire,
+    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
 };
 
 use super::{
@@ -38,15 +40,18 @@ pub(super) struct Known {
     #[cfg(any(test, feature = "simulation"))]
     pub(super) across: Option<super::across::Across>,
     pub(super) connected: SystemTime,
+    /// Since when its process has been let in, here or elsewhere.
+    pub(super) since: SystemTime,
     pub(super) seen: SystemTime,
     pub(super) gone: Option<SystemTime>,
 }
 
 impl Known {
-    /// Its stream, if that is of another process than this one, which does not end.
-    pub(super) fn rival_of(&self, instance: &InstanceId) -> Option<&Line> {
-        let other = self.introduction.instance != *instance && !self.ends;
-        self.session.as_ref().filter(|_| other)
+    /// Its stream, if that is of another process than this one, which does not end and was not there after it.
+    pub(super) fn rival_of(&self, comer: &Introduction, now: SystemTime) -> Option<&Line> {
+        let other = self.introduction.instance != comer.instance && !self.ends;
+        let elder = self.since <= since(now, comer.let_in);
+        self.session.as_ref().filter(|_| other && elder)
     }
 
     /// Where the worker stands with respect to a revision of the newest configuration's epoch.
@@ -167,6 +172,11 @@ impl Known {
         let held = held.map_or(0, |held| held.revision.get());
         revision.get().saturating_sub(held)
     }
+}
+
+/// When it was let in. What would be before all time, was just now.
+pub(super) fn since(now: SystemTime, for_: Duration) -> SystemTime {
+    now.checked_sub(for_).unwrap_or(now)
 }
 
 /// What a worker that has this in quarantine would answer if it were pushed.

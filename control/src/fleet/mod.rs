@@ -78,6 +78,8 @@ pub(crate) struct Introduction {
     pub(crate) moves: (u32, String),
     /// Its build answers whether it is alive.
     pub(crate) proves: bool,
+    /// For how long its process has been let in, here or elsewhere.
+    pub(crate) let_in: Duration,
 }
 
 /// A configuration that a worker runs.

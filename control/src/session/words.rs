@@ -60,6 +60,7 @@ pub(super) fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, 
             control: plain(&hello.control, 256),
             moves: (hello.moves, plain(&hello.moved_because, 32)),
             proves: hello.proves,
+            let_in: Duration::from_millis(hello.let_in_millis),
         }),
     )
 }

@@ -11,7 +11,10 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use forebay_proto::{Position, limits, wire};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{Instant, Interval, interval_at, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -358,9 +361,13 @@ impl<'a> Session<'a> {
         let message = wire::FromWorker {
             message: Some(message),
         };
-        self.say
-            .try_send(message)
-            .map_err(|_| Ended::Protocol("the control plane does not read our answers"))
+        match self.say.try_send(message) {
+            // What the control plane said at its end is still to be heard, and is the reason.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(Ended::Protocol(
+                "the control plane does not read our answers",
+            )),
+        }
     }
 }
 
@@ -406,6 +413,7 @@ fn hello(client: &ConfigClient, replica: &Replica) -> wire::Hello {
         moved_because: because.map_or_else(String::new, |left| left.word().to_owned()),
         proves: true,
         refused: client.refused.clone(),
+        let_in_millis: u64::try_from(client.status.let_in_for().as_millis()).unwrap_or_default(),
     }
 }
 

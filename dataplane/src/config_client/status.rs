@@ -9,6 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::chooser::{Left, Replica};
 
+/// After so long without a word of a control plane another process with our id may have taken our place: it is let in
+/// when we do not answer for 8 s. Signs of life come every 10 s or so.
+const PLACE_KEPT: Duration = Duration::from_secs(18);
+
 /// Where the configuration in force comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigSource {
@@ -54,6 +58,8 @@ struct Known {
     moved_because: Option<Left>,
     /// Why the last stream ended.
     left: Option<Left>,
+    /// Since when control planes let us in, without a pause in which another process could have taken our place.
+    let_in: Option<Instant>,
     /// What was said when we were turned away because another process has our id.
     twin: Option<String>,
 }
@@ -71,6 +77,7 @@ impl Default for ConfigStatus {
             moves: 0,
             moved_because: None,
             left: None,
+            let_in: None,
             twin: None,
         };
         Self {
@@ -78,6 +85,13 @@ impl Default for ConfigStatus {
             asked_to_end: CancellationToken::new(),
             stopping: CancellationToken::new(),
         }
+    }
+}
+
+impl Known {
+    fn still_let_in(&self) -> Option<Instant> {
+        let heard = self.last_contact?;
+        self.let_in.filter(|_| heard.elapsed() < PLACE_KEPT)
     }
 }
 
@@ -100,6 +114,7 @@ impl ConfigStatus {
 
     pub(super) fn heard(&self) {
         let mut known = self.known.lock();
+        known.let_in = known.still_let_in();
         known.connected = true;
         known.last_contact = Some(Instant::now());
     }
@@ -127,6 +142,7 @@ impl ConfigStatus {
         let moved = moves != known.moves;
         (known.moves, known.moved_because) = (moves, because);
         (known.left, known.twin) = (None, None);
+        known.let_in.get_or_insert_with(Instant::now);
         known.followed = Some(Followed {
             control: control.to_string(),
             replica,
@@ -151,6 +167,15 @@ impl ConfigStatus {
         // Why the one that was followed was left, not why others did not let us in after it.
         known.left.get_or_insert(left);
         known.twin = (left == Left::Twin).then(|| said.to_owned());
+        if left == Left::Twin {
+            known.let_in = None;
+        }
+    }
+
+    /// For how long control planes have let us in. Zero if another process may have taken our place meanwhile.
+    pub(super) fn let_in_for(&self) -> Duration {
+        let let_in = self.known.lock().still_let_in();
+        let_in.map(|since| since.elapsed()).unwrap_or_default()
     }
 
     /// The control plane that is followed, or was last.

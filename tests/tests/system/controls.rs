@@ -17,7 +17,9 @@ async fn followed(worker: &WorkerHandle) -> Option<String> {
     connected.then(|| control["url"].as_str().unwrap().to_owned())
 }
 
+/// Which one it follows, once it has a configuration.
 async fn follows(worker: &WorkerHandle, trio: &Trio) -> usize {
+    worker.ready().await;
     let follows = async || trio.number(&followed(worker).await?);
     eventually("it follows one", follows).await
 }
