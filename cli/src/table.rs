@@ -56,11 +56,7 @@ pub(crate) fn models(models: &[wire::Model]) -> String {
     ]);
     for model in models {
         let pool = model.resolved_pool.clone().unwrap_or_default();
-        let urls: Vec<_> = model
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.url.as_str())
-            .collect();
+        let urls: Vec<_> = model.endpoints.iter().map(place_of).collect();
         let urls = match urls.as_slice() {
             [first, _, ..] => format!("{first} +{}", urls.len() - 1),
             _ => urls.join(""),
@@ -157,8 +153,25 @@ fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
     ]
 }
 
+/// Where it is, or who says where.
+fn place_of(endpoint: &wire::Endpoint) -> String {
+    use wire::discovery::Source;
+    let source = endpoint.discovery.as_ref().and_then(|d| d.source.as_ref());
+    match source {
+        Some(Source::Dns(at)) => format!("dns {at}"),
+        Some(Source::Srv(at)) => format!("srv {at}"),
+        Some(Source::File(at)) => format!("file {at}"),
+        Some(Source::Http(at)) => format!("list {at}"),
+        None => endpoint.url.clone(),
+    }
+}
+
 fn endpoint_of(endpoint: &wire::Endpoint) -> String {
-    let (id, url, weight) = (&endpoint.id, &endpoint.url, endpoint.weight.unwrap_or(1));
+    let (id, url, weight) = (
+        &endpoint.id,
+        place_of(endpoint),
+        endpoint.weight.unwrap_or(1),
+    );
     let credential = endpoint.credential.as_ref();
     let credential = credential.map(|sealed| format!("  credential {}", sealed.fingerprint));
     format!(

@@ -1,13 +1,7 @@
 //! The composition root of the control plane: opens the store, binds the port, tells where it
 //! listens, then serves until told to stop.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{
     PoolSettings, limits,
@@ -39,20 +33,23 @@ use wire::{
 };
 
 use crate::{
+    cluster::{Cluster, Leadership, ReplicaSettings},
+    etcd::EtcdError,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
     metrics::Metrics,
+    opening::{self, Opened, Opening, Own},
     probe::Prober,
-    registry::{self, WriterThread},
-    rollout::{self, RegistryPast, RolloutSettings},
-    secrets::{Needs, SecretFiles, SecretsError, Vault},
+    registry::WriterThread,
+    rollout::{self, Kept, RegistryPast, RolloutSettings},
+    secrets::SecretsError,
     service::{
         Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
         SyncService, Watchers,
     },
     session::{self, Abreast},
-    store::{OpenError, Recovery, Store as _, StoreLocation, recover},
+    store::{OpenError, Recovery, StoreLocation},
 };
 
 /// HTTP/2 pings find a peer that is gone without a word.
@@ -96,6 +93,8 @@ pub struct ControlSettings {
     pub probe_allow: Vec<Cidr>,
     /// Where its own secrets are.
     pub secrets: SecretPaths,
+    /// How it shares a store with other control planes, if it does.
+    pub replica: ReplicaSettings,
 }
 
 /// Where the control plane's own secrets are: in its data directory, unless said otherwise.
@@ -105,15 +104,6 @@ pub struct SecretPaths {
     pub pepper: Option<PathBuf>,
     /// With which credentials of endpoints are sealed.
     pub seal_key: Option<PathBuf>,
-}
-
-impl SecretPaths {
-    fn below(self, dir: &Path) -> SecretFiles {
-        SecretFiles {
-            pepper: self.pepper.unwrap_or_else(|| dir.join("pepper")),
-            seal_key: self.seal_key.unwrap_or_else(|| dir.join("seal.key")),
-        }
-    }
 }
 
 /// Why a control plane cannot start, or ended.
@@ -136,12 +126,15 @@ pub enum ControlError {
     /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The store that is shared cannot be used.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// Its own secrets cannot be had.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
     /// The store's content cannot be used.
     #[error(
-        "the store cannot be read: {0}; put a copy of the data directory in place, or start with another --data-dir"
+        "the store cannot be read: {0}; put a copy of it in place, or start with another --data-dir or --store"
     )]
     Load(String),
     /// The server failed.
@@ -166,9 +159,26 @@ pub struct BoundControl {
     context: Context,
     metrics: Registry,
     writer: WriterThread,
-    exporter: Exporter,
-    stream_age: Option<Duration>,
-    staged: Option<(RolloutSettings, Option<PathBuf>)>,
+    /// Of a store of its own.
+    exporter: Option<Exporter>,
+    plan: Plan,
+}
+
+/// How it serves.
+pub(crate) struct Plan {
+    pub(crate) stream_age: Option<Duration>,
+    /// In rings, and where what is stable is kept.
+    pub(crate) staged: Option<(RolloutSettings, Kept)>,
+    /// With others on one store.
+    pub(crate) cluster: Option<Box<Cluster>>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
 }
 
 impl BoundControl {
@@ -184,41 +194,47 @@ impl BoundControl {
         let internal = |error: prometheus::Error| ControlError::Internal(error.to_string());
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
-        let StoreLocation::Sled(dir) = settings.store;
-        let all_at_once = settings.rings.is_none();
-        let secrets = settings.secrets;
-        let opening = tokio::task::spawn_blocking({
-            let metrics = metrics.clone();
-            move || {
-                let fresh = &settings.fresh_settings;
-                let (mut store, recovered) = recover::open(&dir, fresh, settings.recovery)?;
-                let lock = store.lock.clone();
-                // What was stable before all went at once is not any more.
-                if all_at_once && let Err(error) = rollout::forget_stable(&dir) {
-                    tracing::warn!(%error, "the stable revision of earlier rollouts is still kept");
-                }
-                let stored = store.load();
-                let stored = stored.map_err(|error| ControlError::Load(error.to_string()))?;
-                let vault = Vault::open(&secrets.below(&dir), &Needs::of(&stored))?;
-                drop(stored);
-                let started = registry::start(store, metrics, vault);
-                Ok::<_, ControlError>((started.map_err(ControlError::Load)?, recovered, dir, lock))
-            }
-        });
-        let opened = opening
-            .await
-            .map_err(|error| ControlError::Internal(error.to_string()))?;
-        let ((handle, writer), recovered, dir, lock) = opened?;
-        metrics.recovered.set(recovered.is_some().into());
-        let status = Arc::new(StoreStatus::new(recovered));
-        let staged = settings.rings.map(|rings| (rings, Some(dir.clone())));
-        let exporter = Exporter {
-            dir,
-            lock,
-            published: handle.watch(),
-            keys: handle.watch_keys(),
-            status: status.clone(),
+        let Opened {
+            handle,
+            writer,
+            own,
+            kept,
+        } = opening::open(Opening {
+            store: settings.store,
+            fresh: settings.fresh_settings,
+            recovery: settings.recovery,
+            secrets: settings.secrets,
+            replica: settings.replica,
+            all_at_once: settings.rings.is_none(),
             metrics: metrics.clone(),
+        })
+        .await?;
+        // Of a directory, the store is part of the process, and nobody else has it.
+        let (mut abreast, mut replica) = (Abreast::always(), Arc::from(""));
+        let (status, exporter, cluster) = match own {
+            Own::Directory {
+                dir,
+                lock,
+                recovered,
+            } => {
+                metrics.recovered.set(recovered.is_some().into());
+                let status = Arc::new(StoreStatus::new(recovered));
+                let exporter = Exporter {
+                    dir,
+                    lock,
+                    published: handle.watch(),
+                    keys: handle.watch_keys(),
+                    status: status.clone(),
+                    metrics: metrics.clone(),
+                };
+                (status, Some(exporter), None)
+            }
+            Own::Shared(cluster) => {
+                let status = StoreStatus::shared(cluster.shared.lag.clone());
+                abreast = Abreast::told_by(cluster.shared.lag.watch());
+                replica = Arc::from(cluster.shared.replica.name.as_str());
+                (Arc::new(status), None, Some(cluster))
+            }
         };
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
@@ -228,9 +244,8 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
-            // The store is part of the process, and nobody else has it.
-            abreast: Abreast::always(),
-            replica: Arc::from(""),
+            abreast,
+            replica,
         };
         Ok(Self {
             listener,
@@ -239,8 +254,11 @@ impl BoundControl {
             metrics: registry,
             writer,
             exporter,
-            stream_age: settings.stream_age,
-            staged,
+            plan: Plan {
+                stream_age: settings.stream_age,
+                staged: settings.rings.map(|rings| (rings, kept)),
+                cluster,
+            },
         })
     }
 
@@ -258,14 +276,14 @@ impl BoundControl {
             metrics,
             writer,
             exporter,
-            stream_age,
-            staged,
+            plan,
             ..
         } = self;
         let export_stop = CancellationToken::new();
-        let exporting = JoinSet::from_iter([exporter.run(export_stop.clone())]);
+        let exporting = exporter.map(|exporter| exporter.run(export_stop.clone()));
+        let exporting = JoinSet::from_iter(exporting);
         let incoming = incoming(listener);
-        let served = serve(incoming, context, metrics, stream_age, staged, shutdown).await;
+        let served = serve(incoming, context, metrics, plan, shutdown).await;
         // The last handle is gone with the routes: the writer finishes and the store is closed.
         let joined = tokio::task::spawn_blocking(move || writer.join());
         if timeout(GRACE, joined).await.is_err() {
@@ -285,8 +303,7 @@ pub(crate) async fn serve<Io>(
     incoming: impl Stream<Item = io::Result<Io>>,
     context: Context,
     metrics: Registry,
-    stream_age: Option<Duration>,
-    staged: Option<(RolloutSettings, Option<PathBuf>)>,
+    plan: Plan,
     shutdown: CancellationToken,
 ) -> Result<(), ControlError>
 where
@@ -297,10 +314,29 @@ where
     let (feed, mut offers) = session::targets(&published);
     let counts = context.metrics.clone();
     sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
-    if let Some((settings, dir)) = staged {
+    let Plan {
+        stream_age,
+        staged,
+        cluster,
+    } = plan;
+    // Kept to the end: who shares its store with nobody decides for as long as it runs.
+    let (alone, mut leadership) = Leadership::alone();
+    if let Some(cluster) = cluster {
+        leadership = cluster.shared.leadership.clone();
+        let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
+        cluster.start(
+            registry,
+            fleet,
+            context.metrics.clone(),
+            &sessions,
+            shutdown.clone(),
+        );
+    }
+    if let Some((settings, kept)) = staged {
         let parts = rollout::Parts {
             settings,
-            dir,
+            kept,
+            leadership,
             past: RegistryPast(context.registry.clone()),
             fleet: context.fleet.clone(),
             metrics: context.metrics.clone(),
@@ -333,7 +369,7 @@ where
         () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
         () = watch_store(trouble, reporter) => Err(ControlError::WriterEnded),
     };
-    drop(registry);
+    drop((registry, alone));
     shutdown.cancel();
     sessions.close();
     if timeout(GRACE, sessions.wait()).await.is_err() {

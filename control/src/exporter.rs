@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cluster::Lag,
     metrics::Metrics,
     registry::{Published, keys::PublishedKeys},
     store::{
@@ -44,6 +45,8 @@ const REST: u32 = 20;
 pub(crate) struct StoreStatus {
     recovered: Option<Recovered>,
     export_failed: Mutex<Option<String>>,
+    /// Of a store that others write to, too.
+    lag: Option<Arc<Lag>>,
 }
 
 impl StoreStatus {
@@ -51,7 +54,23 @@ impl StoreStatus {
         Self {
             recovered,
             export_failed: Mutex::new(None),
+            lag: None,
         }
+    }
+
+    /// Of a store that is shared.
+    pub(crate) fn shared(lag: Arc<Lag>) -> Self {
+        Self {
+            lag: Some(lag),
+            ..Self::new(None)
+        }
+    }
+
+    /// How long ago everything that others wrote was known.
+    pub(crate) fn lag(&self) -> Duration {
+        self.lag
+            .as_ref()
+            .map_or(Duration::ZERO, |lag| lag.elapsed())
     }
 }
 
@@ -65,6 +84,9 @@ impl fmt::Display for StoreStatus {
                 f,
                 "the automatic export failed, writes go on: {error}; a damaged store would be recovered from an older one"
             )?;
+        }
+        if let Some(lag) = &self.lag {
+            lag.fmt(f)?;
         }
         Ok(())
     }

@@ -79,6 +79,7 @@ impl Bench {
             origin: Origin::default(),
             request_id: None,
             validate_only: false,
+            term: None,
         };
         self.registry.write(write).await.unwrap();
     }

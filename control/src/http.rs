@@ -51,6 +51,7 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     } = &pages.context;
     let published = registry.published();
     let (revision, models) = (published.position.revision.get(), published.state.len());
+    metrics.lags(pages.context.status.lag());
     metrics.observe(revision, models, fleet.counts(&published.position));
     match TextEncoder::new().encode_to_string(&pages.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

@@ -5,10 +5,13 @@
 //! through these modules.
 
 mod app;
+mod cluster;
+mod etcd;
 mod exporter;
 mod fleet;
 mod http;
 mod metrics;
+mod opening;
 mod probe;
 mod registry;
 mod rollout;
@@ -21,9 +24,12 @@ mod store;
 mod trace_context;
 
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure, SecretPaths};
+pub use cluster::ReplicaSettings;
+pub use etcd::{BadEtcd, EtcdAccess, EtcdError, EtcdLocation};
 pub use rollout::{BadRings, Rings, RolloutSettings};
 pub use secrets::SecretsError;
 pub use store::{
-    BadLocation, CheckReport, ExportError, ExportHeader, OfflineError, OpenError, Recovery,
-    StoreLocation, check, export_directory, import,
+    BadLocation, CheckReport, ExportError, ExportHeader, MigrateError, Migrated, OfflineError,
+    OpenError, Recovery, StoreLocation, check, check_etcd, export_directory, export_etcd, import,
+    migrate, new_epoch,
 };

@@ -15,7 +15,9 @@ use std::{
 };
 
 use forebay_proto::{
-    EndpointId, EndpointUrl, ModelId, Violations, key, limits,
+    EndpointId, ModelId, Violations,
+    convert::endpoint_url,
+    key, limits,
     secret::{Place, Root, SealKey, VerifyKey, check_token},
     wire,
 };
@@ -120,7 +122,18 @@ const SEAL_KEY: Kind = Kind {
 pub(crate) struct Vault {
     verify: Vec<VerifyKey>,
     seal: Vec<SealKey>,
+    /// What tells one secret from another, and nothing of it.
+    checks: [Vec<String>; 2],
     random: SystemRandom,
+}
+
+/// What becomes of a file that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is made, unless something needs what it had.
+    Made,
+    /// It is refused: others have it, and one made here would be another.
+    Refused,
 }
 
 /// A key that was just made.
@@ -133,15 +146,38 @@ pub(crate) struct NewKey {
 
 impl Vault {
     /// Reads the files, and makes those that are missing and not needed.
-    pub(crate) fn open(files: &SecretFiles, needs: &Needs) -> Result<Self, SecretsError> {
+    pub(crate) fn open(
+        files: &SecretFiles,
+        needs: &Needs,
+        missing: Missing,
+    ) -> Result<Self, SecretsError> {
         let random = SystemRandom::new();
-        let peppers = read_or_make(&files.pepper, &PEPPER, &needs.peppers, &random)?;
-        let seal = read_or_make(&files.seal_key, &SEAL_KEY, &needs.seal_keys, &random)?;
+        let peppers = read_or_make(&files.pepper, &PEPPER, &needs.peppers, &random, missing)?;
+        let seal = read_or_make(
+            &files.seal_key,
+            &SEAL_KEY,
+            &needs.seal_keys,
+            &random,
+            missing,
+        )?;
         Ok(Self {
+            checks: [&peppers, &seal].map(|roots| roots.iter().map(check_value).collect()),
             verify: peppers.iter().map(VerifyKey::of_pepper).collect(),
             seal: seal.into_iter().map(SealKey::new).collect(),
             random,
         })
+    }
+
+    /// A value for each pepper, which others compare with theirs.
+    pub(crate) fn pepper_checks(&self) -> &[String] {
+        let [peppers, _] = &self.checks;
+        peppers
+    }
+
+    /// The same of the seal keys.
+    pub(crate) fn seal_checks(&self) -> &[String] {
+        let [_, seal] = &self.checks;
+        seal
     }
 
     /// One that nobody needs later: for tests and simulations.
@@ -150,6 +186,7 @@ impl Vault {
         Self {
             verify: vec![VerifyKey::of_pepper(&Root::new([1; 32]))],
             seal: vec![SealKey::new(Root::new([2; 32]))],
+            checks: Default::default(),
             random: SystemRandom::new(),
         }
     }
@@ -186,6 +223,7 @@ impl Vault {
         let mut violations = Violations::new();
         let id = ModelId::new(&model.id).ok();
         for (n, endpoint) in model.endpoints.iter_mut().enumerate() {
+            let url = endpoint.credential.as_ref().and(endpoint_url(endpoint));
             let Some(credential) = &mut endpoint.credential else {
                 continue;
             };
@@ -203,9 +241,7 @@ impl Vault {
                         true => format!("e{}", n + 1),
                         false => endpoint.id.clone(),
                     };
-                    let place = EndpointId::new(name)
-                        .ok()
-                        .zip(EndpointUrl::parse(&endpoint.url).ok());
+                    let place = EndpointId::new(name).ok().zip(url);
                     // What is wrong with a name or url is told of when the model is read.
                     let sealed = id.as_ref().zip(place).and_then(|(model, (endpoint, url))| {
                         let place = Place {
@@ -234,6 +270,7 @@ fn read_or_make(
     kind: &Kind,
     needed: &BTreeSet<u32>,
     random: &SystemRandom,
+    missing: Missing,
 ) -> Result<Vec<Root>, SecretsError> {
     let io_error = |error| SecretsError::Io {
         what: kind.what,
@@ -244,6 +281,7 @@ fn read_or_make(
     let text = match read(path) {
         Ok(text) => text,
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+        Err(error) if missing == Missing::Refused => return Err(io_error(error)),
         Err(_) if needed.is_empty() => {
             return make(path, random).map_err(io_error).map(|root| vec![root]);
         }
@@ -271,6 +309,13 @@ fn read_or_make(
         );
     }
     Ok(roots)
+}
+
+/// Half of a keyed hash: the secret is random, so nothing of it can be told from this.
+fn check_value(root: &Root) -> String {
+    let mut text = root.derive("forebay replicas 1").to_hex().to_string();
+    text.truncate(32);
+    text
 }
 
 fn read(path: &Path) -> io::Result<Zeroizing<String>> {
@@ -331,10 +376,10 @@ mod tests {
     fn they_are_made_once_and_kept_for_their_owner() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
-        let first = Vault::open(&files, &Needs::default()).unwrap();
+        let first = Vault::open(&files, &Needs::default(), Missing::Made).unwrap();
         let mode = fs::metadata(&files.pepper).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let again = Vault::open(&files, &Needs::default()).unwrap();
+        let again = Vault::open(&files, &Needs::default(), Missing::Made).unwrap();
         assert_eq!(first.verify[0].id(), again.verify[0].id());
         assert_ne!(first.verify[0].id(), first.seal[0].id());
         let new = again.new_key().unwrap();
@@ -349,7 +394,7 @@ mod tests {
             peppers: BTreeSet::from([7]),
             ..Needs::default()
         };
-        let error = Vault::open(&files(dir.path()), &needs)
+        let error = Vault::open(&files(dir.path()), &needs, Missing::Made)
             .unwrap_err()
             .to_string();
         assert!(
@@ -363,16 +408,16 @@ mod tests {
     fn the_first_line_is_used_and_the_others_are_known() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
-        let old = Vault::open(&files, &Needs::default()).unwrap();
+        let old = Vault::open(&files, &Needs::default(), Missing::Made).unwrap();
         let text = fs::read_to_string(&files.pepper).unwrap();
         fs::write(&files.pepper, format!("{}\n{text}", "ab".repeat(32))).unwrap();
-        let new = Vault::open(&files, &Needs::default()).unwrap();
+        let new = Vault::open(&files, &Needs::default(), Missing::Made).unwrap();
         assert_eq!(new.verify.len(), 2);
         assert_eq!(new.verify[1].id(), old.verify[0].id());
         assert_eq!(new.new_key().unwrap().pepper, new.verify[0].id());
         for bad in ["", "xyz", &"a".repeat(63)] {
             fs::write(&files.pepper, bad).unwrap();
-            let error = Vault::open(&files, &Needs::default()).unwrap_err();
+            let error = Vault::open(&files, &Needs::default(), Missing::Made).unwrap_err();
             assert!(matches!(error, SecretsError::Malformed { .. }), "{bad:?}");
         }
     }

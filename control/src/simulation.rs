@@ -128,7 +128,12 @@ where
         abreast: Abreast::always(),
         replica: Arc::from(""),
     };
-    let serving = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown);
+    let plan = app::Plan {
+        stream_age: Some(STREAM_AGE),
+        staged: None,
+        cluster: None,
+    };
+    let serving = app::serve(incoming, context, metrics, plan, shutdown);
     let (served, ()) = tokio::join!(serving, writing);
     served
 }

@@ -29,7 +29,7 @@ use crate::{
     keys::{Auth, KeyCell},
     live::LiveCell,
     metrics::Metrics,
-    pool::{Common, Probing},
+    pool::{Common, Discovering, Probing},
     resolve::Resolver,
 };
 
@@ -277,6 +277,7 @@ impl Parts {
             budget: budget.clone(),
             resolver,
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
+            discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
         };
         let remake = {

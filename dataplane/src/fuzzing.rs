@@ -8,9 +8,13 @@
 )]
 
 use bytes::Bytes;
+use forebay_proto::EndpointUrl;
 use serde_json::Value;
 
-use crate::gateway::{Reading, fuzz_sse, fuzzing, read_form, read_json};
+use crate::{
+    gateway::{Reading, fuzz_sse, fuzzing, read_form, read_json},
+    pool::{Form, read_list},
+};
 
 /// What was read of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,4 +162,18 @@ pub fn sse(data: &[u8]) {
         })
         .collect();
     fuzz_sse(text, &cuts);
+}
+
+/// A list of servers, as JSON and as lines: it is none, or every entry is a place that can be printed and read again. What is
+/// wrong with it has none of its text.
+pub fn list(bytes: &[u8]) {
+    for form in [Form::Json, Form::Lines] {
+        for tls in [false, true] {
+            for entry in read_list(bytes, form, tls).into_iter().flatten() {
+                assert_eq!(entry.url.is_tls(), tls);
+                let printed = entry.url.to_string();
+                assert_eq!(EndpointUrl::parse(&printed), Ok(entry.url));
+            }
+        }
+    }
 }

@@ -105,6 +105,9 @@ impl Route {
     pub(crate) fn carries(&self, lease: &Lease, keys: &KeyCell) -> Option<Carries> {
         let mut endpoints = self.model.endpoints.iter();
         let endpoint = endpoints.find(|endpoint| lease.leads_to(endpoint))?;
+        if withholds(endpoint) {
+            return Some(Carries::Own(None));
+        }
         if endpoint.credential.is_none() {
             return Some(Carries::TheClients);
         }
@@ -113,6 +116,27 @@ impl Route {
         let value = credential.and_then(|own| own.value(keys, &self.model.id, endpoint));
         Some(Carries::Own(value))
     }
+
+    /// True if the model has this endpoint, or a source of it named it.
+    pub(crate) fn has(&self, endpoint: &EndpointId) -> bool {
+        let mut endpoints = self.model.endpoints.iter();
+        let plain = |e: &Endpoint| e.id == *endpoint && e.url.discovery().is_none();
+        endpoints.any(plain) || self.pool.has_found(endpoint)
+    }
+
+    /// Everything that serves the model.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointId> {
+        let plain = self.model.endpoints.iter();
+        let plain = plain.filter(|endpoint| endpoint.url.discovery().is_none());
+        let plain = plain.map(|endpoint| endpoint.id.clone());
+        plain.chain(self.pool.found_ids()).collect()
+    }
+}
+
+/// True if its servers are wherever a source says, and the operator did not say that secrets may go there.
+pub(crate) fn withholds(endpoint: &Endpoint) -> bool {
+    let discovery = endpoint.url.discovery();
+    discovery.is_some_and(|discovery| !discovery.send_credentials)
 }
 
 impl Live {
@@ -167,7 +191,7 @@ const HELD_HERE: usize = 2;
 pub struct LiveCell {
     live: ArcSwap<Live>,
     retired: Mutex<Vec<Arc<Pool>>>,
-    /// An endpoint has, or had, a credential.
+    /// An endpoint has, or had, a credential, or servers that get none.
     credentials: AtomicBool,
 }
 
@@ -191,11 +215,11 @@ impl LiveCell {
     /// Puts a new revision in force.
     pub(crate) fn publish(&self, live: Live) {
         // Before it is seen, and for good: a request may still be on what was in force.
-        if live
-            .models
-            .values()
-            .any(|route| !route.credentials.is_empty())
-        {
+        let matters = |route: &Arc<Route>| {
+            let mut endpoints = route.model.endpoints.iter();
+            !route.credentials.is_empty() || endpoints.any(withholds)
+        };
+        if live.models.values().any(matters) {
             self.credentials.store(true, Ordering::Release);
         }
         self.live.store(Arc::new(live));

@@ -4,6 +4,7 @@
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
 mod control;
+mod discovery;
 mod failures;
 
 use std::{collections::HashMap, sync::Arc};
@@ -15,7 +16,9 @@ use prometheus::{
     Registry, core::Collector as _,
 };
 
-pub(crate) use self::{control::ControlMetrics, failures::FailureMetrics};
+pub(crate) use self::{
+    control::ControlMetrics, discovery::DiscoveryMetrics, failures::FailureMetrics,
+};
 use crate::{
     apply::RefusalReason,
     gateway::{AnswerMetrics, AnswerSeries},
@@ -123,6 +126,7 @@ pub struct Metrics {
     connect_seconds: HistogramVec,
     replays: IntCounterVec,
     pub(crate) failures: FailureMetrics,
+    pub(crate) discovery: DiscoveryMetrics,
     answers: AnswerMetrics,
     apply_seconds: Histogram,
     rejected: IntCounterVec,
@@ -260,6 +264,7 @@ impl Metrics {
             control: ControlMetrics::new(registry)?,
             answers: AnswerMetrics::new(registry)?,
             failures: FailureMetrics::new(registry)?,
+            discovery: DiscoveryMetrics::new(registry)?,
             clients: ClientMetrics::new(registry)?,
             models: Mutex::default(),
         })
@@ -372,6 +377,7 @@ impl Metrics {
         let counters = [&self.requests, &self.replays].into_iter();
         counters
             .chain(self.failures.by_model())
+            .chain([self.discovery.by_model()])
             .chain(self.answers.all())
             .for_each(|counter| forget_series(counter, model));
     }

@@ -1,4 +1,4 @@
-//! Names of endpoints to addresses, for as long as their records say.
+//! Names of endpoints to addresses, and to the hosts and ports of services, for as long as their records say.
 //!
 //! IPv4 addresses where a name has any, IPv6 otherwise: a server that has both would count twice.
 
@@ -10,7 +10,8 @@ use std::{
 use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts},
-    net::runtime::TokioRuntimeProvider,
+    net::{NetError, runtime::TokioRuntimeProvider},
+    proto::rr::RData,
 };
 use tokio::time::{Instant, timeout};
 
@@ -40,6 +41,54 @@ pub(crate) struct Resolved {
     pub(crate) hold: Duration,
 }
 
+/// Servers of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Services {
+    /// Never none.
+    pub(crate) servers: Vec<Service>,
+    /// For how long that holds.
+    pub(crate) hold: Duration,
+}
+
+/// One of them (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// A name, without a dot at its end.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The lowest number is used first.
+    pub(crate) priority: u16,
+    /// Its share of those of its priority.
+    pub(crate) weight: u16,
+}
+
+/// Why nothing was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LookupError {
+    /// That is the answer: there is nothing under this name.
+    #[error("{0}")]
+    Nothing(String),
+    /// There was no answer, or none that says anything.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl LookupError {
+    fn of(name: &str, error: &NetError) -> Self {
+        let text = format!("`{name}` cannot be resolved: {error}");
+        match error.is_no_records_found() {
+            true => Self::Nothing(text),
+            false => Self::Failed(text),
+        }
+    }
+
+    fn late(name: &str) -> Self {
+        Self::Failed(format!(
+            "`{name}` cannot be resolved: no answer within {LOOKUP_WITHIN:?}"
+        ))
+    }
+}
+
 impl Resolver {
     /// Asks these servers; without any, the system's.
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
@@ -47,27 +96,62 @@ impl Resolver {
     }
 
     /// Every address of a name.
-    pub(crate) async fn lookup(&self, name: &str) -> Result<Resolved, String> {
-        let resolver = self.0.as_ref().map_err(Clone::clone)?;
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Resolved, LookupError> {
+        let resolver = self.resolver()?;
         let found = timeout(LOOKUP_WITHIN, resolver.lookup_ip(name)).await;
-        let found = found.map_err(|_| {
-            format!("`{name}` cannot be resolved: no answer within {LOOKUP_WITHIN:?}")
-        })?;
-        let found = found.map_err(|error| format!("`{name}` cannot be resolved: {error}"))?;
+        let found = found.map_err(|_| LookupError::late(name))?;
+        let found = found.map_err(|error| LookupError::of(name, &error))?;
         let left = found.valid_until();
         let mut addresses: Vec<IpAddr> = found.iter().collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses.truncate(MOST);
         if addresses.is_empty() {
-            return Err(format!("`{name}` has no address"));
+            return Err(LookupError::Nothing(format!("`{name}` has no address")));
         }
-        let left = Instant::from_std(left).saturating_duration_since(Instant::now());
-        Ok(Resolved {
-            addresses,
-            hold: left.clamp(HOLD.0, HOLD.1),
-        })
+        let hold = hold(left);
+        Ok(Resolved { addresses, hold })
     }
+
+    /// Every server of a service.
+    pub(crate) async fn services(&self, name: &str) -> Result<Services, LookupError> {
+        let resolver = self.resolver()?;
+        let found = timeout(LOOKUP_WITHIN, resolver.srv_lookup(name)).await;
+        let found = found.map_err(|_| LookupError::late(name))?;
+        let found = found.map_err(|error| LookupError::of(name, &error))?;
+        let server = |data: &RData| match data {
+            RData::SRV(srv) => {
+                let host = srv.target.to_ascii();
+                let host = host.strip_suffix('.').unwrap_or(&host);
+                Some(Service {
+                    host: host.to_owned(),
+                    port: srv.port,
+                    priority: srv.priority,
+                    weight: srv.weight,
+                })
+            }
+            _ => None,
+        };
+        let servers = found.answers().iter().map(|record| &record.data);
+        let servers: Vec<Service> = servers.filter_map(server).collect();
+        // A lone `.` says that there is decidedly no such service (RFC 2782).
+        let servers: Vec<Service> = servers.into_iter().filter(|s| !s.host.is_empty()).collect();
+        if servers.is_empty() {
+            return Err(LookupError::Nothing(format!("`{name}` has no servers")));
+        }
+        let hold = hold(found.valid_until());
+        Ok(Services { servers, hold })
+    }
+
+    fn resolver(&self) -> Result<&TokioResolver, LookupError> {
+        let resolver = self.0.as_ref();
+        resolver.map_err(|error| LookupError::Failed(error.clone()))
+    }
+}
+
+fn hold(until: std::time::Instant) -> Duration {
+    let left = Instant::from_std(until).saturating_duration_since(Instant::now());
+    left.clamp(HOLD.0, HOLD.1)
 }
 
 fn build(servers: &[SocketAddr]) -> Result<TokioResolver, hickory_resolver::net::NetError> {
@@ -112,6 +196,10 @@ mod tests {
     async fn a_server_that_does_not_answer_is_an_error_that_names_the_name() {
         let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]);
         let error = resolver.lookup("vllm.test").await.unwrap_err();
-        assert!(error.contains("`vllm.test`"), "{error}");
+        assert!(error.to_string().contains("`vllm.test`"), "{error}");
+        // That nobody answers says nothing of what there is.
+        assert!(matches!(error, LookupError::Failed(_)), "{error:?}");
+        let error = resolver.services("_http._tcp.vllm.test").await.unwrap_err();
+        assert!(matches!(error, LookupError::Failed(_)), "{error:?}");
     }
 }

@@ -120,6 +120,7 @@ impl Worker {
             budget: Arc::new(Budget::default()),
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
+            discovering: Arc::default(),
             keys: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, 1 << 20);

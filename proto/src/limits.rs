@@ -26,6 +26,18 @@ pub const PROBE_BODY_BYTES: usize = 256 << 10;
 pub const ALIASES: usize = 16;
 /// Most endpoints of a model.
 pub const ENDPOINTS: usize = 64;
+/// Most endpoints of a model whose servers a source names.
+pub const SOURCES: usize = 8;
+/// Most servers of one source that are used.
+pub const TARGETS: usize = 256;
+/// Most servers that one list may name.
+pub const LISTED: usize = 4_096;
+/// Largest list of servers, in bytes.
+pub const LIST_BYTES: usize = 1 << 20;
+/// Most blocks of addresses that one source is allowed.
+pub const ALLOWED_BLOCKS: usize = 32;
+/// Most ports, or ranges of ports, that one source is allowed.
+pub const ALLOWED_PORTS: usize = 16;
 /// Most models that stand in for another.
 pub const FALLBACKS: usize = 8;
 /// Longest path of a health check, in characters.
@@ -117,6 +129,10 @@ pub const CHECKS: RangeInclusive<u32> = 1..=100;
 pub const EJECTION_FAILURES: RangeInclusive<u32> = 0..=1_000;
 /// How long an endpoint is ejected.
 pub const EJECTION_TIME: RangeInclusive<Duration> = ms(100)..=secs(3_600);
+/// How often a list of servers is looked at.
+pub const REFRESH: RangeInclusive<Duration> = ms(100)..=secs(3_600);
+/// How long servers serve on when their source says that there are none.
+pub const KEEP_EMPTY: RangeInclusive<Duration> = Duration::ZERO..=secs(86_400);
 /// Endpoints that one request is sent to.
 pub const RETRY_ATTEMPTS: RangeInclusive<u32> = 1..=5;
 

@@ -214,6 +214,12 @@ fn check_endpoints(endpoints: &[Endpoint], violations: &mut Violations) {
             format!("{n} endpoints, at most {most} are allowed"),
         );
     }
+    let sources = endpoints.iter().filter(|e| e.url.discovery().is_some());
+    let (n, most) = (sources.count(), limits::SOURCES);
+    if n > most {
+        let message = format!("{n} endpoints with `discovery`, at most {most} are allowed");
+        violations.add("endpoints", message);
+    }
     let (mut ids, mut urls) = (BTreeSet::new(), BTreeSet::new());
     for (n, endpoint) in endpoints.iter().enumerate() {
         if !ids.insert(&endpoint.id) {
@@ -225,7 +231,11 @@ fn check_endpoints(endpoints: &[Endpoint], violations: &mut Violations) {
                 "`{}` stands twice; use `weight` for a larger share",
                 endpoint.url
             );
-            violations.add(format!("endpoints[{n}].url"), message);
+            let field = match endpoint.url.discovery() {
+                Some(_) => "discovery",
+                None => "url",
+            };
+            violations.add(format!("endpoints[{n}].{field}"), message);
         }
     }
 }

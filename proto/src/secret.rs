@@ -174,7 +174,7 @@ pub struct Place<'a> {
 impl Place<'_> {
     fn bytes(&self) -> Vec<u8> {
         // None of the three has a line break.
-        format!("{}\n{}\n{}", self.model, self.endpoint, self.url).into_bytes()
+        format!("{}\n{}\n{}", self.model, self.endpoint, self.url.reach()).into_bytes()
     }
 }
 

@@ -50,8 +50,8 @@ pub struct WorkerHandle {
 
 #[derive(Debug)]
 pub(crate) struct Running {
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: JoinSet<()>,
 }
 
 impl Running {
@@ -157,42 +157,14 @@ impl Cluster {
 
     /// The same, with data of its own below this name.
     pub async fn worker_in(&self, name: &str, data: &str, control: &str) -> WorkerHandle {
+        let controls: Vec<_> = control.split(',').map(str::to_owned).collect();
         let settings = WorkerSettings {
-            worker_id: WorkerId::new(name).expect("a worker's name"),
-            control: control
-                .split(',')
-                .map(|url| url.parse().expect("a url"))
-                .collect(),
-            rebalance_every: Some(LOOK_EVERY),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            exposure: forebay_dataplane::Exposure::LoopbackOnly,
-            auth: forebay_dataplane::keys::Auth::Auto,
-            data_dir: Some(self.dir.path().join(data)),
             dns_servers: self.dns.clone(),
-            soak: SOAK,
-            probe_every: Duration::from_secs(1),
-            probe_allow: Vec::new(),
-            max_body_bytes: LARGEST_BODY,
-            drain_delay: Duration::ZERO,
             clients: self.clients.clone(),
             max_buffered_bytes: self.buffered,
-            grace: GRACE,
-            hand_over: forebay_dataplane::HandOver::Never,
-            build: "test".to_owned(),
+            ..worker_settings(name, &controls, self.dir.path().join(data))
         };
-        let bound = BoundWorker::bind(settings).await.expect("a worker starts");
-        let (gateway, admin) = (bound.gateway_addr(), bound.admin_addr());
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let stopping = stop.clone();
-        tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
-        WorkerHandle {
-            name: name.to_owned(),
-            gateway,
-            admin,
-            running: Running { stop, tasks },
-        }
+        run_worker(name, settings).await
     }
 
     /// A connection to the control plane, made at the first call.
@@ -345,6 +317,47 @@ impl WorkerHandle {
     }
 }
 
+/// A worker that follows these control planes.
+pub(crate) fn worker_settings(name: &str, control: &[String], data_dir: PathBuf) -> WorkerSettings {
+    let control = control.iter().map(|url| url.parse().expect("a url"));
+    WorkerSettings {
+        worker_id: WorkerId::new(name).expect("a worker's name"),
+        control: control.collect(),
+        rebalance_every: Some(LOOK_EVERY),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        exposure: forebay_dataplane::Exposure::LoopbackOnly,
+        auth: forebay_dataplane::keys::Auth::Auto,
+        data_dir: Some(data_dir),
+        dns_servers: Vec::new(),
+        soak: SOAK,
+        probe_every: Duration::from_secs(1),
+        probe_allow: Vec::new(),
+        max_body_bytes: LARGEST_BODY,
+        drain_delay: Duration::ZERO,
+        clients: ClientLimits::default(),
+        max_buffered_bytes: BUFFERED,
+        grace: GRACE,
+        hand_over: forebay_dataplane::HandOver::Never,
+        build: "test".to_owned(),
+    }
+}
+
+pub(crate) async fn run_worker(name: &str, settings: WorkerSettings) -> WorkerHandle {
+    let bound = BoundWorker::bind(settings).await.expect("a worker starts");
+    let (gateway, admin) = (bound.gateway_addr(), bound.admin_addr());
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let stopping = stop.clone();
+    tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
+    WorkerHandle {
+        name: name.to_owned(),
+        gateway,
+        admin,
+        running: Running { stop, tasks },
+    }
+}
+
 /// A model of one endpoint.
 #[must_use]
 pub fn model_at(id: &str, url: &str) -> wire::Model {
@@ -375,6 +388,7 @@ pub(crate) async fn control(
         rings,
         probe_allow: Vec::new(),
         secrets: forebay_control::SecretPaths::default(),
+        replica: forebay_control::ReplicaSettings::default(),
     };
     let bound = BoundControl::bind(settings)
         .await
@@ -392,7 +406,7 @@ pub(crate) async fn control(
     (addr, Running { stop, tasks })
 }
 
-async fn scrape(addr: SocketAddr) -> Scrape {
+pub(crate) async fn scrape(addr: SocketAddr) -> Scrape {
     let answer = reqwest::get(format!("http://{addr}/metrics")).await;
     let answer = answer.expect("/metrics answers");
     Scrape::new(answer.text().await.expect("a page of metrics"))

@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use http::Uri;
 
 use super::{
+    discovery::DiscoveryArgs,
     examples::{
         APPLY_EXAMPLES, CREATE_EXAMPLES, DIFF_EXAMPLES, ROLLOUT_EXAMPLES, SET_EXAMPLES,
         UPDATE_EXAMPLES,
@@ -151,19 +152,19 @@ pub(crate) struct PoolArgs {
 #[command(next_help_heading = "Endpoints")]
 pub(crate) struct EndpointArgs {
     /// What is spoken on their connections. [default: http1]
-    #[arg(long, value_name = "PROTOCOL", requires = "endpoints")]
+    #[arg(long, value_name = "PROTOCOL", requires = "served")]
     pub(crate) protocol: Option<EndpointProtocol>,
     /// PEM file of the certificates that sign theirs. [default: the roots of the worker's system]
-    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    #[arg(long, value_name = "FILE", requires = "served")]
     pub(crate) tls_ca: Option<PathBuf>,
     /// Name that their certificates must have. [default: the url's host]
-    #[arg(long, value_name = "NAME", requires = "endpoints")]
+    #[arg(long, value_name = "NAME", requires = "served")]
     pub(crate) tls_server_name: Option<String>,
     /// Absolute path, on the worker's machine, of the certificate that it shows.
-    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    #[arg(long, value_name = "FILE", requires = "served")]
     pub(crate) tls_client_certificate: Option<String>,
     /// Absolute path, on the worker's machine, of that certificate's key.
-    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    #[arg(long, value_name = "FILE", requires = "served")]
     pub(crate) tls_client_key: Option<String>,
     /// File with the token that requests to an endpoint carry in place of the client's key: of one endpoint by its id
     /// (`e1`, `e2`, … in the order given), or of all. The token is sealed, and never shown again.
@@ -173,7 +174,7 @@ pub(crate) struct EndpointArgs {
     #[arg(long = "clear-credential", value_name = "ENDPOINT")]
     pub(crate) clear_credentials: Vec<String>,
     /// Take any certificate; for trying things on your own machine.
-    #[arg(long, requires = "endpoints")]
+    #[arg(long, requires = "served")]
     pub(crate) tls_skip_verification: bool,
 }
 
@@ -235,6 +236,8 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) reached: EndpointArgs,
     #[command(flatten)]
+    pub(crate) discovery: DiscoveryArgs,
+    #[command(flatten)]
     pub(crate) probe: ProbeArgs,
     #[command(flatten)]
     pub(crate) failure: FailureArgs,
@@ -244,15 +247,21 @@ pub(crate) struct ModelArgs {
     pub(crate) pool: PoolArgs,
 }
 
+/// Where a model is served: endpoints, or sources that name them.
+fn served() -> ArgGroup {
+    let group = ArgGroup::new("served").args(["endpoints", "discover"]);
+    group.multiple(true)
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
     /// Register a model.
-    #[command(after_help = CREATE_EXAMPLES)]
+    #[command(after_help = CREATE_EXAMPLES, group = served().required(true))]
     Create {
         /// What clients put in `model`.
         id: String,
         /// Where it is served, such as http://10.0.0.5:8000; repeat it for several.
-        #[arg(long = "endpoint", value_name = "URL", required = true)]
+        #[arg(long = "endpoint", value_name = "URL")]
         endpoints: Vec<String>,
         /// Another name for it; repeat it for several.
         #[arg(long = "alias", value_name = "NAME")]
@@ -279,7 +288,7 @@ pub(crate) enum Models {
         client: ClientArgs,
     },
     /// Change what is named, and nothing else.
-    #[command(after_help = UPDATE_EXAMPLES)]
+    #[command(after_help = UPDATE_EXAMPLES, group = served())]
     Update {
         id: String,
         /// Replace the endpoints by these.

@@ -24,6 +24,9 @@ Examples:
   forebay models create llama --endpoint http://10.0.0.5:8000
   forebay models create llama --alias default --max-concurrent 80 --warm 10 \\
       --endpoint http://10.0.0.5:8000 --endpoint http://10.0.0.6:8000
+  forebay models create llama --discover srv=_http._tcp.vllm.svc.cluster.local
+  forebay models create llama --discover file=/etc/forebay/llama.json --discover-allow 10.1.0.0/16
+                                            live: servers come and go as the source says
   forebay models create llama --endpoint http://10.0.0.5:8000 --validate-only
   forebay models create llama --endpoint http://10.0.0.5:8000 --probe enforce --validate-only
                                             asks the endpoint what it serves, and shows it";

@@ -2,6 +2,8 @@
 
 mod bench;
 mod client;
+mod discovery;
+mod etcd;
 mod examples;
 mod failure;
 mod keys;
@@ -21,6 +23,7 @@ pub(crate) use self::{
         Output, Pool, PoolArgs, ProbeArgs, ProbeMode, QueueCostArg, StreamUsage, StreamingArgs,
         WriteArgs,
     },
+    discovery::DiscoveryArgs,
     failure::{FailureArgs, RetryCause},
     keys::{KeyArgs, KeyPriority, Keys, SignArgs},
     roles::{
@@ -90,7 +93,7 @@ pub(crate) enum Command {
     /// Run a control plane and a worker in one process.
     #[command(after_help = STANDALONE_EXAMPLES)]
     Standalone(Standalone),
-    /// Run a control plane; or export, import or check its data directory.
+    /// Run a control plane; or export, import, check or move what it keeps.
     Control(Control),
     /// Run a worker: the gateway.
     #[command(after_help = WORKER_EXAMPLES)]

@@ -9,6 +9,7 @@ use http::Uri;
 
 use super::{
     client::{DEFAULT_CONTROL, control_url},
+    etcd::EtcdArgs,
     rings::RingArgs,
 };
 
@@ -232,7 +233,7 @@ pub(crate) struct Standalone {
     pub(crate) fresh: FreshArgs,
 }
 
-/// What is done to a data directory while no control plane works in it.
+/// What is done to a store while no control plane is at work on it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Offline {
     /// Write everything registered into one file. Beside a running control plane: as it was a few seconds ago at most.
@@ -250,10 +251,42 @@ pub(crate) enum Offline {
         #[command(flatten)]
         dir: StoreArgs,
     },
-    /// Read everything in a data directory and say what is wrong; nothing is changed.
+    /// Read everything in a store and say what is wrong; nothing is changed.
     Check {
         #[command(flatten)]
         dir: StoreArgs,
+    },
+    /// Move everything registered, with its history, from a data directory to an etcd or back. The source is left as it
+    /// is; the target must be empty. No control plane may be at work on either.
+    Migrate {
+        /// Where it is: sled:DIRECTORY or etcd://HOST:PORT[,…][/PREFIX].
+        #[arg(long, value_name = "STORE")]
+        from: StoreLocation,
+        /// Where it is to be.
+        #[arg(long, value_name = "STORE")]
+        to: StoreLocation,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+        /// Allow an etcd on other machines without encryption.
+        #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+        insecure: bool,
+    },
+    /// Give the registry of an etcd a new epoch, after a snapshot of etcd was restored: workers that hold newer revisions
+    /// than it has take it over as a whole.
+    NewEpoch {
+        /// The store: etcd://HOST:PORT[,…][/PREFIX].
+        #[arg(
+            long,
+            hide_env_values = true,
+            env = "FOREBAY_STORE",
+            value_name = "STORE"
+        )]
+        store: StoreLocation,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+        /// Allow an etcd on other machines without encryption.
+        #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+        insecure: bool,
     },
 }
 
@@ -269,7 +302,7 @@ pub(crate) struct StoreArgs {
         value_name = "DIR"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The store: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    /// The store: sled:DIRECTORY or etcd://HOST:PORT[,…][/PREFIX]. [default: sled: and `control` below the data directory]
     #[arg(
         long,
         hide_env_values = true,
@@ -277,6 +310,11 @@ pub(crate) struct StoreArgs {
         value_name = "STORE"
     )]
     pub(crate) store: Option<StoreLocation>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+    /// Allow an etcd on other machines without encryption.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_INSECURE")]
+    pub(crate) insecure: bool,
 }
 
 #[derive(Debug, Args)]
@@ -286,7 +324,8 @@ pub(crate) struct Control {
     pub(crate) offline: Option<Offline>,
     #[command(flatten)]
     pub(crate) control: ControlListen,
-    /// Where to keep the registry: sled:DIRECTORY. [default: sled: and `control` below the data directory]
+    /// Where to keep the registry: sled:DIRECTORY, or etcd://HOST:PORT[,HOST:PORT…][/PREFIX] (etcds:// with TLS), which
+    /// several control planes may share. [default: sled: and `control` below the data directory]
     #[arg(
         long,
         hide_env_values = true,
@@ -294,6 +333,16 @@ pub(crate) struct Control {
         value_name = "STORE"
     )]
     pub(crate) store: Option<StoreLocation>,
+    /// Name of this control plane among those that share an etcd. [default: the host's name]
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_REPLICA_ID",
+        value_name = "NAME"
+    )]
+    pub(crate) replica_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
     #[command(flatten)]
     pub(crate) role: RoleArgs,
     #[command(flatten)]

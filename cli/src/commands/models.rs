@@ -10,8 +10,8 @@ use super::{apply, credentials};
 use crate::{
     Usage,
     args::{
-        ClientArgs, EndpointArgs, EndpointProtocol, ModelArgs, Models, Output, ProbeArgs,
-        ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
+        ClientArgs, DiscoveryArgs, EndpointArgs, EndpointProtocol, ModelArgs, Models, Output,
+        ProbeArgs, ProbeMode, StreamUsage, StreamingArgs, WriteArgs,
     },
     client::{self, call, request_id},
     document, table, ui,
@@ -30,7 +30,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             write,
             client,
         } => {
-            let endpoints = as_endpoints(endpoints, &flags.reached)?;
+            let endpoints = as_endpoints(endpoints, &flags)?;
             let model = flags.model(id, aliases, endpoints);
             let created = create(&mut registry(&client).await?, model, &write).await?;
             show(&created, client.output)
@@ -52,7 +52,7 @@ pub(crate) async fn run(command: Models) -> anyhow::Result<()> {
             client,
         } => {
             let mut registry = registry(&client).await?;
-            let named = (endpoints, &flags.reached);
+            let named = (endpoints, &flags);
             let endpoints = endpoints_of(&mut registry, &id, named, &mut etag).await?;
             let (mask, model) = update_of(id, endpoints, aliases, clear, etag, &flags);
             if mask.paths.is_empty() {
@@ -126,9 +126,9 @@ pub(crate) fn endpoint(url: String) -> wire::Endpoint {
     }
 }
 
-/// Endpoints at these urls, all reached in the same way, named by the server.
-fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
-    let reached = given;
+/// Endpoints at these urls, and those whose servers a source names, all reached in the same way, named by the server.
+fn as_endpoints(urls: Vec<String>, given: &ModelArgs) -> anyhow::Result<Vec<wire::Endpoint>> {
+    let reached: &EndpointArgs = &given.reached;
     let ca_pem = match &reached.tls_ca {
         Some(file) => std::fs::read_to_string(file)
             .with_context(|| format!("--tls-ca {} cannot be read", file.display()))?,
@@ -148,12 +148,14 @@ fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<w
         Some(EndpointProtocol::Http2) => wire::EndpointProtocol::Http2,
         Some(EndpointProtocol::Auto) => wire::EndpointProtocol::Auto,
     };
-    let reached = |url| wire::Endpoint {
+    let reached = |place: wire::Endpoint| wire::Endpoint {
         protocol: protocol.into(),
         tls: Some(tls.clone()).filter(|tls| *tls != wire::EndpointTls::default()),
-        ..endpoint(url)
+        ..place
     };
-    credentials::put(urls.into_iter().map(reached).collect(), given)
+    let discovered = given.discovery.endpoints();
+    let places = urls.into_iter().map(endpoint).chain(discovered);
+    credentials::put(places.map(reached).collect(), &given.reached)
 }
 
 /// The endpoints of an update. Where only their credentials are named they stay as they are, if nobody changes them
@@ -161,18 +163,38 @@ fn as_endpoints(urls: Vec<String>, given: &EndpointArgs) -> anyhow::Result<Vec<w
 async fn endpoints_of(
     registry: &mut Registry,
     id: &str,
-    (urls, reached): (Vec<String>, &EndpointArgs),
+    (urls, given): (Vec<String>, &ModelArgs),
     etag: &mut String,
 ) -> anyhow::Result<Vec<wire::Endpoint>> {
-    if !urls.is_empty() || !reached.has_credentials() {
-        return as_endpoints(urls, reached);
+    let named = !urls.is_empty() || !given.discovery.discover.is_empty();
+    if named || !given.reached.has_credentials() {
+        return as_endpoints(urls, given);
     }
     let id = id.to_owned();
     let model = call(registry.get_model(wire::GetModelRequest { id })).await?;
     if etag.is_empty() {
         *etag = model.etag;
     }
-    credentials::put(model.endpoints, reached)
+    credentials::put(model.endpoints, &given.reached)
+}
+
+impl DiscoveryArgs {
+    /// An endpoint for each source.
+    fn endpoints(&self) -> impl Iterator<Item = wire::Endpoint> {
+        self.discover.iter().map(|source| wire::Endpoint {
+            discovery: Some(wire::Discovery {
+                source: Some(source.clone()),
+                https: self.discover_https,
+                allow: self.discover_allow.clone(),
+                ports: self.discover_ports.clone(),
+                refresh: self.discover_refresh.map(duration_to_wire),
+                keep_empty: self.discover_keep_empty.map(duration_to_wire),
+                send_credentials: self.discover_send_credentials,
+                source_tls: None,
+            }),
+            ..wire::Endpoint::default()
+        })
+    }
 }
 
 impl ProbeArgs {

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use forebay_control::{BoundControl, ControlSettings, Recovery, SecretPaths, StoreLocation};
+use forebay_control::{
+    BoundControl, ControlSettings, Recovery, ReplicaSettings, SecretPaths, StoreLocation,
+};
 use forebay_dataplane::{BoundWorker, HandOver, WorkerSettings, keys::Auth};
 use forebay_proto::{PoolSettings, PoolSize, WorkerId, pool::ModelsConcurrent};
 use http::Uri;
@@ -29,7 +31,11 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
         Some(store) => store,
         None => StoreLocation::Sled(control_dir(&data_dir(args.role.data_dir.as_deref())?)),
     };
-    let settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
+    let mut settings = control_settings(&args.control, &args.role, &args.fresh, store)?;
+    settings.replica = ReplicaSettings {
+        name: Some(args.replica_id.unwrap_or_else(host_name)),
+        access: args.etcd.access(args.role.insecure),
+    };
     let bound = BoundControl::bind(settings).await?;
     let addr = bound.addr();
     let (program, flag) = (ui::program(), control_flag(addr));
@@ -113,6 +119,7 @@ pub(crate) fn control_settings(
             pepper: listen.pepper_file.clone(),
             seal_key: listen.seal_key_file.clone(),
         },
+        replica: ReplicaSettings::default(),
     })
 }
 

@@ -346,6 +346,96 @@ async fn a_trial_says_that_it_is_one_and_what_asks_for_nothing_is_usage() {
     }
 }
 
+/// Servers that a source names: from flags, shown, exported, applied again, and changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_on_the_command_line() {
+    let (dir, _control, typed) = setup().await;
+    let create = [
+        "models",
+        "create",
+        "llama",
+        "--discover",
+        "srv=_http._tcp.vllm.svc",
+        "--discover",
+        "http=https://sd.internal/t?job=vllm",
+        "--endpoint",
+        "http://10.0.0.5:8000",
+        "--discover-allow",
+        "10.1.0.0/16",
+        "--discover-ports",
+        "8000-8099",
+        "--discover-keep-empty",
+        "30s",
+        "--discover-send-credentials",
+        "--protocol",
+        "http2",
+    ];
+    let created = typed.json(&create).await;
+    let endpoints = created["endpoints"].as_array().unwrap();
+    assert_eq!(endpoints.len(), 3);
+    assert_eq!(endpoints[0]["url"], "http://10.0.0.5:8000");
+    let discovery = &endpoints[1]["discovery"];
+    assert_eq!(discovery["srv"], "_http._tcp.vllm.svc");
+    assert_eq!(discovery["allow"][0], "10.1.0.0/16");
+    assert_eq!(discovery["ports"][0], "8000-8099");
+    assert_eq!(discovery["keepEmpty"], "30s");
+    assert_eq!(discovery["sendCredentials"], true);
+    assert_eq!(
+        endpoints[2]["discovery"]["http"],
+        "https://sd.internal:443/t?job=vllm"
+    );
+    assert_eq!(endpoints[2]["protocol"], "ENDPOINT_PROTOCOL_HTTP2");
+    let table = typed.ok(&["models", "get", "llama"]).await;
+    assert!(
+        table.contains("e2  srv _http._tcp.vllm.svc  weight 1"),
+        "{table}"
+    );
+    // What is exported is what is applied.
+    let file = dir.path().join("models.yaml");
+    fs::write(&file, typed.ok(&["models", "export"]).await).unwrap();
+    let apply = ["models", "apply", "--file", file.to_str().unwrap()];
+    let out = typed.ok(&[&apply[..], &["--dry-run"]].concat()).await;
+    assert!(!out.contains('~') && !out.contains('+'), "{out}");
+    let update = [
+        "models",
+        "update",
+        "llama",
+        "--discover",
+        "file=/etc/t.json",
+    ];
+    let updated = typed.json(&update).await;
+    assert_eq!(updated["endpoints"][0]["discovery"]["file"], "/etc/t.json");
+    assert_eq!(updated["endpoints"].as_array().unwrap().len(), 1);
+
+    for (bad, part) in [
+        (&["models", "create", "x"][..], "--discover"),
+        (
+            &["models", "create", "x", "--discover", "consul=y"],
+            "srv=NAME",
+        ),
+        (
+            &[
+                "models",
+                "create",
+                "x",
+                "--discover",
+                "srv=a",
+                "--discover-send-credentials",
+            ],
+            "--discover-allow",
+        ),
+    ] {
+        let (code, _, err) = typed.typed(bad).await;
+        assert_eq!(code, Some(64), "{err}");
+        assert!(err.contains(part), "{err}");
+    }
+    let (code, _, err) = typed
+        .typed(&["models", "create", "x", "--discover", "dns=nowhere"])
+        .await;
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("model.endpoints[0].discovery.dns"), "{err}");
+}
+
 /// The same variable as a worker's, which may name several.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_control_plane_that_answers_is_asked() {

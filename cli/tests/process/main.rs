@@ -11,6 +11,7 @@ mod bench_seed;
 mod commands;
 mod demo;
 mod durability;
+mod etcd;
 mod handover;
 mod keys;
 mod nack;

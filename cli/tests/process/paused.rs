@@ -32,7 +32,8 @@ async fn a_control_plane_that_was_paused_while_another_took_over_applies_nothing
     let worker = Worker::start(&new.url(), "w", &data, &[]).await;
     worker.ready().await;
     let wait = ["fleet", "rollout", "--wait", "--control", &new.url()];
-    assert_eq!(run(&wait).await.0, Some(0));
+    let (code, out, err) = run(&wait).await;
+    assert_eq!(code, Some(0), "{out}{err}");
     worker.process.terminate().await;
 
     // It comes back, and the worker comes to it.

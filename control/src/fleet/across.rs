@@ -14,29 +14,15 @@
 
 use std::time::SystemTime;
 
-use forebay_proto::{InstanceId, WorkerId};
+use forebay_proto::InstanceId;
 use tokio::time::Instant;
 
 use super::{
-    Fleet,
+    Fleet, Inner,
     contest::{Ousted, PROVE_WITHIN, Twin},
     known::Known,
+    shared,
 };
-
-/// A worker's stream, as another replica has it.
-#[derive(Debug, Clone)]
-pub(crate) struct Elsewhere {
-    pub(crate) worker: WorkerId,
-    pub(crate) instance: InstanceId,
-    /// Since when its process has been let in.
-    pub(crate) since: SystemTime,
-    /// When this stream was opened.
-    pub(crate) connected: SystemTime,
-    pub(crate) peer: String,
-    pub(crate) replica: String,
-    /// The process against which it was proved to be alive.
-    pub(crate) turns_away: Option<InstanceId>,
-}
 
 /// The question to a worker of ours, because of one elsewhere.
 #[derive(Debug)]
@@ -44,7 +30,6 @@ pub(super) struct Across {
     instance: InstanceId,
     number: u64,
     since: Instant,
-    proved: bool,
 }
 
 /// What a stream elsewhere means for one here.
@@ -61,14 +46,11 @@ enum Compared {
 }
 
 /// Each replica comes to the same verdict of the two.
-fn compare(
-    instance: &InstanceId,
-    (since, connected): (SystemTime, SystemTime),
-    there: &Elsewhere,
-) -> Compared {
-    let elder = (since, instance) < (there.since, &there.instance);
-    match (*instance == there.instance, elder) {
-        (true, _) if connected < there.connected => Compared::Leftover,
+fn compare(here: &Known, there: &Known) -> Compared {
+    let of = |known: &'_ Known| (known.since, known.introduction.instance.clone());
+    let (ours, theirs) = (of(here), of(there));
+    match (ours.1 == theirs.1, ours < theirs) {
+        (true, _) if here.connected < there.connected => Compared::Leftover,
         (true, _) => Compared::Stays,
         (false, true) => Compared::Elder,
         (false, false) => Compared::Younger,
@@ -76,62 +58,49 @@ fn compare(
 }
 
 impl Fleet {
-    /// The streams that are open, for the other replicas.
-    pub(crate) fn streams(&self, replica: &str) -> Vec<Elsewhere> {
-        let inner = self.inner.lock();
-        let open = inner
-            .workers
-            .values()
-            .filter(|known| known.session.is_some());
-        let each = open.map(|known| {
-            let proved = known.across.as_ref().filter(|across| across.proved);
-            Elsewhere {
-                worker: known.introduction.worker.clone(),
-                instance: known.introduction.instance.clone(),
-                since: known.since,
-                connected: known.connected,
-                peer: known.introduction.peer.clone(),
-                replica: replica.to_owned(),
-                turns_away: proved.map(|across| across.instance.clone()),
-            }
-        });
-        each.collect()
-    }
-
-    /// What the other replicas have open of the same workers. To be told again and again.
-    pub(crate) fn elsewhere(&self, seen: &[Elsewhere]) {
-        let mut inner = self.inner.lock();
-        let mut told = false;
-        for there in seen {
-            inner.sessions += 1;
-            let number = inner.sessions;
-            let known = inner.workers.get_mut(&there.worker);
-            if let Some(known) = known.filter(|known| known.session.is_some()) {
-                told |= known.meets(there, number);
-            }
-        }
-        drop(inner);
-        if told {
+    /// Compares its own workers with those of the others. To be done again and again: an answer may be due.
+    pub(crate) fn meet_others(&self) {
+        if self.inner.lock().meet() {
             self.changed.send_replace(());
         }
     }
 }
 
+impl Inner {
+    /// True if others want to know of what came of it.
+    pub(super) fn meet(&mut self) -> bool {
+        let Self {
+            workers,
+            others,
+            sessions,
+        } = self;
+        let mut told = false;
+        for (id, replica, there) in shared::connected(others) {
+            let own = workers.get_mut(id).filter(|own| own.session.is_some());
+            if let Some(own) = own {
+                *sessions += 1;
+                told |= own.meets((there, replica), *sessions);
+            }
+        }
+        told
+    }
+}
+
 impl Known {
     /// True if others want to know.
-    fn meets(&mut self, there: &Elsewhere, number: u64) -> bool {
+    fn meets(&mut self, (there, replica): (&Self, &str), number: u64) -> bool {
         let Some(line) = &self.session else {
             return false;
         };
         let instance = &self.introduction.instance;
-        match compare(instance, (self.since, self.connected), there) {
+        match compare(self, there) {
             Compared::Stays => false,
             Compared::Leftover => {
                 line.oust(Ousted::Newer);
                 true
             }
             Compared::Younger if there.turns_away.as_ref() == Some(instance) => {
-                line.oust(Ousted::Twin(there.replica.clone()));
+                line.oust(Ousted::Twin(replica.to_owned()));
                 true
             }
             Compared::Younger => false,
@@ -144,30 +113,26 @@ impl Known {
         }
     }
 
-    fn defends(&mut self, there: &Elsewhere, number: u64) -> bool {
+    fn defends(&mut self, there: &Self, number: u64) -> bool {
         let Some(line) = &self.session else {
             return false;
         };
-        let asked = self.across.as_mut();
-        match asked.filter(|across| across.instance == there.instance) {
+        let (instance, peer) = (&there.introduction.instance, &there.introduction.peer);
+        let asked = self.across.as_ref();
+        match asked.filter(|across| across.instance == *instance) {
+            _ if self.turns_away.as_ref() == Some(instance) => self.shows_twin(there),
             None => {
-                drop(line.ask(number, (&there.instance, &there.peer)));
+                drop(line.ask(number, (instance, peer)));
                 self.across = Some(Across {
-                    instance: there.instance.clone(),
+                    instance: instance.clone(),
                     number,
                     since: Instant::now(),
-                    proved: false,
                 });
                 false
             }
-            Some(across) if across.proved || *line.proof.borrow() >= across.number => {
-                across.proved = true;
-                self.twin = Some(Twin {
-                    instance: there.instance.clone(),
-                    peer: there.peer.clone(),
-                    at: SystemTime::now(),
-                });
-                true
+            Some(across) if *line.proof.borrow() >= across.number => {
+                self.turns_away = Some(instance.clone());
+                self.shows_twin(there)
             }
             Some(across) if across.since.elapsed() > PROVE_WITHIN => {
                 line.oust(Ousted::Newer);
@@ -176,12 +141,23 @@ impl Known {
             Some(_) => false,
         }
     }
+
+    fn shows_twin(&mut self, there: &Self) -> bool {
+        let first = self.twin.is_none();
+        self.twin = Some(Twin {
+            instance: there.introduction.instance.clone(),
+            peer: there.introduction.peer.clone(),
+            at: SystemTime::now(),
+        });
+        first
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use forebay_proto::WorkerId;
     use tokio::time::advance;
     use tokio_util::sync::CancellationToken;
 
@@ -190,103 +166,83 @@ mod tests {
         *,
     };
 
-    fn there(instance: &str, connected: SystemTime) -> Elsewhere {
-        Elsewhere {
-            worker: WorkerId::new("w").unwrap(),
-            instance: InstanceId::new(instance).unwrap(),
-            since: connected,
-            connected,
-            peer: "there".to_owned(),
-            replica: "r2".to_owned(),
-            turns_away: None,
+    fn let_in(fleet: &Fleet, instance: &str, for_: u64) -> (Joined, CancellationToken) {
+        let end = CancellationToken::new();
+        let introduction = Introduction {
+            let_in: Duration::from_secs(for_),
+            ..Introduction::plain("w", instance, None)
+        };
+        (fleet.joined(introduction, end.clone()), end)
+    }
+
+    /// What one has is told to the other.
+    fn tell(from: &Fleet, name: &str, to: &Fleet) {
+        for (n, part) in from.export(name, 1) {
+            to.import(name, n, Some(&part));
         }
     }
 
-    fn let_in(fleet: &Fleet, instance: &str) -> (Joined, CancellationToken) {
-        let end = CancellationToken::new();
-        let introduction = Introduction::plain("w", instance, None);
-        let joined = fleet.joined(introduction, end.clone());
-        (joined, end)
+    fn asked(joined: &Joined) -> Option<u64> {
+        joined.challenge.borrow().as_ref().map(|asked| asked.number)
     }
 
-    #[test]
-    fn two_replicas_come_to_the_same_verdict() {
-        let (early, late) = (SystemTime::UNIX_EPOCH, SystemTime::now());
-        let id = |text| InstanceId::new(text).unwrap();
-        let (a, b) = (id("a"), id("b"));
-        let of = |instance, at, there| compare(instance, (at, at), &there);
-        assert_eq!(of(&a, early, there("b", late)), Compared::Elder);
-        assert_eq!(of(&b, late, there("a", early)), Compared::Younger);
-        assert_eq!(of(&a, early, there("a", late)), Compared::Leftover);
-        assert_eq!(of(&a, late, there("a", early)), Compared::Stays);
-        // At the same instant one of them is the elder, too.
-        assert_eq!(of(&a, late, there("b", late)), Compared::Elder);
-        assert_eq!(of(&b, late, there("a", late)), Compared::Younger);
-        // A stream that was opened anew makes nobody younger.
-        let anew = compare(&a, (early, late), &there("b", late));
-        assert_eq!(anew, Compared::Elder);
-    }
-
-    fn later() -> SystemTime {
-        SystemTime::now() + Duration::from_secs(9)
+    fn worker() -> WorkerId {
+        WorkerId::new("w").unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_elder_turns_the_younger_away_once_it_is_proved_alive() {
-        let fleet = Fleet::default();
-        let (here, ended) = let_in(&fleet, "here");
-        let younger = there("younger", later());
-        fleet.elsewhere(std::slice::from_ref(&younger));
-        let asked = here.challenge.borrow().clone().unwrap();
-        assert_eq!(asked.instance.as_str(), "younger");
-        fleet.elsewhere(std::slice::from_ref(&younger));
-        assert_eq!(fleet.streams("r1")[0].turns_away, None, "it is not proved");
-        fleet.proved(&younger.worker, here.session, asked.number);
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (elder, elder_ended) = let_in(&r1, "elder", 9);
+        let (younger, younger_ended) = let_in(&r2, "younger", 0);
+        tell(&r1, "r1", &r2);
+        assert!(asked(&younger).is_none() && !younger_ended.is_cancelled());
+        tell(&r2, "r2", &r1);
+        let number = asked(&elder).unwrap();
+        tell(&r1, "r1", &r2);
+        assert!(!younger_ended.is_cancelled(), "the other one may be dead");
+        r1.proved(&worker(), elder.session, number);
         advance(PROVE_WITHIN * 2).await;
-        fleet.elsewhere(std::slice::from_ref(&younger));
-        let told = &fleet.streams("r1")[0];
-        assert_eq!(told.turns_away, Some(younger.instance));
-        assert!(!ended.is_cancelled());
+        r1.meet_others();
+        tell(&r1, "r1", &r2);
+        assert!(younger_ended.is_cancelled() && !elder_ended.is_cancelled());
+        assert_eq!(younger.ousted.get(), Some(&Ousted::Twin("r1".to_owned())));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_elder_that_is_silent_makes_room() {
-        let fleet = Fleet::default();
-        let (here, ended) = let_in(&fleet, "here");
-        let younger = there("younger", later());
-        fleet.elsewhere(std::slice::from_ref(&younger));
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (elder, elder_ended) = let_in(&r1, "elder", 9);
+        let (_, younger_ended) = let_in(&r2, "younger", 0);
+        tell(&r2, "r2", &r1);
         advance(PROVE_WITHIN).await;
-        fleet.elsewhere(std::slice::from_ref(&younger));
-        assert!(!ended.is_cancelled());
+        r1.meet_others();
+        assert!(!elder_ended.is_cancelled());
         advance(Duration::from_millis(1)).await;
-        fleet.elsewhere(&[younger]);
-        assert!(ended.is_cancelled());
-        assert_eq!(here.ousted.get(), Some(&Ousted::Newer));
+        r1.meet_others();
+        tell(&r1, "r1", &r2);
+        assert!(elder_ended.is_cancelled() && !younger_ended.is_cancelled());
+        assert_eq!(elder.ousted.get(), Some(&Ousted::Newer));
     }
 
-    #[tokio::test]
-    async fn the_younger_waits_until_it_is_turned_away() {
-        let fleet = Fleet::default();
-        let (here, ended) = let_in(&fleet, "here");
-        let elder = there("elder", SystemTime::UNIX_EPOCH);
-        fleet.elsewhere(std::slice::from_ref(&elder));
-        assert!(!ended.is_cancelled(), "a restart is let in");
-        let elder = Elsewhere {
-            turns_away: Some(InstanceId::new("here").unwrap()),
-            ..elder
-        };
-        fleet.elsewhere(&[elder]);
-        assert!(ended.is_cancelled());
-        assert_eq!(here.ousted.get(), Some(&Ousted::Twin("r2".to_owned())));
+    /// A stream that was opened anew makes nobody younger.
+    #[tokio::test(start_paused = true)]
+    async fn who_was_there_first_is_not_when_a_stream_was_opened() {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (younger, _) = let_in(&r1, "a", 3);
+        let (elder, _) = let_in(&r2, "b", 60);
+        tell(&r1, "r1", &r2);
+        tell(&r2, "r2", &r1);
+        assert!(asked(&elder).is_some() && asked(&younger).is_none());
     }
 
     #[tokio::test]
     async fn a_leftover_of_the_same_process_is_ended() {
-        let fleet = Fleet::default();
-        let (_, ended) = let_in(&fleet, "here");
-        fleet.elsewhere(&[there("here", SystemTime::UNIX_EPOCH)]);
-        assert!(!ended.is_cancelled());
-        fleet.elsewhere(&[there("here", later())]);
-        assert!(ended.is_cancelled());
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (_, first) = let_in(&r1, "same", 0);
+        let (_, second) = let_in(&r2, "same", 5);
+        tell(&r1, "r1", &r2);
+        tell(&r2, "r2", &r1);
+        assert!(first.is_cancelled() && !second.is_cancelled());
     }
 }

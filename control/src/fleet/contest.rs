@@ -115,7 +115,6 @@ pub(crate) enum Ousted {
     /// A newer one of the same worker counts.
     Newer,
     /// An older one of another process does, which another replica has.
-    #[cfg(any(test, feature = "simulation"))]
     Twin(String),
 }
 

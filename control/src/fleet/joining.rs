@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Applied, Fleet, Introduction, MOST, SessionId,
+    Applied, Fleet, Introduction, MOST, Refused, SessionId,
     contest::{Challenge, Line, Ousted, Rival, Twin},
     known::{self, Known},
 };
@@ -74,7 +74,8 @@ impl Fleet {
         let line = Line::new(session, end, introduction.proves);
         let (drain, challenge) = (line.drain.clone(), line.challenge.subscribe());
         let ousted = line.ousted.clone();
-        let known = Known::joined(introduction, line, old, now);
+        let elsewhere = inner.refused_elsewhere(&worker, &introduction.instance);
+        let known = Known::joined(introduction, line, (old, elsewhere), now);
         let refused = known.refused.as_ref();
         let joined = Joined {
             session,
@@ -137,7 +138,12 @@ impl Fleet {
 
 impl Known {
     /// A worker that has just come, with what was known of it.
-    fn joined(introduction: Introduction, line: Line, old: Option<Self>, now: SystemTime) -> Self {
+    fn joined(
+        introduction: Introduction,
+        line: Line,
+        (old, refused_elsewhere): (Option<Self>, Option<Refused>),
+        now: SystemTime,
+    ) -> Self {
         let same = old.as_ref().and_then(|old| old.applied.clone());
         let refusals = introduction.refusals.clone();
         let applied = introduction.applied.clone().map(|position| {
@@ -160,7 +166,10 @@ impl Known {
         let told = introduction.refused.clone();
         let since = known::since(now, introduction.let_in);
         Self {
-            refused: same.and_then(|old| old.refused).or(told),
+            refused: same
+                .and_then(|old| old.refused)
+                .or(told)
+                .or(refused_elsewhere),
             introduction,
             session: Some(line),
             drains: false,
@@ -171,8 +180,8 @@ impl Known {
             health,
             changed: Arc::default(),
             twin: None,
-            #[cfg(any(test, feature = "simulation"))]
             across: None,
+            turns_away: None,
             connected: now,
             since,
             seen: now,

@@ -7,11 +7,13 @@ use std::{
 };
 
 use forebay_proto::{
-    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
+    Health, InstanceId, Position, Revision, convert::timestamp_to_wire, health::ModelHealth,
+    limits, wire,
 };
 
 use super::{
     Applied, Introduction, Refused,
+    across::Across,
     contest::{Line, Twin},
 };
 use crate::rollout::{Seen, Staging};
@@ -36,9 +38,10 @@ pub(super) struct Known {
     pub(super) changed: Arc<[ModelHealth]>,
     /// Another process that came under its id.
     pub(super) twin: Option<Twin>,
-    /// One that another replica has.
-    #[cfg(any(test, feature = "simulation"))]
-    pub(super) across: Option<super::across::Across>,
+    /// The question because of one that another replica has.
+    pub(super) across: Option<Across>,
+    /// The process that another replica has, against which this one was proved to be alive.
+    pub(super) turns_away: Option<InstanceId>,
     pub(super) connected: SystemTime,
     /// Since when its process has been let in, here or elsewhere.
     pub(super) since: SystemTime,

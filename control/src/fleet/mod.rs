@@ -4,12 +4,12 @@
 //! Written by the sessions; bounded: workers that are gone are forgotten after a day, the longest
 //! gone first when there are too many.
 
-#[cfg(any(test, feature = "simulation"))]
 mod across;
 mod contest;
 mod joining;
 mod known;
 mod refusals;
+mod shared;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ pub(crate) use self::{
     joining::{Joined, Joining},
     refusals::bounded,
 };
-use self::{known::Known, refusals::share_refusals};
+use self::{known::Known, refusals::share_refusals, shared::Others};
 use crate::{
     metrics::RolloutCounts,
     rollout::{Seen, Staging},
@@ -50,6 +50,8 @@ pub(crate) struct Fleet {
 #[derive(Debug, Default)]
 struct Inner {
     workers: BTreeMap<WorkerId, Known>,
+    /// Those of other control planes on the same store.
+    others: Others,
     sessions: u64,
 }
 
@@ -100,12 +102,14 @@ pub(crate) struct Refused {
 }
 
 /// Why a worker cannot be told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CannotDrain {
     /// There is none of that id.
     Unknown,
     /// It is not connected.
     Gone,
+    /// It is connected to another control plane, of this name.
+    Elsewhere(String),
     /// Its build does not know how.
     TooOld,
 }
@@ -185,8 +189,14 @@ impl Fleet {
     /// Has a worker told to end. It is told once it is connected, if it is now and was not told before.
     pub(crate) fn drain(&self, id: &str) -> Result<(), CannotDrain> {
         let mut inner = self.inner.lock();
-        let known = inner.workers.get_mut(id).ok_or(CannotDrain::Unknown)?;
-        let line = known.session.as_ref().ok_or(CannotDrain::Gone)?;
+        let elsewhere = inner.elsewhere(id);
+        let absent = |here| elsewhere.map_or(here, CannotDrain::Elsewhere);
+        let Some(known) = inner.workers.get_mut(id) else {
+            return Err(absent(CannotDrain::Unknown));
+        };
+        let Some(line) = known.session.as_ref() else {
+            return Err(absent(CannotDrain::Gone));
+        };
         if !known.drains {
             return Err(CannotDrain::TooOld);
         }
@@ -212,8 +222,7 @@ impl Fleet {
         let staging = self.staging();
         self.inner
             .lock()
-            .workers
-            .get(id)
+            .any(id)
             .map(|known| known.show(target, target.revision, staging.as_deref()))
     }
 
@@ -228,8 +237,8 @@ impl Fleet {
         let inner = self.inner.lock();
         let later = |id: &WorkerId| after.is_none_or(|after| id.as_str() > after);
         let mut rest = inner
-            .workers
-            .iter()
+            .all()
+            .into_iter()
             .filter(|(id, _)| later(id))
             .map(|(_, known)| known);
         let mut page: Vec<_> = rest
@@ -246,7 +255,7 @@ impl Fleet {
         let staging = self.staging();
         let inner = self.inner.lock();
         let show = |known: &Known| known.show(newest, revision, staging.as_deref());
-        let mut workers: Vec<_> = inner.workers.values().map(show).collect();
+        let mut workers: Vec<_> = inner.all().into_values().map(show).collect();
         drop(inner);
         share_refusals(&mut workers);
         let count = |state: wire::WorkerState| {
@@ -280,7 +289,7 @@ impl Fleet {
     pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
         let mut counts = RolloutCounts::default();
         let now = SystemTime::now();
-        for known in self.inner.lock().workers.values() {
+        for known in self.inner.lock().all().into_values() {
             counts.twins += u32::from(known.twin.as_ref().is_some_and(|twin| twin.is_fresh(now)));
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
@@ -311,7 +320,7 @@ impl Fleet {
     /// All workers as they stand.
     pub(crate) fn look(&self) -> Vec<Seen> {
         let inner = self.inner.lock();
-        inner.workers.values().map(Known::seen).collect()
+        inner.all().into_values().map(Known::seen).collect()
     }
 
     /// Tells of changes, as they come; several at once are told of once.

@@ -78,6 +78,7 @@ impl Prober {
         let (host, port) = match endpoint.url.address() {
             Address::Host(host, port) => (host, port),
             Address::Unix(_) => return for_workers("its socket is on the worker's machine"),
+            Address::Listed(_) => return for_workers("workers find its servers, each its own"),
         };
         let addresses = match self.addresses(host, port).await {
             Ok(addresses) => addresses,

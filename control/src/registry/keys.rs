@@ -103,6 +103,10 @@ impl KeyBook {
         self.version
     }
 
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
     pub(crate) fn get(&self, id: &str) -> Option<&Arc<KeyRecord>> {
         KeyId::new(id).ok().and_then(|id| self.records.get(&id))
     }

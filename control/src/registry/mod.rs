@@ -81,6 +81,8 @@ pub(crate) struct Write {
     pub(crate) request_id: Option<(String, Vec<u8>)>,
     pub(crate) validate_only: bool,
     pub(crate) origin: Origin,
+    /// It is a decision of who is in charge in this term: it is made if that one still is.
+    pub(crate) term: Option<u64>,
 }
 
 /// What a write is answered with.

@@ -3,8 +3,12 @@
 //! Order: durable → visible → acknowledged. When a commit's fate is unknown the state is read back
 //! from the store before another write is served; nothing is ever acknowledged that is not durable.
 //!
+//! Where others write to the store, too, it follows them: before each group it reads what is new (`writer/follow.rs`),
+//! and a commit that meets somebody else's is planned anew on what that one left.
+//!
 //! It runs on a thread of its own because the store blocks.
 
+mod follow;
 mod keys;
 
 use std::{sync::Arc, thread, time::SystemTime};
@@ -33,6 +37,8 @@ const WAITING: usize = 1_024;
 const READERS: usize = 4;
 /// Most writes in one commit.
 const GROUP: usize = 64;
+/// How often a group is planned because others were faster. Each time one of them got on.
+const PLANS: u32 = 32;
 
 /// What the writer is asked.
 #[expect(
@@ -42,6 +48,8 @@ const GROUP: usize = 64;
 enum Asked {
     Write(Job),
     Key(KeyJob),
+    /// To take over what others wrote.
+    Follow(oneshot::Sender<Result<(), WriteError>>),
 }
 
 impl Asked {
@@ -50,7 +58,7 @@ impl Asked {
     fn is_alone(&self) -> bool {
         match self {
             Self::Write(job) => matches!(job.write.command, Command::Rollback { .. }),
-            Self::Key(_) => true,
+            Self::Key(_) | Self::Follow(_) => true,
         }
     }
 }
@@ -96,6 +104,13 @@ impl RegistryHandle {
     pub(crate) async fn write_key(&self, write: KeyWrite) -> Result<wire::Key, WriteError> {
         let (answer, answered) = oneshot::channel();
         self.ask(Asked::Key(KeyJob { write, answer }))?;
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Takes over what others wrote to the store by now. When it returns, that is published.
+    pub(crate) async fn follow(&self) -> Result<(), WriteError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Asked::Follow(answer))?;
         answered.await.unwrap_or_else(|_| Err(lost()))
     }
 
@@ -191,28 +206,15 @@ fn prepare<S: Store>(
     metrics: Arc<Metrics>,
     vault: Vault,
 ) -> Result<(RegistryHandle, Writer<S>, mpsc::Receiver<Asked>), String> {
-    let unloaded = |error: StoreError| error.to_string();
-    let mut stored = store.load().map_err(unloaded)?;
-    let book = KeyBook::new(stored.epoch.clone(), std::mem::take(&mut stored.keys));
-    let mut state = State::new(stored);
-    let mut past = store.past().map_err(unloaded)?;
-    let mut first = publish(&Arc::new(state.clone()), String::new())?;
-    // A number stands for one content, and workers hold what another version made of it.
-    if past
-        .digest()
-        .is_some_and(|known| known != first.position.digest)
-    {
-        let change = upgrade(&state, &mut past, SystemTime::now())?;
-        store
-            .commit(std::slice::from_ref(&change))
-            .map_err(unloaded)?;
-        state.apply(change);
-        first = publish(&Arc::new(state), String::new())?;
-    }
+    let Begun {
+        first,
+        book,
+        past,
+        sealed,
+    } = begin(&mut store)?;
     let state = first.state.clone();
     let (published, watching) = watch::channel(Arc::new(first));
-    let (vault, book) = (Arc::new(vault), Arc::new(book));
-    let sealed = state.has_credentials();
+    let vault = Arc::new(vault);
     let first_keys = PublishedKeys::new(book.clone(), &vault, sealed)?;
     let (keys, watching_keys) = watch::channel(Arc::new(first_keys));
     let (trouble, troubled) = watch::channel(None);
@@ -242,6 +244,47 @@ fn prepare<S: Store>(
         readers: Arc::new(Semaphore::new(READERS)),
     };
     Ok((handle, writer, waiting))
+}
+
+/// What a writer begins with.
+struct Begun {
+    first: Published,
+    book: Arc<KeyBook>,
+    past: Past,
+    sealed: bool,
+}
+
+/// Reads the store, and makes the newest revision one of this version's making.
+fn begin<S: Store>(store: &mut S) -> Result<Begun, String> {
+    for _ in 0..PLANS {
+        let mut stored = store.load().map_err(|error| error.to_string())?;
+        let book = KeyBook::new(stored.epoch.clone(), std::mem::take(&mut stored.keys));
+        let mut state = State::new(stored);
+        let mut past = store.past().map_err(|error| error.to_string())?;
+        let mut first = publish(&Arc::new(state.clone()), String::new())?;
+        // A number stands for one content, and workers hold what another version made of it.
+        if past
+            .digest()
+            .is_some_and(|known| known != first.position.digest)
+        {
+            let change = upgrade(&state, &mut past, SystemTime::now())?;
+            match store.commit(std::slice::from_ref(&change)) {
+                Ok(()) => {}
+                Err(StoreError::Conflict) => continue,
+                Err(error) => return Err(error.to_string()),
+            }
+            state.apply(change);
+            first = publish(&Arc::new(state), String::new())?;
+        }
+        let sealed = first.state.has_credentials();
+        return Ok(Begun {
+            first,
+            book: Arc::new(book),
+            past,
+            sealed,
+        });
+    }
+    Err(StoreError::Conflict.to_string())
 }
 
 struct Writer<S> {
@@ -292,17 +335,45 @@ impl<S: Store> Writer<S> {
         match last {
             Some(Asked::Write(job)) => self.serve(vec![job]),
             Some(Asked::Key(job)) => {
-                let answer = self.serve_key(job.write);
+                let answer = self.serve_key(&job.write);
                 drop(job.answer.send(answer));
+            }
+            Some(Asked::Follow(answer)) => {
+                let followed = self.up_to_date();
+                drop(answer.send(followed.map_err(WriteError::from)));
             }
             None => {}
         }
     }
 
     fn serve(&mut self, group: Vec<Job>) {
-        if let Err(error) = self.reload_if_needed() {
-            self.trouble.send_replace(Some(error.to_string()));
-            return refuse_all(group, &error);
+        let mut planned = Err(StoreError::Conflict.into());
+        for _ in 0..PLANS {
+            planned = self.plan_and_commit(&group);
+            if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
+                break;
+            }
+            self.metrics.conflicts.inc();
+        }
+        match planned {
+            Err(error) => refuse_all(group, &error),
+            Ok(results) => {
+                for (job, result) in group.into_iter().zip(results) {
+                    // A client that went away meanwhile finds its write made.
+                    drop(job.answer.send(result));
+                }
+            }
+        }
+    }
+
+    /// Plans a group on the newest there is, and commits it as one: the answers to each, or why there are none.
+    fn plan_and_commit(
+        &mut self,
+        group: &[Job],
+    ) -> Result<Vec<Result<Answer, WriteError>>, WriteError> {
+        if let Err(error) = self.up_to_date() {
+            self.tell(&error);
+            return Err(error.into());
         }
         let now = SystemTime::now();
         let history = self.store.history();
@@ -310,6 +381,7 @@ impl<S: Store> Writer<S> {
         let mut changes = Vec::new();
         let mut spans = Vec::new();
         let mut answers = Vec::with_capacity(group.len());
+        let mut term = None;
         for job in group {
             let planned = job.span.in_scope(|| next.plan(&job.write, now, &*history));
             let answer = planned.map(|planned| {
@@ -318,22 +390,14 @@ impl<S: Store> Writer<S> {
                     spans.push(tracing::info_span!(parent: &job.span, "commit", %revision));
                     next.apply(change.clone());
                     changes.push(change);
+                    term = term.or(job.write.term);
                 }
                 planned.answer
             });
-            answers.push((job.answer, answer));
+            answers.push(answer);
         }
-        if let Err(error) = self.commit(Arc::new(next), changes, &spans) {
-            for (answer, _) in answers {
-                drop(answer.send(Err(error.clone())));
-            }
-            return;
-        }
-        drop(spans);
-        for (answer, result) in answers {
-            // A client that went away meanwhile finds its write made.
-            drop(answer.send(result));
-        }
+        self.commit(Arc::new(next), changes, &spans, term)?;
+        Ok(answers)
     }
 
     /// Makes the changes durable, then visible.
@@ -342,6 +406,7 @@ impl<S: Store> Writer<S> {
         next: Arc<State>,
         mut changes: Vec<Change>,
         spans: &[Span],
+        term: Option<u64>,
     ) -> Result<(), WriteError> {
         let Some(last) = spans.last() else {
             return Ok(());
@@ -351,12 +416,13 @@ impl<S: Store> Writer<S> {
         let published = published.map_err(StoreError::NotCommitted)?;
         let past = complete(&mut changes, &self.past, &published);
         let timer = self.metrics.commit_seconds.start_timer();
-        let committed = self.store.commit(&changes);
+        let committed = match term {
+            Some(term) => self.store.commit_as(&changes, term),
+            None => self.store.commit(&changes),
+        };
         timer.observe_duration();
         if let Err(error) = committed {
-            self.must_reload = matches!(error, StoreError::Unknown(_));
-            self.trouble.send_replace(Some(error.to_string()));
-            tracing::error!(%error, writes = changes.len(), "commit failed");
+            self.failed(&error, changes.len());
             return Err(error.into());
         }
         self.state = next;
@@ -378,32 +444,6 @@ impl<S: Store> Writer<S> {
             let revision = log.revision;
             tracing::info!(method, targets, more, %revision, author, reason, "write committed");
         }
-        Ok(())
-    }
-
-    /// After a commit of unknown fate: what the store holds now is what was committed.
-    fn reload_if_needed(&mut self) -> Result<(), StoreError> {
-        if !self.must_reload {
-            return Ok(());
-        }
-        let mut stored = self.store.load()?;
-        let keys = std::mem::take(&mut stored.keys);
-        let book = KeyBook::new(stored.epoch.clone(), keys);
-        let state = Arc::new(State::new(stored));
-        let past = self.store.past()?;
-        let published = publish(&state, String::new()).map_err(StoreError::NotCommitted)?;
-        let sealed = self.sealed || state.has_credentials();
-        if book.version() != self.book.version() || sealed != self.sealed {
-            (self.book, self.sealed) = (Arc::new(book), sealed);
-            self.publish_keys();
-        }
-        if state.revision() != self.state.revision() {
-            self.published.send_replace(Arc::new(published));
-        }
-        self.state = state;
-        self.past = past;
-        self.trouble.send_replace(None);
-        self.must_reload = false;
         Ok(())
     }
 }
@@ -450,9 +490,9 @@ fn upgrade(state: &State, past: &mut Past, now: SystemTime) -> Result<Change, St
     Ok(change)
 }
 
-fn refuse_all(group: Vec<Job>, error: &StoreError) {
+fn refuse_all(group: Vec<Job>, error: &WriteError) {
     for job in group {
-        drop(job.answer.send(Err(error.clone().into())));
+        drop(job.answer.send(Err(error.clone())));
     }
 }
 

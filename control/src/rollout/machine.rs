@@ -107,6 +107,11 @@ impl Machine {
         machine
     }
 
+    /// Returns that were made before, by another one in charge.
+    pub(super) fn remember(&mut self, returns: Vec<Return>) {
+        self.returns = returns.into_iter().take(RETURNS).collect();
+    }
+
     /// Takes an event at this time.
     pub(super) fn on(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let before = (self.stable.clone(), self.candidate().cloned());

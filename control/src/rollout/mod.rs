@@ -2,6 +2,9 @@
 //!
 //! It carries out what the machine (`machine.rs`) says: offers, and the way back. It looks at the fleet as it stands,
 //! a few times a second while a rollout is under way. It must not decide anything itself.
+//!
+//! Of several control planes on one store the one in charge does so, and writes down how it stands; the others offer
+//! what that says (`shared.rs`).
 
 mod gate;
 mod kept;
@@ -9,6 +12,7 @@ mod machine;
 mod metrics;
 mod past;
 mod settings;
+mod shared;
 mod soak;
 mod staging;
 
@@ -21,16 +25,18 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::machine::{Effect, Event, Machine};
+use self::machine::{Effect, Event, Machine, Return};
 pub use self::settings::{BadRings, Rings, RolloutSettings};
 pub(crate) use self::{
     kept::remove as forget_stable,
     metrics::RingMetrics,
     past::{Past, RegistryPast},
+    shared::forget as forget_shared,
     soak::Seen,
     staging::Staging,
 };
 use crate::{
+    cluster::{Leadership, Shared},
     fleet::Fleet,
     metrics::Metrics,
     session::{Offer, Target},
@@ -49,16 +55,35 @@ const REPORT_SLOWEST: Duration = Duration::from_secs(10);
 /// What rollouts in rings work with.
 pub(crate) struct Parts<P> {
     pub(crate) settings: RolloutSettings,
-    /// Where the stable revision is kept; nowhere, if absent.
-    pub(crate) dir: Option<PathBuf>,
+    pub(crate) kept: Kept,
+    /// Whether this process decides.
+    pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) past: P,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// Where it is kept what is stable.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// In a directory.
+    File(PathBuf),
+    /// With how the rollout stands, where all replicas see it.
+    Shared(Shared),
+}
+
+/// What a rollout takes and gives; it outlives who is in charge.
+struct Line<P> {
+    parts: Parts<P>,
+    published: watch::Receiver<Offer>,
+    offers: watch::Sender<Offer>,
+}
+
 /// The task.
 struct Conductor<P> {
     parts: Parts<P>,
+    /// In which it decides.
+    term: u64,
     machine: Machine,
     began: Instant,
     report_every: Duration,
@@ -66,9 +91,11 @@ struct Conductor<P> {
     offers: watch::Sender<Offer>,
     /// What the machine speaks of.
     targets: Vec<Arc<Target>>,
-    /// What is in the file.
+    /// What is kept.
     saved: Option<Position>,
     told: Option<Arc<Staging>>,
+    /// It is to be written down where others see it, and was not yet.
+    unwritten: bool,
 }
 
 /// Takes what is published, and gives what sessions are to offer instead.
@@ -79,35 +106,44 @@ pub(crate) async fn start<P: Past>(
     stopping: CancellationToken,
 ) -> watch::Receiver<Offer> {
     let newest = published.borrow_and_update().stable().clone();
-    let saved = parts.dir.as_deref().and_then(kept::load);
-    let stable = stable(&parts.past, saved.clone(), &newest).await;
-    let position = |target: &Arc<Target>| target.published.position.clone();
-    let mut machine = Machine::new(parts.settings.clone(), position(&stable), position(&stable));
-    let (to, proven) = (position(&newest), same_content(&stable, &newest));
-    machine.on(
-        Duration::ZERO,
-        Event::Newest {
-            position: to,
-            proven,
-        },
-    );
-    let report_every = (parts.settings.soak / REPORTS).clamp(REPORT_FASTEST, REPORT_SLOWEST);
-    let (offers, offered) = watch::channel(Offer::to_all(stable.clone()));
-    let mut conductor = Conductor {
+    if let Kept::Shared(shared) = &parts.kept {
+        let shared = shared.clone();
+        let first = shared::first_offer(&shared, &parts, &newest).await;
+        let (offers, offered) = watch::channel(first);
+        let line = Line {
+            parts,
+            published,
+            offers,
+        };
+        tasks.spawn(shared::run(shared, line, stopping));
+        return offered;
+    }
+    let saved = match &parts.kept {
+        Kept::File(dir) => kept::load(dir),
+        Kept::Shared(_) => None,
+    };
+    let (offers, offered) = watch::channel(Offer::to_all(newest));
+    let line = Line {
         parts,
-        machine,
-        began: Instant::now(),
-        report_every,
         published,
         offers,
-        targets: vec![stable, newest],
-        saved,
-        told: None,
     };
-    conductor.offer();
-    conductor.settled().await;
-    tasks.spawn(conductor.run(stopping));
+    let term = line.parts.leadership.borrow().term().unwrap_or_default();
+    let conductor = Conductor::begin(line, term, saved, Vec::new()).await;
+    tasks.spawn(async move { drop(conductor.run(stopping).await) });
     offered
+}
+
+/// Waits until this is not the term.
+async fn not_in(term: u64, leadership: &mut watch::Receiver<Leadership>) {
+    let told = leadership
+        .wait_for(|now| now.term() != Some(term))
+        .await
+        .is_ok();
+    if !told {
+        // Who told of it is gone, and with it all that could change it.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// A rollback gives models new numbers, and with them the configuration another digest.
@@ -141,18 +177,75 @@ async fn stable<P: Past>(past: &P, saved: Option<Position>, newest: &Arc<Target>
 }
 
 impl<P: Past> Conductor<P> {
-    async fn run(mut self, stopping: CancellationToken) {
+    /// Takes over what is offered, with what was stable before.
+    async fn begin(
+        line: Line<P>,
+        term: u64,
+        saved: Option<Position>,
+        returns: Vec<Return>,
+    ) -> Self {
+        let Line {
+            parts,
+            mut published,
+            offers,
+        } = line;
+        let newest = published.borrow_and_update().stable().clone();
+        let stable = stable(&parts.past, saved.clone(), &newest).await;
+        let position = |target: &Arc<Target>| target.published.position.clone();
+        let mut machine =
+            Machine::new(parts.settings.clone(), position(&stable), position(&stable));
+        machine.remember(returns);
+        let (to, proven) = (position(&newest), same_content(&stable, &newest));
+        machine.on(
+            Duration::ZERO,
+            Event::Newest {
+                position: to,
+                proven,
+            },
+        );
+        let report_every = (parts.settings.soak / REPORTS).clamp(REPORT_FASTEST, REPORT_SLOWEST);
+        offers.send_replace(Offer::to_all(stable.clone()));
+        let mut conductor = Self {
+            parts,
+            term,
+            machine,
+            began: Instant::now(),
+            report_every,
+            published,
+            offers,
+            targets: vec![stable, newest],
+            saved,
+            told: None,
+            unwritten: false,
+        };
+        conductor.offer();
+        conductor.settled().await;
+        conductor
+    }
+
+    /// Until it is not in charge any more, then it gives back what the next one needs; or to the end.
+    async fn run(mut self, stopping: CancellationToken) -> Option<Line<P>> {
+        let mut leadership = self.parts.leadership.clone();
+        let term = self.term;
         loop {
             let under_way = self.machine.candidate().is_some();
             tokio::select! {
                 changed = self.published.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
+                    changed.ok()?;
                     self.newer().await;
                 }
-                () = sleep(LOOK_EVERY), if under_way => self.look().await,
-                () = stopping.cancelled() => return,
+                () = sleep(LOOK_EVERY), if under_way || self.unwritten => {
+                    self.look().await;
+                    self.settled().await;
+                }
+                () = not_in(term, &mut leadership) => {
+                    return Some(Line {
+                        parts: self.parts,
+                        published: self.published,
+                        offers: self.offers,
+                    });
+                }
+                () = stopping.cancelled() => return None,
             }
         }
     }
@@ -194,7 +287,8 @@ impl<P: Past> Conductor<P> {
         let Some(stable) = self.target(self.machine.stable()).cloned() else {
             return Event::NotReturned;
         };
-        let writing = self.parts.past.return_to(&stable.published, reason);
+        let past = &self.parts.past;
+        let writing = past.return_to(&stable.published, reason, self.term);
         let written = timeout(RETURN_WITHIN, writing).await;
         let written = written.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         match written {
@@ -258,9 +352,24 @@ impl<P: Past> Conductor<P> {
             let (ring, stable) = staging.figures();
             self.parts.metrics.rings.stands(ring, stable);
             self.parts.fleet.stage(staging.clone());
-            self.told = Some(staging);
+            self.told = Some(staging.clone());
+            self.unwritten = true;
         }
-        self.save().await;
+        match &self.parts.kept {
+            Kept::File(_) => {
+                self.unwritten = false;
+                self.save().await;
+            }
+            Kept::Shared(shared) if self.unwritten => {
+                let (stable, candidate) = (self.machine.stable(), self.machine.candidate());
+                let written = shared::write(shared, self.term, (stable, candidate), &staging).await;
+                self.unwritten = written.is_err();
+                if let Err(error) = written {
+                    tracing::debug!(error, "how the rollout stands is not written down yet");
+                }
+            }
+            Kept::Shared(_) => {}
+        }
     }
 
     async fn save(&mut self) {
@@ -270,9 +379,10 @@ impl<P: Past> Conductor<P> {
         }
         let stable = stable.clone();
         self.saved = Some(stable.clone());
-        let Some(dir) = self.parts.dir.clone() else {
+        let Kept::File(dir) = &self.parts.kept else {
             return;
         };
+        let dir = dir.clone();
         let saving = tokio::task::spawn_blocking(move || kept::save(&dir, &stable));
         let saved = saving.await.map_err(std::io::Error::other).flatten();
         if let Err(error) = saved {

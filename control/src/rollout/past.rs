@@ -18,11 +18,13 @@ pub(crate) trait Past: Send + Sync + 'static {
     fn at(&self, revision: Revision)
     -> impl Future<Output = Result<Arc<Published>, String>> + Send;
 
-    /// Writes the content of a revision anew, and says why. Gives the revision that has it.
+    /// Writes the content of a revision anew, and says why, if who is in charge in this term still is. Gives the
+    /// revision that has it.
     fn return_to(
         &self,
         stable: &Published,
         reason: &str,
+        term: u64,
     ) -> impl Future<Output = Result<Revision, String>> + Send;
 }
 
@@ -37,7 +39,12 @@ impl Past for RegistryPast {
 
     /// Whatever is the newest by now: what was written meanwhile was built on what is taken back.
     /// The history need not reach so far.
-    async fn return_to(&self, stable: &Published, reason: &str) -> Result<Revision, String> {
+    async fn return_to(
+        &self,
+        stable: &Published,
+        reason: &str,
+        term: u64,
+    ) -> Result<Revision, String> {
         let write = Write {
             command: Command::Rollback {
                 to: stable.position.revision,
@@ -46,6 +53,7 @@ impl Past for RegistryPast {
             },
             request_id: None,
             validate_only: false,
+            term: Some(term),
             origin: Origin {
                 author: AUTHOR.to_owned(),
                 reason: reason.chars().take(limits::REASON_CHARS).collect(),

@@ -11,14 +11,14 @@ use super::machine::{Machine, Return};
 pub(crate) struct Staging {
     /// How often workers are to report.
     pub(crate) report_every: Duration,
-    stable: Revision,
-    candidate: Option<Revision>,
-    members: Arc<BTreeSet<WorkerId>>,
-    ring: usize,
-    rings: usize,
+    pub(super) stable: Revision,
+    pub(super) candidate: Option<Revision>,
+    pub(super) members: Arc<BTreeSet<WorkerId>>,
+    pub(super) ring: usize,
+    pub(super) rings: usize,
     /// Why the candidate is being taken back.
-    returning: Option<String>,
-    returns: Vec<Return>,
+    pub(super) returning: Option<String>,
+    pub(super) returns: Vec<Return>,
 }
 
 impl Staging {
@@ -34,6 +34,11 @@ impl Staging {
             returning: machine.returning().map(ToOwned::to_owned),
             returns: machine.returns().iter().cloned().collect(),
         }
+    }
+
+    /// A rollout is under way: how requests go is of interest.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.candidate.is_some()
     }
 
     /// This worker is offered the candidate.

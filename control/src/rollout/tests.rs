@@ -63,7 +63,12 @@ impl Past for Played {
         }))
     }
 
-    async fn return_to(&self, stable: &Published, reason: &str) -> Result<Revision, String> {
+    async fn return_to(
+        &self,
+        stable: &Published,
+        reason: &str,
+        _: u64,
+    ) -> Result<Revision, String> {
         let stable = stable.position.revision;
         self.asked.lock().push((stable.get(), reason.to_owned()));
         let mut fails = self.fails.lock();
@@ -109,7 +114,8 @@ impl World {
                 max_errors: 0.1,
                 max_slowdown: 3.0,
             },
-            dir: Some(dir.path().to_owned()),
+            kept: Kept::File(dir.path().to_owned()),
+            leadership: Leadership::alone().1,
             past: past.clone(),
             fleet: fleet.clone(),
             metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),

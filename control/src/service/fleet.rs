@@ -114,6 +114,10 @@ impl Fleet for FleetService {
                     let why = "is not connected; end its process (SIGTERM) on its own machine";
                     return refused(Code::FailedPrecondition, Reason::WorkerGone, why);
                 }
+                Err(CannotDrain::Elsewhere(name)) => {
+                    let why = format!("is connected to control plane `{name}`; ask that one");
+                    return refused(Code::FailedPrecondition, Reason::WorkerElsewhere, &why);
+                }
                 Err(CannotDrain::TooOld) => {
                     let why =
                         "runs a build that cannot be told from here; end its process (SIGTERM)";

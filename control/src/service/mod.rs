@@ -2,6 +2,7 @@
 
 mod batch;
 mod fleet;
+mod fresh;
 mod keys;
 mod models;
 mod origin;
@@ -65,7 +66,11 @@ impl Context {
     ) -> Result<Response<O>, Status> {
         let span = tracing::info_span!("rpc", otel.name = method, otel.kind = "server", method);
         trace_context::adopt(&span, request.metadata());
-        let result = serve(request.into_inner()).instrument(span).await;
+        let fresh = fresh::enough(&self.registry, request.metadata());
+        let result = match fresh.instrument(span.clone()).await {
+            Ok(()) => serve(request.into_inner()).instrument(span).await,
+            Err(status) => Err(status),
+        };
         let code = result
             .as_ref()
             .map_or_else(Status::code, |_| tonic::Code::Ok);
@@ -128,6 +133,7 @@ impl Context {
             request_id,
             validate_only,
             origin,
+            term: None,
         };
         if let Err(bad_id) = check_request_id(request_id) {
             // Asked as a dry run, so that every bad field is told at once.

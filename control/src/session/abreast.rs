@@ -33,7 +33,6 @@ impl Abreast {
     }
 
     /// Of one that this tells of.
-    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn told_by(heard: watch::Receiver<bool>) -> Self {
         Self {
             heard: Some(heard),

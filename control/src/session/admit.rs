@@ -73,7 +73,6 @@ impl Session {
     pub(super) fn ended(&self) -> End {
         let joined = self.joined.as_ref();
         match joined.and_then(|(worker, joined)| Some((worker, joined.ousted.get()?))) {
-            #[cfg(any(test, feature = "simulation"))]
             Some((worker, Ousted::Twin(replica))) => {
                 self.metrics.turned_away.inc();
                 End::Told(twin(worker.as_str(), Some(replica)))

@@ -32,6 +32,8 @@ use crate::{
     session::Abreast,
 };
 
+/// So many there are at most, of the names `c0`, `c1`, …
+const CONTROLS: usize = 3;
 /// How often replicas compare whom they have.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -87,13 +89,19 @@ impl Replicas {
         };
         let known = (name.clone(), Arc::downgrade(&fleet));
         self.fleets.lock().push(known);
+        let plan = app::Plan {
+            stream_age: Some(STREAM_AGE),
+            staged: None,
+            cluster: None,
+        };
         tokio::select! {
-            served = app::serve(incoming, context, metrics, Some(STREAM_AGE), None, shutdown) => served,
+            served = app::serve(incoming, context, metrics, plan, shutdown) => served,
             () = hear(self.registry.watch(), say, hears.clone()) => Ok(()),
             () = self.compare(&name, &fleet, hears) => Ok(()),
         }
     }
 
+    /// Tells the others of its workers, as they would hear of them over the store, and compares.
     async fn compare(&self, name: &str, own: &Fleet, hears: watch::Receiver<bool>) {
         let mut ticks = interval(COMPARE_EVERY);
         loop {
@@ -101,15 +109,17 @@ impl Replicas {
             if !*hears.borrow() {
                 continue;
             }
+            own.meet_others();
             let mut fleets = self.fleets.lock();
             fleets.retain(|(_, fleet)| fleet.strong_count() > 0);
-            let others = fleets.iter().filter(|(other, _)| other != name);
-            let others = others.filter_map(|(other, fleet)| Some((other, fleet.upgrade()?)));
-            let seen: Vec<_> = others
-                .flat_map(|(other, fleet)| fleet.streams(other))
-                .collect();
-            drop(fleets);
-            own.elsewhere(&seen);
+            let alive: Vec<_> = fleets.iter().filter(|(other, _)| other != name).collect();
+            for number in 0..CONTROLS {
+                let other = format!("c{number}");
+                let fleet = alive.iter().find(|(name, _)| *name == other);
+                let fleet = fleet.and_then(|(_, fleet)| fleet.upgrade());
+                let part = fleet.and_then(|fleet| fleet.export(&other, 1).pop());
+                own.import(&other, 0, part.as_ref().map(|(_, bytes)| bytes.as_slice()));
+            }
         }
     }
 }

@@ -32,9 +32,11 @@ pub(crate) type Whole = (PathBuf, ExportHeader, Stored);
 pub(crate) const KEPT: [&str; 2] = ["registry.export", "registry.export.1"];
 const WRITING: &str = "registry.export.writing";
 const MAGIC: &str = "forebay-export";
-/// The newest that this version reads and writes: with clients' keys or credentials of endpoints. What has none of them
-/// is written in the first, which older versions read, too.
-const FORMAT: u32 = 2;
+/// The newest that this version reads and writes: with endpoints whose servers a source names.
+const FORMAT: u32 = 3;
+/// With clients' keys or credentials of endpoints. What has none of them is written in the first; each is read by the
+/// versions that know what is in it.
+const SECRETS: u32 = 2;
 const PLAIN: u32 = 1;
 /// Longest first line.
 const LINE_BYTES: u64 = 512;
@@ -135,14 +137,14 @@ pub(crate) fn write(out: impl Write, stored: &Stored, time: SystemTime) -> io::R
 }
 
 fn format_of(stored: &Stored) -> u32 {
-    let mut endpoints = stored
-        .models
-        .iter()
-        .flat_map(|model| model.spec.endpoints());
-    let sealed = endpoints.any(|endpoint| endpoint.credential.is_some());
-    match sealed || stored.keys.version > 0 {
-        true => FORMAT,
-        false => PLAIN,
+    let models = || stored.models.iter();
+    let endpoints = || models().flat_map(|model| model.spec.endpoints());
+    let sealed = endpoints().any(|endpoint| endpoint.credential.is_some());
+    let listed = endpoints().any(|endpoint| endpoint.url.discovery().is_some());
+    match (listed, sealed || stored.keys.version > 0) {
+        (true, _) => FORMAT,
+        (false, true) => SECRETS,
+        (false, false) => PLAIN,
     }
 }
 

@@ -5,12 +5,15 @@
 //! cache that we can reach; an error says whether the changes may be there all the same.
 
 pub(crate) mod crash;
+pub(crate) mod etcd;
 pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod keys;
+mod migrate;
 pub(crate) mod offline;
 mod records;
 pub(crate) mod recover;
+mod sizes;
 mod sled;
 
 #[cfg(test)]
@@ -29,13 +32,17 @@ use forebay_proto::{Epoch, ModelSpec, PoolSettings, Revision};
 pub(crate) use self::sled::SledStore;
 pub use self::{
     export::{ExportError, ExportHeader},
-    offline::{CheckReport, OfflineError, check, export_directory, import},
+    migrate::{MigrateError, Migrated, migrate, new_epoch},
+    offline::{
+        CheckReport, OfflineError, check, check_etcd, export_directory, export_etcd, import,
+    },
     recover::Recovery,
 };
 use self::{
     history::{Entry, History, Past},
     keys::{KeyChange, StoredKeys},
 };
+use crate::etcd::{BadEtcd, EtcdLocation};
 
 /// Largest stored value: above this, sled would spill to files that it never syncs.
 pub(crate) const VALUE_BYTES: usize = 64 * 1024;
@@ -45,24 +52,40 @@ pub(crate) const VALUE_BYTES: usize = 64 * 1024;
 pub enum StoreLocation {
     /// An embedded database in this directory.
     Sled(PathBuf),
+    /// An etcd, which several control planes may share.
+    Etcd(EtcdLocation),
+}
+
+impl std::fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sled(dir) => write!(f, "sled:{}", dir.display()),
+            Self::Etcd(at) => at.fmt(f),
+        }
+    }
 }
 
 /// A location that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a store; write `sled:DIRECTORY`")]
-pub struct BadLocation {
-    text: String,
+pub enum BadLocation {
+    /// It begins with nothing that is known.
+    #[error("{0:?} is not a store; write `sled:DIRECTORY` or `etcd://HOST:PORT[,HOST:PORT…]`")]
+    Unknown(String),
+    /// An etcd that makes no sense.
+    #[error(transparent)]
+    Etcd(#[from] BadEtcd),
 }
 
 impl FromStr for StoreLocation {
     type Err = BadLocation;
 
     fn from_str(text: &str) -> Result<Self, BadLocation> {
+        if EtcdLocation::is_meant(text) {
+            return Ok(Self::Etcd(text.parse()?));
+        }
         match text.strip_prefix("sled:") {
             Some(dir) if !dir.is_empty() => Ok(Self::Sled(dir.into())),
-            _ => Err(BadLocation {
-                text: text.to_owned(),
-            }),
+            _ => Err(BadLocation::Unknown(text.to_owned())),
         }
     }
 }
@@ -139,6 +162,22 @@ pub(crate) enum StoreError {
     /// It may or may not be on disk.
     #[error("unknown whether committed: {0}")]
     Unknown(String),
+    /// Nothing was written, because somebody else wrote since what it was planned on.
+    #[error("not committed: other control planes write all the time; try again")]
+    Conflict,
+}
+
+/// What others wrote to a shared store, since what it gave or took last.
+#[derive(Debug)]
+pub(crate) enum News {
+    Nothing,
+    /// These, in their order; and all clients' keys, if any of them changed.
+    Since {
+        changes: Vec<Change>,
+        keys: Option<StoredKeys>,
+    },
+    /// More than can be told one by one: this is everything.
+    Whole(Box<Stored>),
 }
 
 /// Why a store cannot be opened.
@@ -212,6 +251,22 @@ pub(crate) trait Store: Send + 'static {
     /// an answer, which have that of the change before them.
     fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError>;
 
+    /// The same, if who is in charge in this term still is. Where only one process writes, it is.
+    fn commit_as(&mut self, changes: &[Change], _term: u64) -> Result<(), StoreError> {
+        self.commit(changes)
+    }
+
     /// Makes changes of clients' keys durable, all or none. The revision stays what it is.
     fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError>;
+
+    /// Others write to it, too: what is planned on what was read may meet [`StoreError::Conflict`], and there may be
+    /// [`News`].
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// What others wrote, up to now.
+    fn news(&mut self) -> Result<News, StoreError> {
+        Ok(News::Nothing)
+    }
 }

@@ -9,11 +9,14 @@ use std::{
 };
 
 use forebay_proto::PoolSettings;
+use tokio::runtime::Handle;
 
 use super::{
-    ExportError, ExportHeader, OpenError, Store as _, Stored, export,
-    recover::{self, LOCK, PROBE},
+    ExportError, ExportHeader, MigrateError, OpenError, Store as _, Stored, export, migrate,
+    recover::{self, DirLock, LOCK, PROBE},
 };
+
+use crate::etcd::{EtcdAccess, EtcdLocation};
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,30 @@ pub fn export_directory(
         }
         Err(error) => return Err(error.into()),
     };
+    write_new(out, &stored)
+}
+
+/// Writes an export of an etcd into a new file.
+pub fn export_etcd(
+    at: &EtcdLocation,
+    access: &EtcdAccess,
+    runtime: &Handle,
+    out: &Path,
+) -> Result<ExportHeader, MigrateError> {
+    let stored = migrate::read_etcd(at, access, runtime)?;
+    Ok(write_new(out, &stored)?)
+}
+
+/// Reads everything in an etcd; what it holds, if it makes sense.
+pub fn check_etcd(
+    at: &EtcdLocation,
+    access: &EtcdAccess,
+    runtime: &Handle,
+) -> Result<ExportHeader, MigrateError> {
+    migrate::read_etcd(at, access, runtime).map(|stored| header_of(&stored))
+}
+
+fn write_new(out: &Path, stored: &Stored) -> Result<ExportHeader, OfflineError> {
     let failed = |error| OfflineError::Write {
         path: out.to_owned(),
         error,
@@ -92,7 +119,7 @@ pub fn export_directory(
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
     }
     let now = SystemTime::now();
-    export::write_file(out, &stored, now).map_err(failed)?;
+    export::write_file(out, stored, now).map_err(failed)?;
     let written = export::read_file(out);
     written
         .map(|(header, _)| header)
@@ -109,16 +136,7 @@ pub fn import(file: &Path, dir: &Path) -> Result<ExportHeader, OfflineError> {
         path: file.to_owned(),
         error,
     })?;
-    fs::create_dir_all(dir).map_err(io_error)?;
-    let _lock = recover::lock(dir)?;
-    // What an import that was cut short leaves behind.
-    let unfinished = |name: &str| name == LOCK || name == PROBE || name == IMPORTING;
-    for entry in fs::read_dir(dir).map_err(io_error)? {
-        let name = entry.map_err(io_error)?.file_name();
-        if !unfinished(&name.to_string_lossy()) {
-            return Err(OfflineError::NotEmpty(dir.to_owned()));
-        }
-    }
+    let _lock = take_empty(dir)?;
     let built = dir.join(IMPORTING);
     if built.exists() {
         fs::remove_dir_all(&built).map_err(io_error)?;
@@ -133,8 +151,24 @@ pub fn import(file: &Path, dir: &Path) -> Result<ExportHeader, OfflineError> {
     Ok(header_of(&stored))
 }
 
+/// Takes a directory that holds nothing, or makes it.
+pub(super) fn take_empty(dir: &Path) -> Result<DirLock, OfflineError> {
+    let io_error = |error| OpenError::from_io(dir, error);
+    fs::create_dir_all(dir).map_err(io_error)?;
+    let lock = recover::lock(dir)?;
+    // What an import that was cut short leaves behind.
+    let unfinished = |name: &str| name == LOCK || name == PROBE || name == IMPORTING;
+    for entry in fs::read_dir(dir).map_err(io_error)? {
+        let name = entry.map_err(io_error)?.file_name();
+        if !unfinished(&name.to_string_lossy()) {
+            return Err(OfflineError::NotEmpty(dir.to_owned()));
+        }
+    }
+    Ok(lock)
+}
+
 /// Where an import is built.
-const IMPORTING: &str = "importing";
+pub(super) const IMPORTING: &str = "importing";
 
 /// Reads everything in a directory and says what is wrong. It works on a copy in `scratch`.
 pub fn check(dir: &Path, scratch: &Path) -> Result<CheckReport, OfflineError> {
@@ -174,12 +208,26 @@ pub fn check(dir: &Path, scratch: &Path) -> Result<CheckReport, OfflineError> {
     })
 }
 
-fn holds_registry(dir: &Path) -> bool {
+pub(super) fn holds_registry(dir: &Path) -> bool {
     dir.join("db").exists() || export::any(dir)
 }
 
 /// Reads a database by way of a copy: to open one is to write to it.
 fn read_copy(dir: &Path, scratch: &Path) -> Result<Stored, OfflineError> {
+    copy(dir, scratch)?;
+    let opened = recover::attempt(scratch, &PoolSettings::default());
+    let mut store = opened.map_err(|error| match error {
+        OpenError::Damaged { what, .. } => OpenError::Damaged {
+            dir: dir.to_owned(),
+            what,
+        },
+        error => error,
+    })?;
+    load(dir, &mut store)
+}
+
+/// The files of a directory, in another one.
+pub(super) fn copy(dir: &Path, scratch: &Path) -> Result<(), OfflineError> {
     let io_error = |error| OpenError::from_io(dir, error);
     for entry in fs::read_dir(dir).map_err(io_error)? {
         let entry = entry.map_err(io_error)?;
@@ -190,15 +238,7 @@ fn read_copy(dir: &Path, scratch: &Path) -> Result<Stored, OfflineError> {
             io::copy(from, to).map_err(scratch_error)?;
         }
     }
-    let opened = recover::attempt(scratch, &PoolSettings::default());
-    let mut store = opened.map_err(|error| match error {
-        OpenError::Damaged { what, .. } => OpenError::Damaged {
-            dir: dir.to_owned(),
-            what,
-        },
-        error => error,
-    })?;
-    load(dir, &mut store)
+    Ok(())
 }
 
 fn load(dir: &Path, store: &mut super::SledStore) -> Result<Stored, OfflineError> {

@@ -250,6 +250,7 @@ fn checked(dir: &Path, fresh: &PoolSettings) -> Result<SledStore, OpenError> {
     let mut store = SledStore::open(dir, fresh)?;
     let stored = store.load().map_err(|error| match error {
         StoreError::NotCommitted(what) | StoreError::Unknown(what) => damaged(what),
+        StoreError::Conflict => damaged(error.to_string()),
     })?;
     store.verify().map_err(damaged)?;
     let own = exports.iter().map(|(_, header, _)| header);

@@ -1,4 +1,5 @@
-//! One behavioural suite, run on every store.
+//! One behavioural suite, run on every store: here on the one in memory and on sled, in `etcd/tests.rs` on three real
+//! members of an etcd.
 
 use std::{
     fs,
@@ -19,11 +20,11 @@ use super::{
     memory::MemoryStore,
 };
 
-fn time(seconds: u64) -> SystemTime {
+pub(super) fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn spec(id: &str, endpoints: usize) -> ModelSpec {
+pub(super) fn spec(id: &str, endpoints: usize) -> ModelSpec {
     let endpoints = (0..endpoints).map(|n| {
         let url = format!("http://{}.example:{}", "h".repeat(60), n + 1);
         let url = EndpointUrl::parse(&url).unwrap();
@@ -43,7 +44,7 @@ pub(super) fn put(id: &str, endpoints: usize, revision: u64) -> Change {
     change(model(record), revision)
 }
 
-fn model(record: ModelRecord) -> Edit {
+pub(super) fn model(record: ModelRecord) -> Edit {
     Edit::Model {
         id: record.spec.id().clone(),
         before: None,
@@ -51,7 +52,7 @@ fn model(record: ModelRecord) -> Edit {
     }
 }
 
-fn gone(id: &str) -> Edit {
+pub(super) fn gone(id: &str) -> Edit {
     Edit::Model {
         id: ModelId::new(id).unwrap(),
         before: None,
@@ -81,7 +82,7 @@ pub(super) fn change(edit: Edit, revision: Revision) -> Change {
     }
 }
 
-fn ids(stored: &Stored) -> Vec<&str> {
+pub(super) fn ids(stored: &Stored) -> Vec<&str> {
     stored
         .models
         .iter()
@@ -90,7 +91,7 @@ fn ids(stored: &Stored) -> Vec<&str> {
 }
 
 /// What every store does, whatever it is made of.
-fn behaves(store: &mut impl Store) {
+pub(super) fn behaves(store: &mut impl Store) {
     let fresh = store.load().unwrap();
     assert_eq!((fresh.revision, fresh.models.len()), (Revision::new(1), 0));
     assert_eq!(fresh.settings.settings, PoolSettings::default());
@@ -462,7 +463,7 @@ fn an_emptied_database_is_not_taken_for_a_fresh_one() {
     );
 }
 
-fn key(n: u8, revoked: bool) -> KeyRecord {
+pub(super) fn key(n: u8, revoked: bool) -> KeyRecord {
     KeyRecord {
         id: KeyId::of_random(&[n; 9]),
         hash: [n; 32],
@@ -482,7 +483,7 @@ fn key(n: u8, revoked: bool) -> KeyRecord {
     }
 }
 
-fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
+pub(super) fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
     KeyChange {
         version,
         floor: version / 2,
@@ -492,7 +493,7 @@ fn key_change(version: u64, record: KeyRecord, forget: &[u8]) -> KeyChange {
 }
 
 /// Keys are kept as they were written, beside everything else, which they leave alone.
-fn keeps_keys(store: &mut impl Store) {
+pub(super) fn keeps_keys(store: &mut impl Store) {
     let before = store.load().unwrap();
     assert_eq!(before.keys, StoredKeys::default());
     store
@@ -561,26 +562,55 @@ fn sled_keeps_keys_and_an_export_has_them() {
     );
 }
 
-/// Format 2 is format 3 without keys and credentials.
+/// Formats 2 and 3 are format 4 without what came since.
 #[test]
-fn a_directory_of_format_2_gets_its_number_and_a_way_back() {
+fn a_directory_of_an_older_format_gets_its_number_and_a_way_back() {
+    for older in [2_u32, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        store.commit(&[put("m", 1, 2)]).unwrap();
+        let before = (store.load().unwrap(), store.past().unwrap());
+        store.meta().insert("format", &older.to_be_bytes()).unwrap();
+        store.meta().flush().unwrap();
+        drop(store);
+        let mut store = open(dir.path());
+        assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
+        let format = store.meta().get("format").unwrap().unwrap();
+        assert_eq!(&format[..], 4_u32.to_be_bytes());
+        let way_back = dir.path().join(format!("registry.format-{older}.export"));
+        let (header, _) = super::export::read_file(&way_back).unwrap();
+        assert_eq!((header.revision, header.models), (2, 1));
+        assert!(
+            fs::read(way_back)
+                .unwrap()
+                .starts_with(b"forebay-export 1 ")
+        );
+    }
+}
+
+/// What a version without discovery would take for damage has a number that it knows not.
+#[test]
+fn an_export_with_a_source_says_so() {
+    use forebay_proto::endpoint::{Discovery, Source};
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
     store.commit(&[put("m", 1, 2)]).unwrap();
-    let before = (store.load().unwrap(), store.past().unwrap());
-    store.meta().insert("format", &2_u32.to_be_bytes()).unwrap();
-    store.meta().flush().unwrap();
-    drop(store);
-    let mut store = open(dir.path());
-    assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
-    let format = store.meta().get("format").unwrap().unwrap();
-    assert_eq!(&format[..], 3_u32.to_be_bytes());
-    let way_back = dir.path().join("registry.format-2.export");
-    let (header, _) = super::export::read_file(&way_back).unwrap();
-    assert_eq!((header.revision, header.models), (2, 1));
-    assert!(
-        fs::read(way_back)
-            .unwrap()
-            .starts_with(b"forebay-export 1 ")
+    let mut stored = store.load().unwrap();
+    let discovery = Discovery::new(Source::file("/etc/targets.json").unwrap());
+    let endpoint = Endpoint::new(
+        EndpointId::new("pods").unwrap(),
+        EndpointUrl::listed(discovery),
     );
+    let record = stored.models[0].clone();
+    let id = record.spec.id().clone();
+    stored.models[0] = ModelRecord {
+        spec: ModelSpec::new(id, vec![], vec![endpoint]).unwrap(),
+        ..record
+    };
+    let file = dir.path().join("with-a-source");
+    super::export::write_file(&file, &stored, time(9)).unwrap();
+    let text = fs::read(&file).unwrap();
+    assert!(text.starts_with(b"forebay-export 3 "));
+    let (_, read) = super::export::read_file(&file).unwrap();
+    assert_eq!(read, stored);
 }

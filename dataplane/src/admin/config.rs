@@ -1,7 +1,10 @@
 //! `/config`: what is in force, as JSON. There is nothing secret in it: of credentials their fingerprints, of clients' keys
 //! how many there are.
 
-use forebay_proto::{Endpoint, ProbeMode, QueueCost, endpoint::TlsRoots};
+use forebay_proto::{
+    Endpoint, FailureSpec, ProbeMode, QueueCost, RetryOn, StreamUsage, Streaming,
+    endpoint::TlsRoots,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -101,6 +104,60 @@ fn model(live: &Live, route: &Route) -> Value {
             "idle_seconds": timeouts.idle.as_secs_f64(),
             "total_seconds": timeouts.total.as_secs_f64(),
         },
+        "health": health(&model.failure),
+        "ejection": ejection(&model.failure),
+        "retry": retry(&model.failure),
+        "fallbacks": model.failure.fallbacks.iter().map(|id| id.as_str()).collect::<Vec<_>>(),
+        "streaming": streaming(model.streaming),
+    })
+}
+
+/// Nothing: endpoints are not checked.
+fn health(failure: &FailureSpec) -> Option<Value> {
+    let health = &failure.health;
+    let (unhealthy, healthy) = health.after();
+    health.path.as_ref().map(|path| {
+        json!({
+            "path": path.as_str(),
+            "interval_seconds": health.interval().as_secs_f64(),
+            "timeout_seconds": health.timeout().as_secs_f64(),
+            "unhealthy_after": unhealthy,
+            "healthy_after": healthy,
+        })
+    })
+}
+
+fn ejection(failure: &FailureSpec) -> Value {
+    let ejection = &failure.ejection;
+    json!({
+        "failures": ejection.failures(),
+        "base_time_seconds": ejection.base_time().as_secs_f64(),
+        "max_time_seconds": ejection.max_time().as_secs_f64(),
+        "panic_percent": ejection.panic_percent(),
+    })
+}
+
+fn retry(failure: &FailureSpec) -> Value {
+    let causes = [
+        RetryOn::Busy,
+        RetryOn::BadGateway,
+        RetryOn::ServerError,
+        RetryOn::Reset,
+    ];
+    let on = causes.iter().filter(|cause| failure.retry.is_on(**cause));
+    json!({
+        "max_attempts": failure.retry.max_attempts(),
+        "on": on.map(|cause| cause.word()).collect::<Vec<_>>(),
+    })
+}
+
+fn streaming(streaming: Streaming) -> Value {
+    json!({
+        "usage": match streaming.usage {
+            StreamUsage::Pass => "pass",
+            StreamUsage::Inject => "inject",
+        },
+        "keep_alive_seconds": streaming.keep_alive.map(|every| every.as_secs_f64()),
     })
 }
 
@@ -119,7 +176,16 @@ fn endpoint(endpoint: &Endpoint) -> Value {
     });
     json!({
         "id": endpoint.id.as_str(),
-        "url": endpoint.url.to_string(),
+        "url": endpoint.url.discovery().is_none().then(|| endpoint.url.to_string()),
+        "discovery": endpoint.url.discovery().map(|discovery| json!({
+            "source": discovery.source.to_string(),
+            "https": discovery.tls,
+            "allow": discovery.bounds.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "ports": discovery.bounds.ports.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "refresh_seconds": discovery.refresh().as_secs_f64(),
+            "keep_empty_seconds": discovery.keep_empty().as_secs_f64(),
+            "send_credentials": discovery.send_credentials,
+        })),
         "weight": endpoint.weight.get(),
         "protocol": endpoint.protocol.word(),
         "tls": tls,

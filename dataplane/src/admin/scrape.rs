@@ -30,6 +30,7 @@ pub(super) fn text(admin: &Admin) -> Result<String, Error> {
     let all: Vec<&PoolSnapshot> = pools.iter().chain(&draining).collect();
     gauges(&now, &all)?;
     endpoints(&now, &pools)?;
+    discovery(&now, &pools)?;
     counters(&now, &all)?;
     let mut families = admin.registry.gather();
     families.extend(now.gather());
@@ -263,18 +264,64 @@ fn endpoints(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     )?;
     for pool in pools {
         for endpoint in &pool.endpoints {
-            let name = &[pool.model.as_str(), endpoint.id.as_str()];
+            // Servers that a source names come and go: they count for the endpoint that an operator named.
+            let id = endpoint.source.as_ref().unwrap_or(&endpoint.id);
+            let name = &[pool.model.as_str(), id.as_str()];
             let addresses = || endpoint.addresses.iter();
             let open_now = addresses().map(|address| address.open).sum();
             let in_flight_now = addresses().map(|address| address.in_flight).sum();
-            open.with_label_values(name).set(count(open_now));
-            in_flight.with_label_values(name).set(count(in_flight_now));
+            open.with_label_values(name).add(count(open_now));
+            in_flight.with_label_values(name).add(count(in_flight_now));
             let wrong = count(endpoint.quarantined.len());
-            quarantined.with_label_values(name).set(wrong);
+            quarantined.with_label_values(name).add(wrong);
             for word in ["healthy", "unreachable", "ejected", "half_open"] {
                 let so = addresses().filter(|address| address.state == word);
-                let labels = &[pool.model.as_str(), endpoint.id.as_str(), word];
-                state.with_label_values(labels).set(count(so.count()));
+                let labels = &[pool.model.as_str(), id.as_str(), word];
+                state.with_label_values(labels).add(count(so.count()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What sources name; by the endpoints that operators named.
+fn discovery(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+    let labels = &["model", "endpoint"];
+    let servers = gauge(
+        registry,
+        "forebay_discovery_targets",
+        "Servers that a source of endpoints names, by what becomes of them.",
+        &["model", "endpoint", "state"],
+    )?;
+    let stale = gauge(
+        registry,
+        "forebay_discovery_stale",
+        "1 if a source does not say now which servers there are, and those that were known serve.",
+        labels,
+    )?;
+    let age = Opts::new(
+        "forebay_discovery_last_success_age_seconds",
+        "Time since a source was understood; absent until it was.",
+    );
+    let age = GaugeVec::new(age, labels)?;
+    registry.register(Box::new(age.clone()))?;
+    for pool in pools {
+        for source in &pool.discovery {
+            let name = &[pool.model.as_str(), source.endpoint.as_str()];
+            let is_stale = matches!(source.state, "stale" | "empty" | "last_known_good");
+            stale.with_label_values(name).set(i64::from(is_stale));
+            if let Some(seconds) = source.last_success_seconds {
+                age.with_label_values(name).set(seconds);
+            }
+            for (state, n) in [
+                ("used", source.servers),
+                ("double", source.doubles),
+                ("calming", source.calming),
+                ("no_room", source.no_room),
+                ("refused", source.refused),
+            ] {
+                let labels = &[pool.model.as_str(), source.endpoint.as_str(), state];
+                servers.with_label_values(labels).set(count(n));
             }
         }
     }

@@ -53,6 +53,7 @@ impl Bench {
             budget: Arc::default(),
             resolver: Arc::new(Resolver::new(&[])),
             probing: Arc::default(),
+            discovering: Arc::default(),
             keys: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, open_files);

@@ -88,7 +88,9 @@ fn told(reason: wire::goodbye::Reason) -> &'static str {
     match reason {
         Reason::Stopping => "the control plane stops",
         Reason::Age => "the stream is old enough",
-        Reason::Behind => "the control plane is behind",
+        Reason::Behind => {
+            "this worker runs a newer revision than the control plane has, or that does not hear from its store"
+        }
         Reason::Unspecified => "the control plane says goodbye",
     }
 }

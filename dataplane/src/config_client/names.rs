@@ -81,7 +81,7 @@ async fn follow_one(
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(
                         control = name,
-                        error,
+                        %error,
                         "the name of the control plane; going on with what was known of it"
                     );
                 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{
-    ConfigClient, Controls,
+    ConfigClient, ConfigStatus, Controls,
     chooser::{Chooser, Left, Replica},
     ended::Ended,
     line::Line,
@@ -151,19 +151,18 @@ impl ConfigClient {
         names: &mut Names,
         shutdown: &CancellationToken,
     ) -> Ended {
-        let (shared, live) = (self.shared.clone(), self.live.clone());
+        let (shared, live, status) = (self.shared.clone(), self.live.clone(), self.status.clone());
         let (leave, leaving) = watch::channel(None);
         tokio::select! {
             ended = Session::follow(self, replica, leaving, shutdown) => ended,
-            never = watch_others(&shared, &live, replica, names, &leave) => match never {},
+            never = watch_others((&shared, &live, &status), replica, names, &leave) => match never {},
         }
     }
 }
 
 /// Looks around while a stream lives, and has it end when it is time to go elsewhere.
 async fn watch_others(
-    shared: &Shared,
-    live: &LiveCell,
+    (shared, live, status): (&Shared, &LiveCell, &ConfigStatus),
     replica: &Replica,
     names: &mut Names,
     leave: &watch::Sender<Option<Left>>,
@@ -186,7 +185,8 @@ async fn watch_others(
             () = at(look_at) => {
                 look_at = shared.look_at();
                 let held = live.load().position.clone();
-                if shared.goes(replica, held).await {
+                // One that ends stays to its end.
+                if !status.is_stopping() && shared.goes(replica, held).await {
                     leave.send_replace(Some(Left::Balance));
                 }
             }

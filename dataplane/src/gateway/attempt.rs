@@ -22,7 +22,7 @@ use super::{
     turn, verdict,
 };
 use crate::{
-    live::{Carries, Live, Route},
+    live::{Carries, Live, Route, withholds},
     pool::{
         AcquireError, Ask, Claim, CloseReason, Fault, Kind, Lease, Progress, RequestBody,
         SendFailed, Tried, Verdict,
@@ -217,6 +217,7 @@ impl Proxy {
         });
         // One that neither knows is on its way out: it leads to what it was made for.
         let carries = carries.unwrap_or_else(|| match lease.made_for() {
+            Some(endpoint) if withholds(endpoint) => Carries::Own(None),
             Some(endpoint) if endpoint.credential.is_some() => {
                 Carries::Own(self.keys.open(model, endpoint))
             }

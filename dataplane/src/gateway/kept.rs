@@ -74,8 +74,7 @@ impl Proxy {
         let route = live.models.get(&maker.model);
         let route =
             route.ok_or_else(|| gone("the model that made it is not registered any more"))?;
-        let mut endpoints = route.model.endpoints.iter();
-        if !endpoints.any(|endpoint| endpoint.id == maker.endpoint) {
+        if !route.has(&maker.endpoint) {
             return Err(gone("the endpoint that made it is gone"));
         }
         caller.check(maker.model.as_str(), Some(&maker.model))?;
@@ -112,13 +111,13 @@ impl Proxy {
                 why,
             })
         };
-        let places: Vec<(&Arc<Route>, &EndpointId)> = live
+        let places: Vec<(&Arc<Route>, EndpointId)> = live
             .models
             .values()
             .filter(|route| caller.may_use(route.model.id.as_str(), Some(&route.model.id)))
             .flat_map(|route| {
-                let endpoints = route.model.endpoints.iter();
-                endpoints.map(move |endpoint| (route, &endpoint.id))
+                let endpoints = route.endpoints().into_iter();
+                endpoints.map(move |endpoint| (route, endpoint))
             })
             .collect();
         if places.len() > MOST_ASKED {

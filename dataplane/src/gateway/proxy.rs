@@ -184,7 +184,8 @@ impl Proxy {
         let stand_ins = route.model.failure.fallbacks.iter();
         let stand_ins = stand_ins.filter_map(|id| live.models.get(id));
         let asks = stand_ins.map(|route| (route.model.id.clone(), ask(route)));
-        let sending = self.clone().send_read(Asked {
+        // On the heap: what waits for it would be moved with it, and it is large.
+        let sending = Box::pin(self.clone().send_read(Asked {
             ask: ask(&route),
             asks: asks.collect(),
             patience,
@@ -202,10 +203,10 @@ impl Proxy {
             waited,
             alarm,
             note: record.sent(),
-        });
+        }));
         let answer = match comments {
             None => sending.await?,
-            Some(comments) => match Late::or_in_time(Box::pin(sending), comments).await {
+            Some(comments) => match Late::or_in_time(sending, comments).await {
                 Ok(answer) => answer?,
                 Err(late) => return Ok(Served::Late(late)),
             },
@@ -270,9 +271,7 @@ impl Proxy {
     /// A response that goes on from another one can be made only where that one is kept.
     fn endpoint_of_previous(&self, route: &Route, reading: &Reading) -> Option<EndpointId> {
         let maker = self.responses.maker(reading.previous_response.as_ref()?)?;
-        let mut endpoints = route.model.endpoints.iter();
-        let there = endpoints.any(|endpoint| endpoint.id == maker.endpoint);
-        (maker.model == route.model.id && there).then_some(maker.endpoint)
+        (maker.model == route.model.id && route.has(&maker.endpoint)).then_some(maker.endpoint)
     }
 
     /// Notes the response that an answer tells of, where there will be one.

@@ -85,20 +85,14 @@ impl Offer {
             heir = self.find_heir(&lines, &stopping) => heir,
             () = over.cancelled() => None,
         };
-        let Some(heir) = heir else {
+        let Some((heir, resting)) = heir else {
             self.withdraw();
             return;
         };
         // The name is the heir's from now on, and so is the line of those that are not accepted yet: if it ends, that
         // must be seen.
         drop(self.listener);
-        let Lines {
-            listeners, ending, ..
-        } = lines;
-        drop(listeners);
-        let (to, resting) = mpsc::channel(WAITING);
-        ending.hand_over(to);
-        drop(ending);
+        drop(lines);
         give(heir, resting).await;
     }
 
@@ -110,9 +104,13 @@ impl Offer {
         }
     }
 
-    /// One that has taken over; none once this process stops. An offer that was begun is not taken back: the other one
-    /// may be serving already.
-    async fn find_heir(&self, lines: &Lines, stopping: &CancellationToken) -> Option<UnixStream> {
+    /// One that has taken over, and what comes to rest for it; none once this process stops. An offer that was begun is
+    /// not taken back: the other one may be serving already.
+    async fn find_heir(
+        &self,
+        lines: &Lines,
+        stopping: &CancellationToken,
+    ) -> Option<(UnixStream, mpsc::Receiver<Resting>)> {
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -129,13 +127,17 @@ impl Offer {
                 }
             };
             match self.offer(&mut stream, lines).await {
-                Ok(()) => return Some(stream),
+                Ok(resting) => return Some((stream, resting)),
                 Err(error) => tracing::warn!(%error, "not taken over, serving on"),
             }
         }
     }
 
-    async fn offer(&self, stream: &mut UnixStream, lines: &Lines) -> Result<(), HandoverError> {
+    async fn offer(
+        &self,
+        stream: &mut UnixStream,
+        lines: &Lines,
+    ) -> Result<mpsc::Receiver<Resting>, HandoverError> {
         let own = rustix::process::geteuid().as_raw();
         if stream.peer_cred()?.uid() != own {
             return Err(HandoverError::Protocol("runs as another user"));
@@ -176,11 +178,14 @@ impl Offer {
             }
         };
         let taken = match taken.await {
-            // Whoever does not read that is gone.
             Ok(()) => {
-                lines.ending.advance(Stage::Draining);
+                // What comes to rest from here on must find its heir: otherwise it would be closed, and the client's next
+                // request may be on its way.
+                let (to, resting) = mpsc::channel(WAITING);
+                lines.ending.hand_over(to);
+                // Whoever does not read that is gone.
                 drop(say(stream, Word::Gone, &[], &[]).await);
-                return Ok(());
+                return Ok(resting);
             }
             Err(error) => error,
         };
@@ -203,4 +208,64 @@ async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
         count += 1;
     }
     tracing::info!(connections = count, "handed over");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{hint::spin_loop, net::TcpListener, thread};
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// The other process, up to where it is told that this one accepts no more.
+    async fn take_over(path: &Path) -> UnixStream {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        say(&mut stream, Word::Hello, &[], VERSION).await.unwrap();
+        let listeners = hear(&mut stream).await.unwrap().unwrap();
+        assert_eq!(listeners.word, Word::Listeners);
+        say(&mut stream, Word::Ready, &[], &[]).await.unwrap();
+        let gone = hear(&mut stream).await.unwrap().unwrap();
+        assert_eq!(gone.word, Word::Gone);
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_comes_to_rest_as_it_begins_has_its_heir() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let place = dir.path().join("s");
+            let offer = Offer::bind(&place).await.unwrap();
+            let ending = Arc::<Ending>::default();
+            let listener = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+            let (orders, mut ordered) = mpsc::channel(1);
+            let lines = Lines {
+                listeners: [listener(), listener()],
+                orders,
+                ending: ending.clone(),
+            };
+            let stop = CancellationToken::new();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(offer.run(lines, stop.clone(), stop.clone()));
+            tasks.spawn(async move {
+                if let Some(Order::Rest(rested)) = ordered.recv().await {
+                    rested.send(()).unwrap();
+                }
+            });
+            let connection = thread::spawn({
+                let ending = ending.clone();
+                move || {
+                    while !ending.has_reached(Stage::Draining) {
+                        spin_loop();
+                    }
+                    ending.heir().is_some()
+                }
+            });
+            let heir = take_over(&place).await;
+            assert!(connection.join().unwrap(), "it would be closed");
+            ending.no_more();
+            tasks.join_all().await;
+            drop(heir);
+        }
+    }
 }

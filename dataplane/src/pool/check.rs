@@ -157,7 +157,8 @@ async fn check_in_turn(
         return Found::Unclear;
     };
     let before = checked.pulse.movement();
-    let credential = common.keys.open(model, &checked.target.endpoint);
+    let whose = checked.target.whose_credential();
+    let credential = whose.and_then(|endpoint| common.keys.open(model, endpoint));
     let asked = (path.as_str(), credential);
     let check = check(&checked.target, asked, spec.timeout(), common);
     match timeout(spec.timeout(), check).await {

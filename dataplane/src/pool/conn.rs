@@ -1,6 +1,7 @@
 //! One open upstream connection: hyper's handle to send on, and the watch on its socket.
 
 use std::{
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -99,6 +100,8 @@ pub(super) struct Conn {
     pub(super) endpoint: EndpointId,
     /// The same, as it was when it was dialled.
     pub(super) at: Arc<Endpoint>,
+    /// The endpoint whose source named it, and the address that was dialled.
+    pub(super) source: Option<(Arc<Endpoint>, SocketAddr)>,
     /// `host:port`, as it stands in the configuration.
     host: HeaderValue,
     scheme: Scheme,
@@ -148,6 +151,7 @@ pub(super) async fn connect(
             watch: dialled.watch,
             endpoint: target.endpoint.id.clone(),
             at: target.endpoint.clone(),
+            source: target.source.clone().zip(target.address()),
             host: target.host.clone(),
             scheme: match target.is_tls() {
                 true => Scheme::HTTPS,
@@ -259,6 +263,7 @@ impl Connection for Conn {
             watch: self.watch.clone(),
             endpoint: self.endpoint.clone(),
             at: self.at.clone(),
+            source: self.source.clone(),
             host: self.host.clone(),
             scheme: self.scheme.clone(),
             ended: self.ended.clone(),

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Pool;
+use super::{Pool, Why};
 use crate::resolve::Resolver;
 
 /// After a failure it is asked again.
@@ -63,7 +63,7 @@ async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, endpoint: &EndpointI
                 found.hold
             }
             Err(error) => {
-                pool.unresolved(endpoint, &error);
+                pool.unresolved(endpoint, &error.to_string());
                 RETRY
             }
         };
@@ -80,13 +80,13 @@ impl Pool {
             Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
                 Some((e.id.clone(), host.to_owned()))
             }
-            Address::Host(..) | Address::Unix(_) => None,
+            Address::Host(..) | Address::Unix(_) | Address::Listed(_) => None,
         });
         named.collect()
     }
 
     fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: &[IpAddr]) {
-        let mut changed = false;
+        let (mut changed, mut refused) = (false, None);
         self.desk.change(|inner, now| {
             // The configuration may have changed while it was asked.
             let mut configured = inner.endpoints.iter().filter(|e| e.id == *endpoint);
@@ -95,11 +95,24 @@ impl Pool {
                 return Vec::new();
             }
             let before = inner.addresses_of(endpoint);
-            let effects = inner.resolved(now, endpoint, addresses);
+            let mut effects = inner.resolved(now, endpoint, addresses);
             changed = inner.addresses_of(endpoint) != before;
+            refused = inner.out_of_bounds(endpoint);
+            if let Some(why) = &refused {
+                let text = format!("endpoint `{endpoint}`: {why}");
+                effects.extend(inner.unresolved(now, endpoint, &text));
+            }
             effects
         });
-        if changed {
+        if let Some(why) = refused {
+            self.common
+                .metrics
+                .discovery
+                .failed(&self.model, Why::Refused);
+            if changed {
+                tracing::warn!(model = %self.model, %endpoint, name, why, "a server may not be dialled");
+            }
+        } else if changed {
             tracing::info!(model = %self.model, %endpoint, name, "the addresses of an endpoint changed");
         }
     }

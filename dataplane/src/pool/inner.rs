@@ -9,8 +9,9 @@ use std::{
 
 use super::{
     check::Checked,
-    core::{Core, EndpointKey, OriginId, OriginSpec, Rules, Shape, Standing},
+    core::{Core, EndpointKey, OriginCensus, OriginId, OriginSpec, Rules, Shape, Standing, State},
     desk::{Effects, Upstream, Waiter},
+    discovery::{Doing, Sources},
     drain::{Drain, Prompt},
     target::{Place, Target},
     tls::Tls,
@@ -18,11 +19,11 @@ use super::{
 use crate::resolve::MOST;
 use forebay_proto::{
     Endpoint, EndpointId, FailureSpec, ModelId, PoolParams, ProbeMode, ResolvedModel,
-    failure::HealthSpec,
+    endpoint::Address, failure::HealthSpec,
 };
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
-const PARTS: u32 = 5_040;
+pub(super) const PARTS: u32 = 5_040;
 /// An address that is in no answer for this long is gone.
 const KEPT: Duration = Duration::from_secs(30);
 
@@ -35,7 +36,10 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) failure: FailureSpec,
     pub(super) connect_timeout: Duration,
     /// As configured.
+    pub(super) configured: Vec<Arc<Endpoint>>,
+    /// Those in use: as configured, and in place of one that has a source what that named.
     pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) sources: Sources,
     /// What their names were resolved to, and when each address was last in an answer.
     addresses: BTreeMap<EndpointId, BTreeMap<IpAddr, Duration>>,
     /// Where each origin is that the core knows, those that were removed included.
@@ -80,7 +84,9 @@ impl<C: Upstream> Inner<C> {
             params: model.pool.clone(),
             failure: model.failure.clone(),
             connect_timeout: model.timeouts.connect,
+            configured: Vec::new(),
             endpoints: Vec::new(),
+            sources: Sources::default(),
             addresses: BTreeMap::new(),
             targets: HashMap::new(),
             next_origin: 0,
@@ -98,7 +104,15 @@ impl<C: Upstream> Inner<C> {
         self.params = model.pool.clone();
         self.failure = model.failure.clone();
         self.connect_timeout = model.timeouts.connect;
+        self.configured = model.endpoints.iter().cloned().map(Arc::new).collect();
+        self.ask(model);
+        self.expand(now)
+    }
+
+    /// What is configured, or what a source named, changed.
+    pub(super) fn expand(&mut self, now: Duration) -> Effects<C> {
         let before = std::mem::take(&mut self.endpoints);
+        self.endpoints = self.sources.expand(&self.configured);
         let kept = |endpoint: &Endpoint| {
             let mut before = before.iter();
             let same_name =
@@ -106,12 +120,18 @@ impl<C: Upstream> Inner<C> {
             same_name.is_some()
         };
         let kept: BTreeSet<EndpointId> = {
-            let kept = model.endpoints.iter().filter(|endpoint| kept(endpoint));
+            let kept = self.endpoints.iter().filter(|endpoint| kept(endpoint));
             kept.map(|endpoint| endpoint.id.clone()).collect()
         };
         self.addresses.retain(|id, _| kept.contains(id));
-        self.endpoints = model.endpoints.iter().cloned().map(Arc::new).collect();
-        self.ask(model);
+        let endpoints = &self.endpoints;
+        for places in self.quarantine.values_mut() {
+            places.retain(|_, found| {
+                let mut same = endpoints.iter();
+                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
+            });
+        }
+        self.quarantine.retain(|_, places| !places.is_empty());
         self.put_in_force(now)
     }
 
@@ -125,23 +145,75 @@ impl<C: Upstream> Inner<C> {
             self.quarantine.clear();
             self.asked = asked;
         }
-        let endpoints = &self.endpoints;
-        for places in self.quarantine.values_mut() {
-            places.retain(|_, found| {
-                let mut same = endpoints.iter();
-                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
+    }
+
+    /// Everywhere that an endpoint is. Of one that a source named, only where that may lead.
+    fn targets_of(&self, endpoint: &Arc<Endpoint>) -> Vec<Target> {
+        let addresses = self.addresses_of(&endpoint.id);
+        let mut targets = Target::all(endpoint, self.tls_of(endpoint), &addresses);
+        if let Some(source) = self.sources.owner(&endpoint.id) {
+            targets.retain(|target| match &target.place {
+                Place::Tcp(at) => self.sources.check(&endpoint.id, *at).is_ok(),
+                Place::Name(_) => true,
+                Place::Unix(_) => false,
             });
+            if targets.is_empty() {
+                // As if its name had no address: who waits for it is told why.
+                targets = Target::all(endpoint, self.tls_of(endpoint), &[]);
+                targets.retain(|target| matches!(target.place, Place::Name(_)));
+            }
+            targets
+                .iter_mut()
+                .for_each(|target| target.source = Some(source.clone()));
         }
-        self.quarantine.retain(|_, places| !places.is_empty());
+        targets
+    }
+
+    /// Why none of the addresses may be dialled that the name of an endpoint has, if that is so.
+    pub(super) fn out_of_bounds(&self, id: &EndpointId) -> Option<String> {
+        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.id == *id)?;
+        let Address::Host(host, port) = endpoint.url.address() else {
+            return None;
+        };
+        let mut why = None;
+        for ip in self.addresses_of(id) {
+            let checked = self.sources.check(id, (ip, port).into());
+            why = Some(format!(
+                "{ip}, an address of `{host}`, is {}",
+                checked.err()?
+            ));
+        }
+        why
+    }
+
+    /// How the servers of a source do.
+    fn doing(&self, now: Duration, own: &dyn Fn(&EndpointId) -> bool) -> Doing {
+        let targets = self
+            .targets
+            .iter()
+            .filter(|(_, target)| own(&target.endpoint.id));
+        let census: Vec<_> = targets
+            .map(|(id, _)| self.core.census_of(now, *id))
+            .collect();
+        let lost = |c: &OriginCensus| c.unreachable || c.state != State::Healthy;
+        Doing {
+            down: !census.is_empty() && census.iter().all(lost),
+            well: census.iter().any(|c| !lost(c) && c.open > 0),
+        }
+    }
+
+    /// True if servers of another priority are to be used from now on.
+    pub(super) fn weigh_reserves(&mut self, now: Duration) -> bool {
+        let mut sources = std::mem::take(&mut self.sources);
+        let changes = sources.weigh_reserves(now, |own| self.doing(now, own));
+        self.sources = sources;
+        changes
     }
 
     /// Everything that can be asked, and for what. Nothing if nobody asks.
     pub(super) fn to_ask(&self) -> Option<(Asked, Vec<Target>)> {
         let asked = self.asked.clone()?;
-        let targets = self.endpoints.iter().flat_map(|endpoint| {
-            let addresses = self.addresses_of(&endpoint.id);
-            Target::all(endpoint, self.tls_of(endpoint), &addresses)
-        });
+        let targets = self.endpoints.iter().flat_map(|e| self.targets_of(e));
         let known = |target: &Target| !matches!(target.place, Place::Name(_));
         Some((asked, targets.filter(known).collect()))
     }
@@ -292,28 +364,23 @@ impl<C: Upstream> Inner<C> {
         for (id, target) in self.targets.iter().filter(|(id, _)| self.core.knows(**id)) {
             known.insert((target.endpoint.id.clone(), target.place.clone()), *id);
         }
-        let mut wanted = Vec::new();
-        for endpoint in self.endpoints.clone() {
-            let addresses = self.addresses_of(&endpoint.id);
-            let mut targets = Target::all(&endpoint, self.tls_of(&endpoint), &addresses);
-            targets.retain(|target| !self.is_quarantined(target));
-            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
-            let weight = (endpoint.weight.get() * PARTS / parts).max(1);
-            for target in targets {
-                wanted.push((self.origin_of(&known, &target), target, weight));
-            }
-        }
+        let wanted = self.wanted(&known);
         self.serving = wanted.len();
         let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
-        let gone: Vec<(OriginId, Arc<Endpoint>)> = known
+        let before: HashSet<OriginId> = known.values().copied().collect();
+        let stays = wanted.iter().filter(|(id, ..)| before.contains(id));
+        let stays: HashSet<EndpointId> = stays.map(|(_, target, _)| target.belongs_to()).collect();
+        let gone: Vec<(OriginId, Target)> = known
             .into_values()
             .filter(|id| !current.contains(id))
             .filter_map(|id| Some((id, self.targets.get(&id)?)))
             // What serves another model has not moved, and serves nobody while its heirs are warmed.
             .filter(|(_, target)| !self.is_quarantined(target))
-            .map(|(id, target)| (id, target.endpoint.clone()))
+            // Nor has what a source names no more, if others that it names are there.
+            .filter(|(_, target)| target.source.is_none() || !stays.contains(&target.belongs_to()))
+            .map(|(id, target)| (id, target.clone()))
             .collect();
-        let moved: HashSet<EndpointId> = gone.iter().map(|(_, e)| e.id.clone()).collect();
+        let moved: HashSet<EndpointId> = gone.iter().map(|(_, t)| t.belongs_to()).collect();
         self.name_endpoints();
         let spec = |(id, target, weight): &(OriginId, Target, u32)| OriginSpec {
             id: *id,
@@ -322,7 +389,7 @@ impl<C: Upstream> Inner<C> {
             streams: target.streams(),
             standing: match &target.place {
                 Place::Name(_) => Standing::Unresolved,
-                _ if moved.contains(&target.endpoint.id) => Standing::Heir,
+                _ if moved.contains(&target.belongs_to()) => Standing::Heir,
                 _ => Standing::Plain,
             },
         };
@@ -335,6 +402,32 @@ impl<C: Upstream> Inner<C> {
         let core = &self.core;
         self.targets.retain(|id, _| core.knows(*id));
         effects
+    }
+
+    /// Every place that is in use now, and its weight. Of several that sources named for one address one counts.
+    fn wanted(
+        &mut self,
+        known: &HashMap<(EndpointId, Place), OriginId>,
+    ) -> Vec<(OriginId, Target, u32)> {
+        let mut wanted = Vec::new();
+        let mut taken: HashSet<(bool, Place)> = HashSet::new();
+        for endpoint in self.endpoints.clone() {
+            let mut targets = self.targets_of(&endpoint);
+            targets.retain(|target| !self.is_quarantined(target));
+            if self.sources.owner(&endpoint.id).is_some() {
+                targets.retain(|t| !taken.contains(&(t.is_tls(), t.place.clone())));
+            }
+            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+            let whole = self.sources.parts(&endpoint.id);
+            let weight = (whole.unwrap_or(endpoint.weight.get() * PARTS) / parts).max(1);
+            for target in targets {
+                if !matches!(target.place, Place::Name(_)) {
+                    taken.insert((target.is_tls(), target.place.clone()));
+                }
+                wanted.push((self.origin_of(known, &target), target, weight));
+            }
+        }
+        wanted
     }
 
     /// Each endpoint keeps its key for as long as it is configured.
@@ -386,7 +479,7 @@ impl<C: Upstream> Inner<C> {
 
     /// Of those that are no more, the ones whose endpoint is: it moved. Where trust changed, nothing of what
     /// was trusted before is used any longer.
-    fn changed(&self, gone: Vec<(OriginId, Arc<Endpoint>)>) -> Vec<OriginId> {
+    fn changed(&self, gone: Vec<(OriginId, Target)>) -> Vec<OriginId> {
         let trust = |endpoint: &Endpoint| {
             let tls = &endpoint.tls;
             (
@@ -396,8 +489,13 @@ impl<C: Upstream> Inner<C> {
             )
         };
         let moved = gone.into_iter().filter(|(_, gone)| {
-            let mut heirs = self.endpoints.iter().filter(|heir| heir.id == gone.id);
-            heirs.any(|heir| trust(heir) == trust(gone))
+            let belongs = |heir: &Endpoint| match self.sources.owner(&heir.id) {
+                Some(source) => source.id == gone.belongs_to(),
+                // A source that names nobody has no heirs.
+                None => heir.id == gone.belongs_to() && heir.url.discovery().is_none(),
+            };
+            let mut heirs = self.endpoints.iter().filter(|heir| belongs(heir));
+            heirs.any(|heir| trust(heir) == trust(&gone.endpoint))
         });
         moved.map(|(id, _)| id).collect()
     }

@@ -159,18 +159,31 @@ impl Lease {
         &self.endpoint
     }
 
-    /// True if the connection was made to this endpoint, at this url.
+    /// True if the connection was made to this endpoint, at this url; or to a server that its source named, where that may
+    /// lead now, with the same trust.
     #[must_use]
     pub fn leads_to(&self, endpoint: &Endpoint) -> bool {
-        let held = self.loan.held();
-        held.is_some_and(|held| {
-            held.conn.endpoint == endpoint.id && held.conn.at.url == endpoint.url
-        })
+        let Some(held) = self.loan.held() else {
+            return false;
+        };
+        let conn = &held.conn;
+        match (&conn.source, endpoint.url.discovery()) {
+            (None, None) => conn.endpoint == endpoint.id && conn.at.url == endpoint.url,
+            (Some((source, at)), Some(discovery)) => {
+                let tls = |endpoint: &Endpoint| (endpoint.url.is_tls(), endpoint.tls.clone());
+                source.id == endpoint.id
+                    && discovery.bounds.check(*at).is_ok()
+                    && tls(source) == tls(endpoint)
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 
-    /// The endpoint, as it was when the connection was made.
+    /// The endpoint of the operator's, as it was when the connection was made.
     pub(crate) fn made_for(&self) -> Option<&Endpoint> {
-        self.loan.held().map(|held| &*held.conn.at)
+        let conn = &self.loan.held()?.conn;
+        let source = conn.source.as_ref().map(|(source, _)| source);
+        Some(source.unwrap_or(&conn.at))
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.

@@ -8,6 +8,7 @@ mod core;
 mod counters;
 mod desk;
 mod dialler;
+mod discovery;
 mod drain;
 mod error;
 mod follow;
@@ -37,16 +38,20 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::request_body::Edit;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::discovery::{Form, read_list};
 pub use self::{
     claim::{Ask, Claim, FlowId, Priority},
     counters::{CloseReason, Counters, Fault, OpenReason, TurnedAway, Verdict},
+    discovery::RefusedServer,
     error::{AcquireError, Busy},
     lease::{Kind, Lease, Progress, SendError, SendFailed},
     probe::Probing,
     request_body::RequestBody,
     retry::{NoRetry, Retrying, Tried},
-    snapshot::{AddressSnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot},
+    snapshot::{
+        AddressSnapshot, DiscoverySnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot,
+    },
 };
 use self::{
     conn::Conn,
@@ -55,6 +60,10 @@ use self::{
     dialler::Dialler,
     inner::Inner,
     probe::Reconnects,
+};
+pub(crate) use self::{
+    discovery::{Discovering, Why},
+    request_body::Edit,
 };
 use crate::{
     budget::{Budget, Need},
@@ -72,6 +81,7 @@ pub(crate) struct Common {
     pub(crate) budget: Arc<Budget>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) probing: Arc<Probing>,
+    pub(crate) discovering: Arc<Discovering>,
     /// What opens endpoints' credentials.
     pub(crate) keys: Arc<KeyCell>,
 }
@@ -85,6 +95,9 @@ pub struct Pool {
     /// The names of its endpoints are followed; the task is told of changes.
     follows: AtomicBool,
     names_changed: Arc<Notify>,
+    /// The sources of its endpoints are followed; the task is told of changes.
+    discovers: AtomicBool,
+    sources_changed: Arc<Notify>,
     /// Its endpoints are asked what they serve.
     asks: AtomicBool,
     reconnects: Arc<Reconnects>,
@@ -114,6 +127,8 @@ impl Pool {
             desk: Desk::new(inner, Box::new(dialler), common.budget.clone()),
             follows: AtomicBool::new(false),
             names_changed: Arc::default(),
+            discovers: AtomicBool::new(false),
+            sources_changed: Arc::default(),
             asks: AtomicBool::new(false),
             reconnects,
             checks: AtomicBool::new(false),
@@ -293,9 +308,30 @@ impl Pool {
     /// New parameters and endpoints, live. What still fits stays open.
     pub fn reshape(self: &Arc<Self>, model: &ResolvedModel) {
         self.desk.change(|inner, now| inner.reshape(now, model));
+        self.follow_sources();
+        self.follow_endpoints();
+    }
+
+    /// The endpoints are others than before.
+    fn follow_endpoints(self: &Arc<Self>) {
         self.follow_names();
         self.ask_endpoints();
         self.check_endpoints();
+    }
+
+    /// Has the sources of its endpoints followed, if there are any.
+    fn follow_sources(self: &Arc<Self>) {
+        let sources = self.desk.with(|inner, _| {
+            let mut configured = inner.configured.iter();
+            configured.any(|endpoint| endpoint.url.discovery().is_some())
+        });
+        if sources && !self.discovers.swap(true, Ordering::AcqRel) {
+            let (pool, common) = (Arc::downgrade(self), self.common.clone());
+            let (changed, stop) = (self.sources_changed.clone(), self.stop.clone());
+            let follow = discovery::follow(pool, common, changed, stop);
+            self.common.tasks.spawn(follow);
+        }
+        self.sources_changed.notify_one();
     }
 
     /// Has its endpoints checked, if they are to be.
@@ -368,8 +404,9 @@ impl Pool {
     }
 
     /// Time went by. To be called every [`SWEEP`].
-    pub fn sweep(&self) {
+    pub fn sweep(self: &Arc<Self>) {
         self.desk.change(|inner, now| inner.core.sweep(now));
+        self.weigh_reserves();
     }
 
     /// True when its connections are open as far ahead of need as is wanted.

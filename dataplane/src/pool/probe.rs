@@ -279,7 +279,8 @@ async fn ask_in_turn(model: &ModelId, target: &Target, asked: &Asked, common: &C
         return Outcome::new(Verdict::NotProbed, "the worker stops");
     };
     let Err(blocked) = may_dial(target, &common.probing.policy) else {
-        let credential = common.keys.credential(model, &target.endpoint);
+        let whose = target.whose_credential();
+        let credential = whose.and_then(|endpoint| common.keys.credential(model, endpoint));
         let asked = timeout(WITHIN, ask(target, &asked.expected, credential, common)).await;
         return asked.unwrap_or_else(|_| {
             let what = format!("it did not answer within {WITHIN:?}");
@@ -293,7 +294,7 @@ async fn ask_in_turn(model: &ModelId, target: &Target, asked: &Asked, common: &C
 pub(super) fn may_dial(target: &Target, policy: &AddressPolicy) -> Result<(), Outcome> {
     let named = match target.endpoint.url.address() {
         Address::Host(host, _) => policy.check_name(host),
-        Address::Unix(_) => Ok(()),
+        Address::Unix(_) | Address::Listed(_) => Ok(()),
     };
     let checked = match &target.place {
         Place::Tcp(address) => named.and_then(|()| policy.check(*address)),

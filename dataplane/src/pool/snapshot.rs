@@ -6,6 +6,7 @@ use forebay_proto::{Endpoint, ModelId};
 use serde::Serialize;
 
 use super::{
+    RefusedServer,
     core::{Idle, OriginId, State},
     counters::Fault,
     desk::Upstream,
@@ -73,6 +74,38 @@ pub struct PoolSnapshot {
     pub connect_failures: u64,
     /// The endpoints, in order of id.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// The sources that name endpoints, in order of id.
+    pub discovery: Vec<DiscoverySnapshot>,
+}
+
+/// A source of endpoints.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiscoverySnapshot {
+    /// The id of the endpoint that has it.
+    pub endpoint: String,
+    /// What it is.
+    pub source: String,
+    /// `waiting` (nothing is known yet), `fresh`, `stale` (the last look failed), `empty` (it says that there are no servers, and
+    /// those that were there serve on) or `last_known_good` (what an earlier process knew).
+    pub state: &'static str,
+    /// Servers that are in use.
+    pub servers: usize,
+    /// Servers that it names, and that another endpoint has.
+    pub doubles: usize,
+    /// Servers that came back too often, and have to calm down.
+    pub calming: usize,
+    /// Servers for which there is no room.
+    pub no_room: usize,
+    /// How many servers are out of bounds.
+    pub refused: usize,
+    /// Some of them.
+    pub refused_servers: Vec<RefusedServer>,
+    /// Since it was last understood.
+    pub last_success_seconds: Option<f64>,
+    /// What is wrong, in one word: a label of `forebay_discovery_errors_total`.
+    pub reason: Option<&'static str>,
+    /// And in a sentence.
+    pub error: Option<String>,
 }
 
 /// An endpoint of a pool.
@@ -82,6 +115,8 @@ pub struct EndpointSnapshot {
     pub id: String,
     /// Where it listens.
     pub url: String,
+    /// The id of the endpoint whose source named it, if one did.
+    pub source: Option<String>,
     /// Its share.
     pub weight: u32,
     /// `http1`, `http2` or `auto`.
@@ -172,8 +207,35 @@ impl PoolSnapshot {
             stale_at_send: counters.stale_at_send,
             connect_failures: counters.connect_failures,
             endpoints: endpoints(now, inner),
+            discovery: discovery(inner),
         }
     }
+}
+
+fn discovery<C: Upstream>(inner: &Inner<C>) -> Vec<DiscoverySnapshot> {
+    let sources = inner.configured.iter();
+    let sources = sources.filter_map(|e| Some((e, e.url.discovery()?)));
+    let mut sources: Vec<DiscoverySnapshot> = sources
+        .map(|(endpoint, discovery)| {
+            let (status, servers, doubles) = inner.sources.status(&endpoint.id);
+            DiscoverySnapshot {
+                endpoint: endpoint.id.to_string(),
+                source: discovery.source.to_string(),
+                state: status.word(),
+                servers,
+                doubles,
+                calming: status.calming,
+                no_room: status.no_room,
+                refused: status.refused_count,
+                last_success_seconds: status.age().map(|age| age.as_secs_f64()),
+                reason: status.failure.as_ref().map(|failure| failure.why.label()),
+                error: status.failure.map(|failure| failure.text),
+                refused_servers: status.refused,
+            }
+        })
+        .collect();
+    sources.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
+    sources
 }
 
 fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapshot> {
@@ -188,6 +250,10 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
         EndpointSnapshot {
             id: endpoint.id.to_string(),
             url: endpoint.url.to_string(),
+            source: inner
+                .sources
+                .owner(&endpoint.id)
+                .map(|source| source.id.to_string()),
             weight: endpoint.weight.get(),
             protocol: endpoint.protocol.word(),
             quarantined: quarantined(inner, endpoint),
@@ -195,8 +261,12 @@ fn endpoints<C: Upstream>(now: Duration, inner: &Inner<C>) -> Vec<EndpointSnapsh
             addresses,
         }
     };
-    let mut endpoints: Vec<EndpointSnapshot> =
-        inner.endpoints.iter().map(|e| endpoint(e)).collect();
+    // A source without servers is told of as one, and is no server.
+    let servers = inner
+        .endpoints
+        .iter()
+        .filter(|e| e.url.discovery().is_none());
+    let mut endpoints: Vec<EndpointSnapshot> = servers.map(|e| endpoint(e)).collect();
     endpoints.sort_by(|a, b| a.id.cmp(&b.id));
     endpoints
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{Endpoint, Protocol, endpoint::Address};
+use forebay_proto::{Endpoint, EndpointId, Protocol, endpoint::Address};
 use http::HeaderValue;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
@@ -35,6 +35,8 @@ pub(super) struct Target {
     /// `host:port`, as it stands in the configuration.
     pub(super) host: HeaderValue,
     pub(super) place: Place,
+    /// The endpoint whose source named this one, if one did.
+    pub(super) source: Option<Arc<Endpoint>>,
     tls: Option<Arc<Tls>>,
 }
 
@@ -89,6 +91,7 @@ impl Target {
     ) -> Vec<Self> {
         let places = match endpoint.url.address() {
             Address::Unix(path) => vec![Place::Unix(Path::new(path).into())],
+            Address::Listed(discovery) => vec![Place::Name(discovery.source.to_string().into())],
             Address::Host(host, port) => match (host.parse::<IpAddr>(), known) {
                 (Ok(address), _) => vec![Place::Tcp((address, port).into())],
                 (Err(_), []) => vec![Place::Name(host.into())],
@@ -105,9 +108,34 @@ impl Target {
             endpoint: endpoint.clone(),
             host: host.clone(),
             place,
+            source: None,
             tls: tls.clone(),
         };
         places.into_iter().map(target).collect()
+    }
+
+    /// The endpoint that an operator named, by its id.
+    pub(super) fn belongs_to(&self) -> EndpointId {
+        let named = self.source.as_ref().unwrap_or(&self.endpoint);
+        named.id.clone()
+    }
+
+    /// The endpoint whose credential goes there, if any may.
+    pub(super) fn whose_credential(&self) -> Option<&Endpoint> {
+        let Some(source) = &self.source else {
+            return Some(&self.endpoint);
+        };
+        let discovery = source.url.discovery();
+        let sends = discovery.is_some_and(|discovery| discovery.send_credentials);
+        sends.then_some(&**source)
+    }
+
+    /// The address that is dialled.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Tcp(address) => Some(*address),
+            Place::Unix(_) | Place::Name(_) => None,
+        }
     }
 
     pub(super) fn is_tls(&self) -> bool {

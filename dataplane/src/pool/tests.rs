@@ -40,7 +40,7 @@ fn common() -> Common {
         budget: Arc::default(),
         resolver: Arc::new(Resolver::new(&[])),
         probing: Arc::default(),
-
+        discovering: Arc::default(),
         keys: Arc::default(),
     }
 }

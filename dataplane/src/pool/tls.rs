@@ -78,7 +78,7 @@ impl Tls {
         let name = match (&self.endpoint.tls.server_name, self.endpoint.url.address()) {
             (Some(name), _) => name.as_str(),
             (None, Address::Host(host, _)) => host,
-            (None, Address::Unix(_)) => "localhost",
+            (None, Address::Unix(_) | Address::Listed(_)) => "localhost",
         };
         let known = ServerName::try_from(name.to_owned());
         known.map_err(|_| TlsError::Name(name.to_owned()))

@@ -1,5 +1,6 @@
 //! `Endpoint` and its parts.
 
+use super::discovery::{discovery_to_wire, read_discovery};
 use crate::{
     endpoint::{
         ClientIdentity, Endpoint, EndpointTls, EndpointUrl, FilePath, Protocol, ServerName,
@@ -27,7 +28,7 @@ pub(super) fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, 
         wire.id
     };
     let id = violations.check("id", EndpointId::new(id));
-    let url = violations.check("url", EndpointUrl::parse(&wire.url));
+    let url = read_url(&mut violations, &wire.url, wire.discovery);
     let weight = match wire.weight {
         Some(weight) => violations.check("weight", Weight::new(weight)),
         None => Some(Weight::default()),
@@ -35,6 +36,12 @@ pub(super) fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, 
     let protocol = read_protocol(&mut violations, wire.protocol, url.as_ref());
     let tls = read_tls(&mut violations, wire.tls, url.as_ref());
     let credential = read_credential(&mut violations, wire.credential);
+    let discovery = url.as_ref().and_then(EndpointUrl::discovery);
+    if matches!(credential, Some(Some(_))) && discovery.is_some_and(|d| !d.send_credentials) {
+        let message = "would go wherever the source says; say `discovery.send_credentials`, and with \
+                       `discovery.allow` how far that may be, or clear it";
+        violations.add("credential", message);
+    }
     let all = id
         .zip(url)
         .zip(weight.zip(protocol))
@@ -49,6 +56,32 @@ pub(super) fn read_endpoint(n: usize, wire: wire::Endpoint) -> Result<Endpoint, 
             credential,
         },
     ))
+}
+
+/// Where an endpoint listens, if that can be read: to whom a secret is given.
+#[must_use]
+pub fn endpoint_url(wire: &wire::Endpoint) -> Option<EndpointUrl> {
+    let discovery = wire.discovery.clone();
+    read_url(&mut Violations::new(), &wire.url, discovery)
+}
+
+/// Where it listens; or who says where.
+fn read_url(
+    violations: &mut Violations,
+    url: &str,
+    discovery: Option<wire::Discovery>,
+) -> Option<EndpointUrl> {
+    let Some(discovery) = discovery else {
+        return violations.check("url", EndpointUrl::parse(url));
+    };
+    if !url.is_empty() {
+        violations.add(
+            "url",
+            "contradicts `discovery`; leave one of them out, or make two endpoints",
+        );
+    }
+    let discovery = violations.part("discovery", read_discovery(discovery));
+    discovery.map(EndpointUrl::listed)
 }
 
 /// Sealed already, or cleared.
@@ -108,39 +141,49 @@ fn read_tls(
         let message = format!("{url} does not speak TLS; leave `tls` out, or use https");
         violations.add("tls", message);
     }
+    read_tls_parts(violations, wire, "tls")
+}
+
+/// What TLS asks for; `at` is where that stands.
+pub(super) fn read_tls_parts(
+    violations: &mut Violations,
+    wire: wire::EndpointTls,
+    at: &str,
+) -> Option<EndpointTls> {
+    let field = |name: &str| format!("{at}.{name}");
     let roots = match (wire.ca_pem.as_str(), wire.skip_verification) {
         ("", false) => Some(TlsRoots::System),
         ("", true) => Some(TlsRoots::Unverified),
-        (pem, false) => violations.check("tls.ca_pem", TlsRoots::pem(pem)),
+        (pem, false) => violations.check(&field("ca_pem"), TlsRoots::pem(pem)),
         (_, true) => {
-            let message = "contradicts `tls.ca_pem`; leave one of them out";
-            violations.add("tls.skip_verification", message);
+            let message = format!("contradicts `{at}.ca_pem`; leave one of them out");
+            violations.add(field("skip_verification"), message);
             None
         }
     };
     let server_name = match wire.server_name.as_str() {
         "" => Some(None),
         name => violations
-            .check("tls.server_name", ServerName::new(name))
+            .check(&field("server_name"), ServerName::new(name))
             .map(Some),
     };
     let (certificate, key) = (wire.client_certificate_file, wire.client_key_file);
     let identity = match (certificate.as_str(), key.as_str()) {
         ("", "") => Some(None),
         ("", _) => {
-            let message = "required beside `tls.client_key_file`";
-            violations.add("tls.client_certificate_file", message);
+            let message = format!("required beside `{at}.client_key_file`");
+            violations.add(field("client_certificate_file"), message);
             None
         }
         (_, "") => {
-            let message = "required beside `tls.client_certificate_file`";
-            violations.add("tls.client_key_file", message);
+            let message = format!("required beside `{at}.client_certificate_file`");
+            violations.add(field("client_key_file"), message);
             None
         }
         (certificate, key) => {
-            let certificate =
-                violations.check("tls.client_certificate_file", FilePath::new(certificate));
-            let key = violations.check("tls.client_key_file", FilePath::new(key));
+            let at = field("client_certificate_file");
+            let certificate = violations.check(&at, FilePath::new(certificate));
+            let key = violations.check(&field("client_key_file"), FilePath::new(key));
             let both = certificate.zip(key);
             both.map(|(certificate, key)| Some(ClientIdentity::new(certificate, key)))
         }
@@ -164,7 +207,12 @@ impl From<&Endpoint> for wire::Endpoint {
         };
         Self {
             id: endpoint.id.to_string(),
-            url: endpoint.url.to_string(),
+            // An older build must not take it for one that it knows.
+            url: match endpoint.url.discovery() {
+                Some(_) => String::new(),
+                None => endpoint.url.to_string(),
+            },
+            discovery: endpoint.url.discovery().map(|own| discovery_to_wire(own)),
             weight: Some(endpoint.weight.get()),
             protocol: protocol.into(),
             tls: Some((&endpoint.tls).into()).filter(|tls| *tls != wire::EndpointTls::default()),

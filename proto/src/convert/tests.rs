@@ -194,6 +194,7 @@ fn bad_endpoints() -> Vec<wire::Endpoint> {
                 ..Default::default()
             }),
             credential: None,
+            discovery: None,
         },
         wire::Endpoint {
             url: "https://x".into(),
@@ -273,6 +274,154 @@ fn every_bad_field_is_named_at_once() {
             "timeouts.connect",
         ]
     );
+}
+
+fn discovered(discovery: wire::Discovery) -> wire::Endpoint {
+    wire::Endpoint {
+        id: "pods".into(),
+        discovery: Some(discovery),
+        ..Default::default()
+    }
+}
+
+fn of_source(source: wire::discovery::Source) -> wire::Discovery {
+    wire::Discovery {
+        source: Some(source),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn whatever_is_said_of_a_source_comes_back() {
+    use wire::discovery::Source;
+    let second = prost_types::Duration {
+        seconds: 1,
+        nanos: 0,
+    };
+    for (source, polled) in [
+        (Source::Dns("vllm.svc:8000".into()), false),
+        (Source::Srv("_http._tcp.vllm.svc".into()), false),
+        (Source::File("/etc/targets.json".into()), true),
+        (Source::Http("https://sd:443/t?x=y".into()), true),
+    ] {
+        let https_list = matches!(&source, Source::Http(_));
+        let discovery = wire::Discovery {
+            https: true,
+            allow: vec!["10.0.0.0/8".into(), "fd00::/8".into()],
+            ports: vec!["80".into(), "8000-8099".into()],
+            refresh: polled.then_some(second),
+            keep_empty: Some(second),
+            send_credentials: true,
+            source_tls: https_list.then(|| wire::EndpointTls {
+                server_name: "sd.internal".into(),
+                ..Default::default()
+            }),
+            ..of_source(source)
+        };
+        let model = wire::Model {
+            id: "m".into(),
+            endpoints: vec![discovered(discovery)],
+            ..Default::default()
+        };
+        let spec = ModelSpec::try_from(model.clone()).unwrap();
+        let back = wire::Model::from(&spec);
+        assert_eq!(back.endpoints[0].discovery, model.endpoints[0].discovery);
+        assert_eq!(ModelSpec::try_from(back).unwrap(), spec);
+        let resolved = spec
+            .resolve(&PoolSettings::default(), Revision::new(1))
+            .unwrap();
+        let pushed = wire::Model::from(&resolved);
+        assert_eq!(crate::ResolvedModel::try_from(pushed).unwrap(), resolved);
+    }
+}
+
+#[test]
+fn every_bad_field_of_a_source_is_named() {
+    use wire::discovery::Source;
+    let long = prost_types::Duration {
+        seconds: 100_000,
+        nanos: 0,
+    };
+    let tls = || Some(wire::EndpointTls::default());
+    let bad = vec![
+        discovered(wire::Discovery {
+            allow: vec!["10.0.0.0/8".into(), "x".into()],
+            ports: vec!["0".into()],
+            refresh: Some(long),
+            keep_empty: Some(long),
+            ..of_source(Source::Http("ftp://a".into()))
+        }),
+        discovered(wire::Discovery {
+            refresh: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+            send_credentials: true,
+            source_tls: tls(),
+            ports: vec!["1".into(); 17],
+            allow: vec!["::/0".into(); 33],
+            ..of_source(Source::Srv("x".into()))
+        }),
+        discovered(wire::Discovery {
+            source_tls: tls(),
+            ..of_source(Source::Http("http://a/x".into()))
+        }),
+        wire::Endpoint {
+            url: "http://a".into(),
+            tls: tls(),
+            ..discovered(of_source(Source::Dns("a:1".into())))
+        },
+    ];
+    let model = wire::Model {
+        id: "m".into(),
+        endpoints: bad,
+        ..Default::default()
+    };
+    let violations = ModelSpec::try_from(model).unwrap_err();
+    let fields = fields(&violations);
+    let expected = [
+        "endpoints[0].discovery.http",
+        "endpoints[0].discovery.refresh",
+        "endpoints[0].discovery.keep_empty",
+        "endpoints[0].discovery.allow[1]",
+        "endpoints[0].discovery.ports[0]",
+        "endpoints[1].discovery.refresh",
+        "endpoints[1].discovery.allow",
+        "endpoints[1].discovery.ports",
+        "endpoints[1].discovery.send_credentials",
+        "endpoints[1].discovery.source_tls",
+        "endpoints[2].discovery.source_tls",
+        "endpoints[3].url",
+        "endpoints[3].tls",
+    ];
+    assert_eq!(fields, expected);
+}
+
+/// What a build that does not know the field makes of it: it refuses that model, and would rather have no endpoint than
+/// take it for one.
+#[test]
+fn a_build_without_discovery_refuses_the_model_alone() {
+    let source = wire::discovery::Source::Srv("_http._tcp.vllm.svc".into());
+    let model = |endpoint| wire::Model {
+        id: "m".into(),
+        endpoints: vec![
+            wire::Endpoint {
+                url: "http://a".into(),
+                ..Default::default()
+            },
+            endpoint,
+        ],
+        ..Default::default()
+    };
+    let spec = ModelSpec::try_from(model(discovered(of_source(source)))).unwrap();
+    let resolved = spec
+        .resolve(&PoolSettings::default(), Revision::new(1))
+        .unwrap();
+    let mut seen = wire::Model::from(&resolved);
+    // Fields that are not known are passed over.
+    seen.endpoints[1].discovery = None;
+    let violations = crate::ResolvedModel::try_from(seen).unwrap_err();
+    assert_eq!(fields(&violations), ["endpoints[1].url"]);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! One upstream server: its name, where it listens, what is spoken there, and its weight.
 
+mod discovery;
 mod tls;
 mod url;
 
 use crate::{ids::EndpointId, limits, secret::SealedCredential, violation::InvalidValue};
 
 pub use self::{
+    discovery::{Bounds, Discovery, DnsName, ListUrl, OutOfBounds, Ports, Source},
     tls::{ClientIdentity, EndpointTls, FilePath, ServerName, TlsRoots},
     url::{Address, EndpointUrl},
 };

@@ -138,6 +138,12 @@ impl FilePath {
         }
         Ok(Self(text.into()))
     }
+
+    /// The path.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 #[cfg(test)]

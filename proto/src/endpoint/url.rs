@@ -1,19 +1,21 @@
-//! Where an endpoint listens: an `http` or `https` origin, or a Unix socket.
+//! Where an endpoint listens: an `http` or `https` origin, a Unix socket, or wherever a source says.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
+use super::Discovery;
 use crate::{limits, violation::InvalidValue};
 
 const EXAMPLE: &str = "write an origin such as `http://10.0.0.5:8000`";
 
 /// Where an endpoint listens, nothing more.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointUrl(Place);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     Host { tls: bool, host: String, port: u16 },
     Unix(String),
+    Listed(Arc<Discovery>),
 }
 
 /// What is dialled.
@@ -23,6 +25,8 @@ pub enum Address<'a> {
     Host(&'a str, u16),
     /// The path of a Unix socket.
     Unix(&'a str),
+    /// Nothing by itself: a source names servers.
+    Listed(&'a Discovery),
 }
 
 impl EndpointUrl {
@@ -52,13 +56,42 @@ impl EndpointUrl {
         match &self.0 {
             Place::Host { host, port, .. } => Address::Host(host.trim_matches(['[', ']']), *port),
             Place::Unix(path) => Address::Unix(path),
+            Place::Listed(discovery) => Address::Listed(discovery),
+        }
+    }
+
+    /// Wherever this says.
+    #[must_use]
+    pub fn listed(discovery: Discovery) -> Self {
+        Self(Place::Listed(Arc::new(discovery)))
+    }
+
+    /// Who says where servers are, if it is so.
+    #[must_use]
+    pub fn discovery(&self) -> Option<&Arc<Discovery>> {
+        match &self.0 {
+            Place::Listed(discovery) => Some(discovery),
+            Place::Host { .. } | Place::Unix(_) => None,
         }
     }
 
     /// True for `https`.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        matches!(self.0, Place::Host { tls: true, .. })
+        match &self.0 {
+            Place::Host { tls, .. } => *tls,
+            Place::Listed(discovery) => discovery.tls,
+            Place::Unix(_) => false,
+        }
+    }
+
+    /// Everywhere that it leads, in one line. A secret that is given for one is for no other.
+    #[must_use]
+    pub fn reach(&self) -> String {
+        match &self.0 {
+            Place::Listed(discovery) => discovery.reach(),
+            Place::Host { .. } | Place::Unix(_) => self.to_string(),
+        }
     }
 
     /// `host:port`, as it stands in the `host` header. Who listens on a Unix socket is `localhost`.
@@ -66,7 +99,7 @@ impl EndpointUrl {
     pub fn authority(&self) -> String {
         match &self.0 {
             Place::Host { host, port, .. } => format!("{host}:{port}"),
-            Place::Unix(_) => "localhost".to_owned(),
+            Place::Unix(_) | Place::Listed(_) => "localhost".to_owned(),
         }
     }
 }
@@ -141,6 +174,7 @@ impl fmt::Display for EndpointUrl {
                 write!(f, "{scheme}://{host}:{port}")
             }
             Place::Unix(path) => write!(f, "unix://{path}"),
+            Place::Listed(discovery) => discovery.source.fmt(f),
         }
     }
 }

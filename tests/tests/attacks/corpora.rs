@@ -6,10 +6,11 @@ use forebay_dataplane::fuzzing;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     ("request", fuzzing::request),
     ("answer", fuzzing::answer),
     ("json", fuzzing::json),
+    ("list", fuzzing::list),
     ("multipart", |bytes| fuzzing::multipart(bytes, "x")),
     ("sse", fuzzing::sse),
 ];

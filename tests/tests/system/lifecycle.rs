@@ -425,3 +425,47 @@ async fn an_endpoint_that_comes_back_at_once_keeps_its_connections() {
     );
     assert_eq!((here.stats().opened, there.stats().requests), (5, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_failures_and_streams_is_part_of_what_is_in_force() {
+    let (cluster, worker) = Cluster::with_worker().await;
+    cluster
+        .create_and_wait(model_at("other", "http://127.0.0.1:1"))
+        .await;
+    let model = wire::Model {
+        health: Some(wire::HealthCheck {
+            path: "/health".into(),
+            unhealthy_after: Some(7),
+            ..wire::HealthCheck::default()
+        }),
+        ejection: Some(wire::Ejection {
+            panic_percent: Some(100),
+            ..wire::Ejection::default()
+        }),
+        retry: Some(wire::Retry {
+            max_attempts: Some(3),
+            on: vec![wire::RetryOn::Reset.into(), wire::RetryOn::Busy.into()],
+        }),
+        fallbacks: vec!["other".into()],
+        streaming: Some(wire::Streaming {
+            usage: wire::StreamUsage::Inject.into(),
+            ..wire::Streaming::default()
+        }),
+        ..model_at("m", "http://127.0.0.1:1")
+    };
+    cluster.create_and_wait(model).await;
+    let config = worker.document("/config").await;
+    let shown = &config["models"][0];
+    assert_eq!(shown["id"], "m");
+    let health = &shown["health"];
+    assert_eq!(
+        (&health["path"], &health["unhealthy_after"]),
+        (&"/health".into(), &7.into())
+    );
+    assert_eq!(health["timeout_seconds"], 2.0, "what was not said, too");
+    assert_eq!(shown["ejection"]["panic_percent"], 100);
+    assert_eq!(shown["retry"]["on"], serde_json::json!(["busy", "reset"]));
+    assert_eq!(shown["fallbacks"], serde_json::json!(["other"]));
+    assert_eq!(shown["streaming"]["usage"], "inject");
+    assert_eq!(config["models"][1]["health"], serde_json::Value::Null);
+}

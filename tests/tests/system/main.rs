@@ -13,6 +13,7 @@ mod budget;
 mod cancel;
 mod controls;
 mod disconnects;
+mod discovery;
 mod ejection;
 mod endpoint_truth;
 mod fallback;

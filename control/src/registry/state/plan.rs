@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use forebay_proto::{EndpointUrl, ModelSpec, PoolSettings, Violations, wire};
+use forebay_proto::{ModelSpec, PoolSettings, Violations, convert::endpoint_url, wire};
 
 use super::{
     Planned, State, Undo,
@@ -43,7 +43,7 @@ fn keep_credentials(model: &mut wire::Model, old: &ModelSpec) -> Result<(), Viol
         else {
             continue;
         };
-        if EndpointUrl::parse(&endpoint.url).is_ok_and(|url| url == known.url) {
+        if endpoint_url(endpoint).is_some_and(|url| url.reach() == known.url.reach()) {
             endpoint.credential = Some(wire::Credential {
                 fingerprint: sealed.fingerprint().to_owned(),
                 sealed: sealed.as_bytes().to_vec().into(),
@@ -52,8 +52,12 @@ fn keep_credentials(model: &mut wire::Model, old: &ModelSpec) -> Result<(), Viol
         } else {
             let message = format!(
                 "the one of `{id}` was given for {}, and goes nowhere else; give `bearer_token` again for the new \
-                 url, or say `clear`",
-                known.url
+                 {}, or say `clear`",
+                known.url,
+                match known.url.discovery() {
+                    Some(_) => "source and its bounds",
+                    None => "url",
+                }
             );
             violations.add(format!("model.endpoints[{n}].credential"), message);
         }
@@ -349,6 +353,20 @@ impl State {
                 Answer::RolledBack(back, edits)
             }
             Answer::Model(_) | Answer::Settings(_) => answer,
+        }
+    }
+
+    /// Forgets what whoever wrote since has forgotten: answers that others keep are kept here, but no more of them.
+    pub(crate) fn forget_answers(&mut self, now: SystemTime) {
+        loop {
+            let forget = self.idem_to_forget(now);
+            if forget.is_empty() {
+                return;
+            }
+            for id in forget {
+                self.idem.remove(&id);
+                self.idem_order.retain(|known| *known != id);
+            }
         }
     }
 

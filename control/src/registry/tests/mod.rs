@@ -9,6 +9,7 @@ use super::*;
 use crate::store::{Store, history::Past, memory::MemoryStore};
 
 mod revisions;
+mod shared;
 mod writer;
 
 fn model(id: &str) -> wire::Model {
@@ -40,6 +41,7 @@ fn write(command: Command) -> Write {
         command,
         request_id: None,
         validate_only: false,
+        term: None,
         origin: Origin::default(),
     }
 }

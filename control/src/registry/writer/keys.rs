@@ -5,18 +5,30 @@ use std::{sync::Arc, time::SystemTime};
 
 use forebay_proto::wire;
 
-use super::{KeyBook, KeyWrite, PublishedKeys, WriteError, Writer};
+use super::{KeyBook, KeyWrite, PLANS, PublishedKeys, WriteError, Writer};
 use crate::store::{Change, Store, StoreError, history::Edit};
 
 impl<S: Store> Writer<S> {
     /// Plans a change of keys, makes it durable, then visible.
-    pub(super) fn serve_key(&mut self, write: KeyWrite) -> Result<wire::Key, WriteError> {
-        if let Err(error) = self.reload_if_needed() {
-            self.trouble.send_replace(Some(error.to_string()));
+    pub(super) fn serve_key(&mut self, write: &KeyWrite) -> Result<wire::Key, WriteError> {
+        let mut planned = Err(StoreError::Conflict.into());
+        for _ in 0..PLANS {
+            planned = self.plan_and_commit_key(write);
+            if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
+                break;
+            }
+            self.metrics.conflicts.inc();
+        }
+        planned
+    }
+
+    fn plan_and_commit_key(&mut self, write: &KeyWrite) -> Result<wire::Key, WriteError> {
+        if let Err(error) = self.up_to_date() {
+            self.tell(&error);
             return Err(error.into());
         }
         let now = SystemTime::now();
-        let planned = self.book.plan(&write, now)?;
+        let planned = self.book.plan(write, now)?;
         let shown = |book: &KeyBook| book.show(&planned.record, now);
         let Some(change) = planned.change.filter(|_| !write.validate_only) else {
             return Ok(shown(&self.book));
@@ -30,9 +42,7 @@ impl<S: Store> Writer<S> {
         let committed = self.store.commit_keys(std::slice::from_ref(&change));
         timer.observe_duration();
         if let Err(error) = committed {
-            self.must_reload = matches!(error, StoreError::Unknown(_));
-            self.trouble.send_replace(Some(error.to_string()));
-            tracing::error!(%error, "commit of keys failed");
+            self.failed(&error, 1);
             return Err(error.into());
         }
         self.trouble

@@ -36,17 +36,18 @@ use uuid::Uuid;
 pub(super) use self::files::{MARKER, read_marker, sleep, write_marker};
 use self::{
     files::{open_error, open_patiently, sync_settings},
-    write::{Trees, check_sizes, number, write},
+    write::{Trees, number, write},
 };
 use super::{
-    Change, OpenError, SettingsRecord, Store, StoreError, Stored, VALUE_BYTES, crash,
+    Change, OpenError, SettingsRecord, Store, StoreError, Stored, crash,
     history::{Edit, Entry, EntryKind, History, LogRecord, Past},
     keys::{self, KeyChange, StoredKeys},
     records,
+    sizes::{check_key_sizes, check_sizes},
 };
 
 /// The format of the directory; see `records` and `upgrade`.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 /// Above a leaf of the largest values, so that nothing spills to unsynced files. Fixed at creation.
 const SEGMENT_BYTES: usize = 8 << 20;
 const CACHE_BYTES: u64 = 32 << 20;
@@ -367,12 +368,7 @@ impl Store for SledStore {
 
     fn commit_keys(&mut self, changes: &[KeyChange]) -> Result<(), StoreError> {
         self.check_failed()?;
-        let longest = changes.iter().map(|change| keys::encode(&change.put).len());
-        if let Some(most) = longest.max().filter(|most| *most > VALUE_BYTES) {
-            return Err(StoreError::NotCommitted(format!(
-                "a key takes {most} bytes, at most {VALUE_BYTES} are allowed"
-            )));
-        }
+        check_key_sizes(changes)?;
         crash::at("keys-planned");
         let written = (&self.meta, &self.keys).transaction(|(meta, tree)| {
             let mut changes = changes.iter();

@@ -2,8 +2,9 @@
 //! database, which the version that wrote it can import: the way back.
 //!
 //! Format 1 had one line of history per revision and not what it changed. Those lines stay, and the history that can be
-//! gone back to begins with the newest of them. Format 2 had no keys of clients and no credentials of endpoints; it only
-//! gets its new number, so that a version that does not know them does not start on a directory that has some.
+//! gone back to begins with the newest of them. Format 2 had no keys of clients and no credentials of endpoints, format 3 no
+//! endpoints without a url (docs/adr/0031); they only get the new number, so that a version that does not know these does
+//! not start on a directory that has some, and take it for a damaged one.
 
 use std::{fs::File, path::Path};
 

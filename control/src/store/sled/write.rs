@@ -8,7 +8,7 @@ use sled::transaction::{ConflictableTransactionError, TransactionalTree};
 
 use super::{KEY_EARLIEST, KEY_KEYS, KEY_MODELS, KEY_REVISION, KEY_SETTINGS};
 use crate::store::{
-    Change, StoreError, VALUE_BYTES,
+    Change,
     history::{Edit, Entry, EntryKind},
     keys::{self, KeyChange},
     records,
@@ -162,28 +162,4 @@ pub(super) fn write_keys(
 /// A number as it is kept. One that is malformed matches nothing it is compared with.
 pub(super) fn number(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(u64::MAX / 2, u64::from_be_bytes)
-}
-
-/// Refuses what would spill to files that are never synced.
-pub(super) fn check_sizes(changes: &[Change]) -> Result<(), StoreError> {
-    for change in changes {
-        let answer = change.idem.as_ref().map_or(0, |idem| idem.answer.len());
-        let entry = change.entry.iter();
-        let log = entry
-            .clone()
-            .map(|entry| records::encode_log(&entry.log).len());
-        let edits = entry.flat_map(|entry| &entry.edits).map(|edit| {
-            let (_, before, after) = records::edit_parts(edit);
-            let length = |part: Option<Vec<u8>>| part.map_or(0, |bytes| bytes.len());
-            length(before).max(length(after))
-        });
-        let most = edits.chain(log).chain([answer]).max().unwrap_or_default();
-        if most > VALUE_BYTES {
-            return Err(StoreError::NotCommitted(format!(
-                "a record of revision {} takes {most} bytes, at most {VALUE_BYTES} are allowed",
-                change.revision
-            )));
-        }
-    }
-    Ok(())
 }

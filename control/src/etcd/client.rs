@@ -1,0 +1,600 @@
+//! Calls to etcd: each with a deadline, to one member at a time, the next one when that does not answer.
+//!
+//! A call is sent again only within its own budget, so whoever asks for a write must be able to bear it twice: the
+//! store's writes are bound to what they were planned on. Three ends are told apart: refused (etcd said no), not reached
+//! (it was never sent, so it was not done) and unknown (it was sent, and there was no answer).
+//!
+//! One member is used until it fails, then the next: a frozen member costs one deadline, not one in three calls. A
+//! channel that failed is thrown away, so that nothing waits on a connection that is dead.
+
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    EtcdAccess, EtcdError, EtcdLocation,
+    access::Credentials,
+    api::{
+        AuthenticateRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
+        LeaseRevokeRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+        WatchCreateRequest, WatchRequest, WatchResponse, auth_client::AuthClient,
+        kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient,
+        watch_request::RequestUnion,
+    },
+    ops::after_prefix,
+};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(1);
+/// etcd ends connections on which pings come more often than every 5 s.
+const PING: Duration = Duration::from_secs(6);
+const PING_ANSWER: Duration = Duration::from_secs(3);
+/// Between two tries of one call, with jitter.
+const PAUSE: Duration = Duration::from_millis(60);
+/// Less than this is no try.
+const LEAST: Duration = Duration::from_millis(20);
+/// Largest answer: a page of the largest values.
+const ANSWER_BYTES: usize = 20 << 20;
+/// Entries of a page.
+const PAGE: i64 = 100;
+/// The watch of a member that went away is not waited for.
+const WATCH_OPEN: Duration = Duration::from_secs(2);
+
+/// How long a call may take: each try of it, and all of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    pub(crate) attempt: Duration,
+    pub(crate) total: Duration,
+}
+
+impl Budget {
+    /// Outlives the election of a new leader, and gives up before an operator does.
+    pub(crate) const WRITE: Self = Self {
+        attempt: Duration::from_secs(1),
+        total: Duration::from_millis(4_500),
+    };
+    /// Of something that comes again soon.
+    pub(crate) const SHORT: Self = Self {
+        attempt: Duration::from_secs(1),
+        total: Duration::from_millis(1_200),
+    };
+    /// Pages of much.
+    pub(crate) const READ: Self = Self {
+        attempt: Duration::from_secs(3),
+        total: Duration::from_secs(8),
+    };
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone)]
+pub(crate) enum CallError {
+    /// etcd said no: it was not done.
+    Refused(Status),
+    /// It was never sent: it was not done.
+    NotReached(String),
+    /// It may have been done.
+    Unknown(String),
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(status) => write!(f, "{}", status.message()),
+            Self::NotReached(why) | Self::Unknown(why) => f.write_str(why),
+        }
+    }
+}
+
+impl CallError {
+    /// What was asked for at a revision is compacted.
+    pub(crate) fn is_compacted(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == Code::OutOfRange)
+    }
+
+    /// The lease is over.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == Code::NotFound)
+    }
+}
+
+struct Member {
+    name: String,
+    endpoint: Endpoint,
+    channel: Mutex<Option<Channel>>,
+}
+
+/// An etcd.
+pub(crate) struct Etcd {
+    at: EtcdLocation,
+    members: Vec<Member>,
+    current: AtomicUsize,
+    credentials: Option<Credentials>,
+    token: Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Etcd").field(&self.at.to_string()).finish()
+    }
+}
+
+/// A watch that is open.
+pub(crate) struct Watching {
+    stream: Streaming<WatchResponse>,
+    member: usize,
+    /// Dropped, it would end the stream.
+    _asking: tokio::sync::mpsc::Sender<WatchRequest>,
+}
+
+impl std::fmt::Debug for Watching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watching").field(&self.member).finish()
+    }
+}
+
+impl Watching {
+    /// The next word of it; nothing when it is over.
+    pub(crate) async fn next(&mut self) -> Option<WatchResponse> {
+        match self.stream.message().await {
+            Ok(Some(word)) if !word.canceled => Some(word),
+            _ => None,
+        }
+    }
+}
+
+/// How one try ended.
+enum Failed {
+    /// Before it was sent.
+    Connect(String),
+    /// After.
+    Unanswered(String),
+    /// The token is too old; it was not done.
+    Token,
+    Refused(Status),
+}
+
+impl Etcd {
+    /// Reads the files; asks nobody yet.
+    pub(crate) fn new(at: &EtcdLocation, access: &EtcdAccess) -> Result<Self, EtcdError> {
+        access.check(at)?;
+        let tls = match at.is_tls() {
+            true => Some(access.tls()?),
+            false => None,
+        };
+        let scheme = if at.is_tls() { "https" } else { "http" };
+        let member = |name: &String| {
+            let failed = |error| EtcdError::Transport {
+                member: name.clone(),
+                error,
+            };
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{name}")).map_err(failed)?;
+            let endpoint = endpoint
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PING)
+                .keep_alive_timeout(PING_ANSWER)
+                .keep_alive_while_idle(true);
+            let endpoint = match &tls {
+                Some(tls) => endpoint.tls_config(tls.clone()).map_err(failed)?,
+                None => endpoint,
+            };
+            Ok(Member {
+                name: name.clone(),
+                endpoint,
+                channel: Mutex::new(None),
+            })
+        };
+        let members = at.members().iter().map(member);
+        Ok(Self {
+            at: at.clone(),
+            members: members.collect::<Result<_, EtcdError>>()?,
+            // Replicas spread over the members.
+            current: AtomicUsize::new(fastrand::usize(..at.members().len().max(1))),
+            credentials: access.credentials()?,
+            token: Mutex::new(None),
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn at(&self) -> &EtcdLocation {
+        &self.at
+    }
+
+    /// All or nothing, if what it compares holds.
+    pub(crate) async fn txn(
+        &self,
+        txn: TxnRequest,
+        budget: Budget,
+    ) -> Result<TxnResponse, CallError> {
+        self.call(budget, |channel, token| {
+            let request = request(txn.clone(), token);
+            async move {
+                let mut kv = KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+                kv.txn(request).await
+            }
+        })
+        .await
+    }
+
+    /// Keys and values.
+    pub(crate) async fn range(
+        &self,
+        range: RangeRequest,
+        budget: Budget,
+    ) -> Result<RangeResponse, CallError> {
+        self.call(budget, |channel, token| {
+            let request = request(range.clone(), token);
+            async move {
+                let mut kv = KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+                kv.range(request).await
+            }
+        })
+        .await
+    }
+
+    /// A page of a range, and where the next begins; nothing if there is no more.
+    pub(crate) async fn page(
+        &self,
+        range: RangeRequest,
+        budget: Budget,
+    ) -> Result<(Vec<KeyValue>, Option<Vec<u8>>), CallError> {
+        let limit = match range.limit {
+            0 => PAGE,
+            limit => limit.min(PAGE),
+        };
+        let page = self.range(RangeRequest { limit, ..range }, budget).await?;
+        let last = page.kvs.last().filter(|_| page.more);
+        let next = last.map(|last| [last.key.as_slice(), &[0]].concat());
+        Ok((page.kvs, next))
+    }
+
+    /// All of a range at one revision, page by page.
+    pub(crate) async fn all(&self, mut range: RangeRequest) -> Result<Vec<KeyValue>, CallError> {
+        let mut all = Vec::new();
+        loop {
+            let (page, next) = self.page(range.clone(), Budget::READ).await?;
+            all.extend(page);
+            match next {
+                Some(next) => range.key = next,
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Tells of changes of all keys that begin so, from now on.
+    pub(crate) async fn watch(&self, prefix: &[u8]) -> Result<Watching, CallError> {
+        let member = self.current.load(Ordering::Relaxed);
+        let create = WatchCreateRequest {
+            key: prefix.to_vec(),
+            range_end: after_prefix(prefix),
+            start_revision: 0,
+        };
+        let opening = async {
+            let channel = self.channel(member).await.map_err(CallError::NotReached)?;
+            let unknown = |status: Status| CallError::Unknown(status.message().to_owned());
+            let token = self.token(&channel).await.map_err(unknown)?;
+            let (asking, asked) = tokio::sync::mpsc::channel(1);
+            let create = WatchRequest {
+                request_union: Some(RequestUnion::CreateRequest(create)),
+            };
+            drop(asking.try_send(create));
+            let request = request(ReceiverStream::new(asked), token);
+            let mut watch = WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+            let opened = watch.watch(request).await.map_err(unknown)?;
+            let mut stream = opened.into_inner();
+            match stream.message().await.map_err(unknown)? {
+                Some(word) if word.created && !word.canceled => Ok(Watching {
+                    stream,
+                    member,
+                    _asking: asking,
+                }),
+                other => {
+                    let why = other.map(|word| word.cancel_reason).unwrap_or_default();
+                    Err(CallError::Unknown(format!(
+                        "the watch was not opened: {why}"
+                    )))
+                }
+            }
+        };
+        let opened = timeout(WATCH_OPEN, opening).await;
+        let opened = opened.unwrap_or_else(|_| {
+            Err(CallError::Unknown(
+                "the watch was not opened in time".to_owned(),
+            ))
+        });
+        if opened.is_err() {
+            self.leave(member);
+        }
+        opened
+    }
+
+    /// The watch is on the member that calls go to.
+    pub(crate) fn is_current(&self, watching: &Watching) -> bool {
+        self.current.load(Ordering::Relaxed) == watching.member
+    }
+
+    /// A lease of so long.
+    pub(crate) async fn grant(&self, ttl: Duration) -> Result<i64, CallError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = self.call(Budget::SHORT, |channel, token| {
+            let request = request(LeaseGrantRequest { ttl: seconds }, token);
+            async move { LeaseClient::new(channel).lease_grant(request).await }
+        });
+        granted.await.map(|granted| granted.id)
+    }
+
+    /// Keeps a lease; false if it is over.
+    pub(crate) async fn keep(&self, lease: i64) -> Result<bool, CallError> {
+        let kept = self.call(Budget::SHORT, |channel, token| {
+            let asking = tokio_stream::once(LeaseKeepAliveRequest { id: lease });
+            let request = request(asking, token);
+            async move {
+                let kept = LeaseClient::new(channel).lease_keep_alive(request).await?;
+                let word = kept.into_inner().message().await?;
+                let word = word.ok_or_else(|| Status::unavailable("the lease was not kept"))?;
+                Ok(Response::new(word))
+            }
+        });
+        kept.await.map(|kept| kept.ttl > 0)
+    }
+
+    /// Ends a lease, and with it all that depends on it.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<(), CallError> {
+        let revoked = self.call(Budget::SHORT, |channel, token| {
+            let request = request(LeaseRevokeRequest { id: lease }, token);
+            async move { LeaseClient::new(channel).lease_revoke(request).await }
+        });
+        revoked.await.map(drop)
+    }
+
+    /// Tries members in turn until one answers, or the budget is spent.
+    async fn call<T, F>(
+        &self,
+        budget: Budget,
+        make: impl Fn(Channel, Option<MetadataValue<Ascii>>) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let give_up = Instant::now() + budget.total;
+        let (mut sent, mut tokens) = (false, 0);
+        loop {
+            let member = self.current.load(Ordering::Relaxed);
+            let until = (Instant::now() + budget.attempt).min(give_up);
+            let why = match self.attempt(member, until, &make).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Refused(status)) => return Err(CallError::Refused(status)),
+                Err(Failed::Token) if tokens < 2 => {
+                    tokens += 1;
+                    *self.token.lock() = None;
+                    continue;
+                }
+                Err(Failed::Token) => {
+                    let why = "the user or its password is not accepted";
+                    return Err(CallError::Refused(Status::unauthenticated(why)));
+                }
+                Err(Failed::Connect(why)) => {
+                    self.leave(member);
+                    why
+                }
+                Err(Failed::Unanswered(why)) => {
+                    sent = true;
+                    self.leave(member);
+                    why
+                }
+            };
+            let pause = PAUSE.mul_f64(0.5 + fastrand::f64());
+            if Instant::now() + pause + LEAST >= give_up {
+                let name = self.members.get(member).map_or("", |member| &member.name);
+                let why = format!("{name}: {why}");
+                return Err(match sent {
+                    true => CallError::Unknown(why),
+                    false => CallError::NotReached(why),
+                });
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn attempt<T, F>(
+        &self,
+        member: usize,
+        until: Instant,
+        make: impl Fn(Channel, Option<MetadataValue<Ascii>>) -> F,
+    ) -> Result<T, Failed>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let connecting = timeout_at(until, self.channel(member)).await;
+        let connected = connecting.unwrap_or_else(|_| Err("no connection in time".to_owned()));
+        let channel = connected.map_err(Failed::Connect)?;
+        let token = timeout_at(until, self.token(&channel)).await;
+        let token = match token {
+            Ok(Ok(token)) => token,
+            Ok(Err(status)) => return Err(before_it_was_sent(status)),
+            Err(_) => return Err(Failed::Connect("no token in time".to_owned())),
+        };
+        match timeout_at(until, make(channel, token)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(judge(status)),
+            Err(_) => Err(Failed::Unanswered("no answer in time".to_owned())),
+        }
+    }
+
+    /// The member's channel, connected.
+    async fn channel(&self, member: usize) -> Result<Channel, String> {
+        let member = self.members.get(member).ok_or("there is no such member")?;
+        if let Some(channel) = member.channel.lock().clone() {
+            return Ok(channel);
+        }
+        let connected = member.endpoint.connect().await;
+        let channel = connected.map_err(|error| chain(&error))?;
+        *member.channel.lock() = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// The member did not do; the next one is used, by a new connection.
+    fn leave(&self, member: usize) {
+        if let Some(left) = self.members.get(member) {
+            left.channel.lock().take();
+        }
+        let next = (member + 1) % self.members.len().max(1);
+        // Unless somebody else has left it already.
+        let _ = self
+            .current
+            .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    async fn token(&self, channel: &Channel) -> Result<Option<MetadataValue<Ascii>>, Status> {
+        let Some(credentials) = &self.credentials else {
+            return Ok(None);
+        };
+        if let Some(token) = self.token.lock().clone() {
+            return Ok(Some(token));
+        }
+        let request = AuthenticateRequest {
+            name: credentials.name.clone(),
+            password: credentials.password.to_string(),
+        };
+        let answer = AuthClient::new(channel.clone())
+            .authenticate(request)
+            .await?;
+        let token: Result<MetadataValue<Ascii>, _> = answer.into_inner().token.parse();
+        let mut token = token.map_err(|_| Status::internal("the token is malformed"))?;
+        token.set_sensitive(true);
+        *self.token.lock() = Some(token.clone());
+        Ok(Some(token))
+    }
+}
+
+/// A member without a leader is to say so at once instead of waiting for one.
+fn request<T>(message: T, token: Option<MetadataValue<Ascii>>) -> Request<T> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    metadata.insert("hasleader", MetadataValue::from_static("true"));
+    if let Some(token) = token {
+        metadata.insert("token", token);
+    }
+    request
+}
+
+/// What a status says of the call: whether it was done.
+fn judge(status: Status) -> Failed {
+    let text = status.message();
+    match status.code() {
+        Code::Unauthenticated => Failed::Token,
+        Code::InvalidArgument if text.contains("auth") || text.contains("user name") => {
+            Failed::Token
+        }
+        // It takes no more at the moment; that there is no room will not change by itself.
+        Code::ResourceExhausted if !text.contains("space") => Failed::Connect(text.to_owned()),
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::ResourceExhausted
+        | Code::Unimplemented
+        | Code::AlreadyExists => Failed::Refused(status),
+        _ => Failed::Unanswered(chain(&status)),
+    }
+}
+
+/// Without a token nothing was sent.
+fn before_it_was_sent(status: Status) -> Failed {
+    match judge(status) {
+        Failed::Unanswered(why) => Failed::Connect(why),
+        failed => failed,
+    }
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_tells_whether_it_was_done() {
+        let of = |code, text: &str| match judge(Status::new(code, text)) {
+            Failed::Connect(_) => "not done",
+            Failed::Unanswered(_) => "unknown",
+            Failed::Token => "token",
+            Failed::Refused(_) => "refused",
+        };
+        let said = "etcdserver: mvcc: database space exceeded";
+        assert_eq!(of(Code::ResourceExhausted, said), "refused");
+        assert_eq!(
+            of(Code::ResourceExhausted, "etcdserver: too many requests"),
+            "not done"
+        );
+        assert_eq!(
+            of(Code::Unavailable, "etcdserver: leader changed"),
+            "unknown"
+        );
+        assert_eq!(
+            of(Code::Unavailable, "etcdserver: request timed out"),
+            "unknown"
+        );
+        assert_eq!(
+            of(Code::Unauthenticated, "etcdserver: invalid auth token"),
+            "token"
+        );
+        assert_eq!(
+            of(Code::PermissionDenied, "etcdserver: permission denied"),
+            "refused"
+        );
+        assert_eq!(
+            of(Code::OutOfRange, "required revision has been compacted"),
+            "refused"
+        );
+    }
+
+    #[tokio::test]
+    async fn where_nobody_listens_nothing_was_sent_and_every_member_is_tried() {
+        let at: EtcdLocation = "etcd://127.0.0.1:1,127.0.0.1:2".parse().unwrap();
+        let etcd = Etcd::new(&at, &EtcdAccess::default()).unwrap();
+        let first = etcd.current.load(Ordering::Relaxed);
+        let budget = Budget {
+            attempt: Duration::from_millis(50),
+            total: Duration::from_millis(100),
+        };
+        let error = etcd
+            .range(RangeRequest::default(), budget)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, CallError::NotReached(_)), "{error}");
+        etcd.current.store(first, Ordering::Relaxed);
+        etcd.leave(first);
+        assert_ne!(etcd.current.load(Ordering::Relaxed), first);
+        etcd.leave(first);
+        assert_ne!(
+            etcd.current.load(Ordering::Relaxed),
+            first,
+            "it was left already"
+        );
+    }
+}

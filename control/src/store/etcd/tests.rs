@@ -1,0 +1,646 @@
+//! On three real members, in one test, so that they are started once: the suite of all stores, then what only a store
+//! does that is shared.
+
+use forebay_proto::{ModelId, ModelSpec};
+use tokio::runtime::Runtime;
+
+use super::{
+    layout::{Op, parts},
+    *,
+};
+use crate::{
+    etcd::{EtcdAccess, EtcdLocation},
+    store::{
+        IdemRecord, ModelRecord,
+        history::Forgotten,
+        recover,
+        suite::{self, change, gone, ids, key, key_change, model, put, spec, time},
+    },
+};
+
+struct World {
+    runtime: Runtime,
+    etcd: forebay_etcd::Etcd,
+}
+
+impl World {
+    fn connect(&self, prefix: &str) -> Arc<Etcd> {
+        let at: EtcdLocation = self.etcd.store(prefix).parse().unwrap();
+        Arc::new(Etcd::new(&at, &EtcdAccess::default()).unwrap())
+    }
+
+    fn open(&self, prefix: &str) -> EtcdStore {
+        self.try_open(prefix).unwrap()
+    }
+
+    fn try_open(&self, prefix: &str) -> Result<EtcdStore, EtcdError> {
+        let runtime = self.runtime.handle().clone();
+        EtcdStore::open(self.connect(prefix), runtime, &PoolSettings::default())
+    }
+
+    /// Two who have read the same.
+    fn two(&self, prefix: &str) -> (EtcdStore, EtcdStore) {
+        let (mut one, mut two) = (self.open(prefix), self.open(prefix));
+        assert_eq!(one.load().unwrap(), two.load().unwrap());
+        (one, two)
+    }
+}
+
+#[test]
+fn on_three_real_members() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let etcd = runtime.block_on(forebay_etcd::Etcd::start());
+    let world = World { runtime, etcd };
+    it_behaves_and_keeps_what_it_acknowledged(&world);
+    it_keeps_keys(&world);
+    a_commit_on_an_older_head_leaves_nothing(&world);
+    what_others_wrote_is_told_as_it_was_written(&world);
+    what_is_too_much_to_tell_is_told_as_a_whole(&world);
+    answers_and_keys_of_others_are_told(&world);
+    a_large_commit_is_whole_for_everybody(&world);
+    a_large_commit_that_was_left_half_way_is_finished_by_who_finds_it(&world);
+    a_commit_whose_answer_was_lost_is_known_again(&world);
+    a_decision_of_an_older_term_is_refused(&world);
+    what_is_not_ours_is_refused_untouched(&world);
+    a_registry_moves_there_and_back(&world);
+    compaction_costs_nothing(&world);
+    without_a_quorum_nothing_is_written_and_it_says_so(world);
+}
+
+fn it_behaves_and_keeps_what_it_acknowledged(world: &World) {
+    let mut store = world.open("suite");
+    suite::behaves(&mut store);
+    let before = (store.load().unwrap(), store.past().unwrap());
+    drop(store);
+    let mut store = world.open("suite");
+    assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
+    let other = PoolSettings {
+        max_concurrent: forebay_proto::PoolSize::new(9).unwrap(),
+        ..PoolSettings::default()
+    };
+    let mut again = EtcdStore::open(
+        world.connect("suite"),
+        world.runtime.handle().clone(),
+        &other,
+    )
+    .unwrap();
+    assert_eq!(
+        again.load().unwrap(),
+        before.0,
+        "fresh settings change no old registry"
+    );
+}
+
+fn it_keeps_keys(world: &World) {
+    let mut store = world.open("keys");
+    suite::keeps_keys(&mut store);
+    let stored = store.load().unwrap();
+    assert_eq!(world.open("keys").load().unwrap(), stored);
+}
+
+fn a_commit_on_an_older_head_leaves_nothing(world: &World) {
+    let (mut one, mut two) = world.two("conflict");
+    one.commit(&[put("a", 1, 2)]).unwrap();
+    let error = two.commit(&[put("b", 1, 2)]).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    assert_eq!(ids(&one.load().unwrap()), ["a"]);
+    assert!(matches!(two.news().unwrap(), News::Since { .. }));
+    two.commit(&[put("b", 1, 3)]).unwrap();
+    let error = one.commit(&[put("c", 1, 3)]).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    assert_eq!(ids(&two.load().unwrap()), ["a", "b"]);
+    // Of keys there is an order of their own.
+    one.load().unwrap();
+    one.commit_keys(&[key_change(1, key(1, false), &[])])
+        .unwrap();
+    let error = two
+        .commit_keys(&[key_change(1, key(2, false), &[])])
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    two.news().unwrap();
+    two.commit_keys(&[key_change(2, key(2, false), &[])])
+        .unwrap();
+    assert_eq!(two.load().unwrap().keys.records.len(), 2);
+}
+
+fn changes_of(news: News) -> Vec<Change> {
+    match news {
+        News::Since { changes, .. } => changes,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn what_others_wrote_is_told_as_it_was_written(world: &World) {
+    let (mut one, mut two) = world.two("news");
+    assert!(matches!(two.news().unwrap(), News::Nothing));
+    let written = [
+        put("a", 1, 2),
+        put("b", 2, 3),
+        change(gone("a"), Revision::new(4)),
+    ];
+    one.commit(&written[..2]).unwrap();
+    one.commit(&written[2..]).unwrap();
+    assert_eq!(changes_of(two.news().unwrap()), written);
+    assert!(matches!(two.news().unwrap(), News::Nothing), "once");
+    // What it was told counts as read: it may write on.
+    two.commit(&[put("c", 1, 5)]).unwrap();
+    assert_eq!(changes_of(one.news().unwrap()), [put("c", 1, 5)]);
+    assert_eq!(one.load().unwrap(), two.load().unwrap());
+    // Its own writes are no news.
+    one.commit(&[put("d", 1, 6)]).unwrap();
+    assert!(matches!(one.news().unwrap(), News::Nothing));
+}
+
+fn what_is_too_much_to_tell_is_told_as_a_whole(world: &World) {
+    let (mut one, mut two) = world.two("whole");
+    let mut forgetting = put("b", 1, 3);
+    forgetting.entry.as_mut().unwrap().forget = [1, 2]
+        .map(|revision| Forgotten {
+            revision: Revision::new(revision),
+            edits: 1,
+        })
+        .to_vec();
+    one.commit(&[put("a", 1, 2), forgetting]).unwrap();
+    let News::Whole(stored) = two.news().unwrap() else {
+        panic!("the history does not reach back so far");
+    };
+    assert_eq!(*stored, one.load().unwrap());
+    let mut beginning = put("c", 1, 4);
+    beginning.entry.as_mut().unwrap().kind = EntryKind::Beginning;
+    one.commit(&[beginning]).unwrap();
+    assert!(matches!(two.news().unwrap(), News::Whole(_)));
+    // Another lineage, under the feet of who runs.
+    let (old, new) = one.new_epoch().unwrap();
+    let News::Whole(stored) = two.news().unwrap() else {
+        panic!("another epoch is another registry");
+    };
+    assert_eq!((old != new, stored.epoch.to_string()), (true, new));
+}
+
+fn answer(id: &str, revision: u64) -> IdemRecord {
+    IdemRecord {
+        request_id: id.into(),
+        fingerprint: vec![1],
+        revision: Revision::new(revision),
+        expires: time(9),
+        answer: vec![3],
+    }
+}
+
+fn answers_and_keys_of_others_are_told(world: &World) {
+    let (mut one, mut two) = world.two("answers");
+    let answered = Change {
+        idem: Some(answer("x", 2)),
+        ..put("a", 1, 2)
+    };
+    // One that only keeps an answer makes no revision, and is told of all the same.
+    let only = Change {
+        revision: Revision::new(2),
+        entry: None,
+        idem: Some(answer("y", 2)),
+        forget_idem: vec!["x".into()],
+    };
+    one.commit(&[answered]).unwrap();
+    assert_eq!(
+        changes_of(two.news().unwrap())[1].idem,
+        Some(answer("x", 2))
+    );
+    one.commit(&[only]).unwrap();
+    let told = changes_of(two.news().unwrap());
+    assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("y", 2))));
+    assert_eq!(told[0].revision, Revision::new(2));
+    assert_eq!(two.load().unwrap().idem, [answer("y", 2)]);
+    one.commit_keys(&[key_change(1, key(1, false), &[])])
+        .unwrap();
+    let News::Since { changes, keys } = two.news().unwrap() else {
+        panic!("keys are news");
+    };
+    assert_eq!(
+        (changes.len(), keys.unwrap()),
+        (0, one.load().unwrap().keys)
+    );
+}
+
+/// As large as one can be: thousands of operations, megabytes.
+fn large(revision: u64, models: usize) -> Change {
+    let widest = spec("m", 60);
+    let revision = Revision::new(revision);
+    let edits = (0..models).map(|n| {
+        let id = ModelId::new(format!("model-{n:04}")).unwrap();
+        let spec = ModelSpec::new(id, vec![], widest.endpoints().to_vec()).unwrap();
+        model(ModelRecord {
+            spec,
+            revision,
+            created: time(1),
+            updated: time(revision.get()),
+        })
+    });
+    let edits: Vec<_> = edits.collect();
+    let mut large = change(gone("x"), revision);
+    let entry = large.entry.as_mut().unwrap();
+    entry.log = LogRecord::of(&edits, revision, time(1));
+    entry.edits = edits;
+    large
+}
+
+fn a_large_commit_is_whole_for_everybody(world: &World) {
+    let (mut one, mut two) = world.two("large");
+    one.commit(&[large(2, 1_000)]).unwrap();
+    assert_eq!(one.load().unwrap().models.len(), 1_000);
+    assert_eq!(changes_of(two.news().unwrap()), [large(2, 1_000)]);
+    // Many small ones in a group, too.
+    let group: Vec<_> = (3..67)
+        .map(|revision| put(&format!("g{revision}"), 3, revision))
+        .collect();
+    two.commit(&group).unwrap();
+    assert_eq!(changes_of(one.news().unwrap()), group);
+    one.commit(&[put("after", 1, 67)]).unwrap();
+    let stored = one.load().unwrap();
+    assert_eq!(
+        (stored.models.len(), stored.revision),
+        (1_065, Revision::new(67))
+    );
+    let history = one.history();
+    assert_eq!(
+        history.edits(Revision::new(1), Revision::new(67)).count(),
+        1_065
+    );
+    let newest = history.entries(Revision::new(67), 150).unwrap();
+    let revisions: Vec<_> = newest.iter().map(|log| log.revision.get()).collect();
+    assert_eq!(revisions, (1..=67).rev().collect::<Vec<_>>());
+    let rest = world.runtime.block_on(one.heads(Budget::READ)).unwrap();
+    assert_eq!(rest.head.unwrap().0.unwrap().staged, 0);
+}
+
+/// What a process leaves that ends with the head written and nothing in its place.
+fn leave_half_way(store: &EtcdStore, runtime: &Runtime, change: Change, heads: bool) {
+    let at = store.at.clone().unwrap();
+    let folded = Folded::of(&store.layout, &[change.clone()], "left");
+    let head = Head {
+        revision: change.revision.get(),
+        models: folded.count_models(&at.models),
+        commit: "left".to_owned(),
+        ..at.head.clone()
+    };
+    let ops: Vec<Op> = folded.into_ops(&store.layout);
+    let parts = parts(ops);
+    assert!(parts.len() > 1);
+    runtime.block_on(async {
+        for (n, part) in parts.iter().enumerate() {
+            let put = ops::put(store.layout.part("left", n), part.encode_to_vec(), 0);
+            let txn = TxnRequest {
+                compare: Vec::new(),
+                success: vec![put],
+                failure: Vec::new(),
+            };
+            store.etcd.txn(txn, Budget::WRITE).await.unwrap();
+        }
+        let staged = u32::try_from(parts.len()).unwrap();
+        let head = Head { staged, ..head };
+        let txn = TxnRequest {
+            compare: vec![ops::unchanged_since(store.layout.head(), at.head_mod)],
+            success: vec![ops::put(store.layout.head(), head.encode_to_vec(), 0)],
+            failure: Vec::new(),
+        };
+        if heads {
+            assert!(store.etcd.txn(txn, Budget::WRITE).await.unwrap().succeeded);
+        }
+    });
+}
+
+fn a_large_commit_that_was_left_half_way_is_finished_by_who_finds_it(world: &World) {
+    let (one, mut two) = world.two("half-way");
+    leave_half_way(&one, &world.runtime, large(2, 300), true);
+    assert_eq!(changes_of(two.news().unwrap()), [large(2, 300)]);
+    let (one, mut three) = world.two("half-way");
+    leave_half_way(&one, &world.runtime, large(3, 300), true);
+    let stored = three.load().unwrap();
+    assert_eq!(
+        (stored.revision, stored.models.len()),
+        (Revision::new(3), 300)
+    );
+    assert_eq!(stored.models[0].updated, time(3));
+    let (one, mut four) = world.two("half-way");
+    leave_half_way(&one, &world.runtime, large(4, 300), true);
+    let error = four.commit(&[put("b", 1, 4)]).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    four.news().unwrap();
+    four.commit(&[put("b", 1, 5)]).unwrap();
+    assert_eq!(four.load().unwrap().models.len(), 301);
+    // Parts without a head were never made, and are swept by the next start.
+    let one = world.open("half-way-2");
+    let mut loaded = one;
+    loaded.load().unwrap();
+    leave_half_way(&loaded, &world.runtime, large(2, 300), false);
+    let mut next = world.open("half-way-2");
+    assert_eq!(next.load().unwrap().revision, Revision::new(1));
+    let staged = loaded.layout.key("staged/");
+    let range = RangeRequest {
+        range_end: ops::after_prefix(&staged),
+        key: staged,
+        ..RangeRequest::default()
+    };
+    assert_eq!(
+        world.runtime.block_on(next.etcd.all(range)).unwrap().len(),
+        0
+    );
+}
+
+fn a_commit_whose_answer_was_lost_is_known_again(world: &World) {
+    let mut store = world.open("lost");
+    store.load().unwrap();
+    let before = store.at.clone();
+    store.commit(&[put("a", 1, 2)]).unwrap();
+    // The very same transaction again, as after a lost answer; and after somebody else went on.
+    let after = store.at.clone().unwrap();
+    for others in [false, true] {
+        if others {
+            let mut other = world.open("lost");
+            other.load().unwrap();
+            other.commit(&[put("b", 1, 3)]).unwrap();
+        }
+        store.at.clone_from(&before);
+        let at = before.clone().unwrap();
+        let witness = layout::Witness::Entry(store.layout.log(Revision::new(2)));
+        let compare = vec![ops::unchanged_since(store.layout.head(), at.head_mod)];
+        let again = store.write_head(&after.head, compare, Vec::new(), Some(&witness), None);
+        let made = world.runtime.block_on(again).unwrap();
+        assert_eq!(made, after.head_mod, "{others}");
+        // Another commit of the same content is another commit.
+        let other = Head {
+            commit: "another".to_owned(),
+            ..after.head.clone()
+        };
+        let compare = vec![ops::unchanged_since(store.layout.head(), at.head_mod)];
+        let again = store.write_head(&other, compare, Vec::new(), Some(&witness), None);
+        let error = world.runtime.block_on(again).unwrap_err();
+        assert!(matches!(error, StoreError::Conflict), "{error}");
+    }
+}
+
+fn a_decision_of_an_older_term_is_refused(world: &World) {
+    let mut store = world.open("terms");
+    store.load().unwrap();
+    let lead = |store: &EtcdStore| {
+        let txn = TxnRequest {
+            compare: Vec::new(),
+            success: vec![ops::delete(store.layout.leader())],
+            failure: Vec::new(),
+        };
+        let put = TxnRequest {
+            compare: Vec::new(),
+            success: vec![ops::put(store.layout.leader(), b"me".to_vec(), 0)],
+            failure: Vec::new(),
+        };
+        world.runtime.block_on(async {
+            store.etcd.txn(txn, Budget::WRITE).await.unwrap();
+            let made = store.etcd.txn(put, Budget::WRITE).await.unwrap();
+            u64::try_from(made.header.unwrap().revision).unwrap()
+        })
+    };
+    let error = store
+        .commit_as(&[put("a", 1, 2)], 7)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not decide"), "nobody does: {error}");
+    let first = lead(&store);
+    store.commit_as(&[put("a", 1, 2)], first).unwrap();
+    let second = lead(&store);
+    assert!(second > first);
+    let error = store.commit_as(&[put("b", 1, 3)], first).unwrap_err();
+    assert!(matches!(error, StoreError::NotCommitted(_)), "{error}");
+    assert!(
+        error.to_string().contains("does not decide any more"),
+        "{error}"
+    );
+    store.commit_as(&[put("c", 1, 3)], second).unwrap();
+    assert_eq!(ids(&store.load().unwrap()), ["a", "c"]);
+}
+
+fn what_is_not_ours_is_refused_untouched(world: &World) {
+    let mut store = world.open("format");
+    store.load().unwrap();
+    let mut at = store.at.clone().unwrap();
+    at.head.format = 99;
+    let put = |key: Vec<u8>, value: Vec<u8>| {
+        let txn = TxnRequest {
+            compare: Vec::new(),
+            success: vec![ops::put(key, value, 0)],
+            failure: Vec::new(),
+        };
+        world
+            .runtime
+            .block_on(store.etcd.txn(txn, Budget::WRITE))
+            .unwrap();
+    };
+    put(store.layout.head(), at.head.encode_to_vec());
+    let error = world.try_open("format").unwrap_err();
+    assert!(
+        matches!(error, EtcdError::NewerFormat { found: 99, .. }),
+        "{error}"
+    );
+    let layout = Layout::new("/headless");
+    put(layout.key("model/a"), Vec::new());
+    let error = world.try_open("headless").unwrap_err().to_string();
+    assert!(error.contains("data but no head"), "{error}");
+    put(store.layout.head(), b"nonsense".to_vec());
+    let error = world.try_open("format").unwrap_err().to_string();
+    assert!(error.contains("damaged"), "{error}");
+}
+
+fn a_registry_moves_there_and_back(world: &World) {
+    let scratch = || tempfile::tempdir().unwrap();
+    let (source, back) = (scratch(), scratch());
+    let mut store = super::super::SledStore::open(source.path(), &PoolSettings::default()).unwrap();
+    let mut forgetting = put("b", 2, 4);
+    forgetting.entry.as_mut().unwrap().forget = [1, 2]
+        .map(|revision| Forgotten {
+            revision: Revision::new(revision),
+            edits: u32::from(revision > 1),
+        })
+        .to_vec();
+    let answered = Change {
+        idem: Some(answer("x", 5)),
+        ..put("c", 1, 5)
+    };
+    let model = |id: &str, revision| ModelRecord {
+        spec: spec(id, 3),
+        revision: Revision::new(revision),
+        created: time(1),
+        updated: time(revision),
+    };
+    let update = change(
+        Edit::Model {
+            id: ModelId::new("b").unwrap(),
+            before: store.load().unwrap().models.first().cloned().map(Arc::new),
+            after: Some(Arc::new(model("b", 6))),
+        },
+        Revision::new(6),
+    );
+    store
+        .commit(&[put("a", 1, 2), put("b", 1, 3), forgetting, answered])
+        .unwrap();
+    let before = store
+        .load()
+        .unwrap()
+        .models
+        .into_iter()
+        .find(|m| m.spec.id().as_str() == "b");
+    let mut update = update;
+    if let Some(Edit::Model { before: was, .. }) =
+        update.entry.as_mut().and_then(|e| e.edits.first_mut())
+    {
+        *was = before.map(Arc::new);
+    }
+    let entry = update.entry.as_mut().unwrap();
+    entry.log = LogRecord::of(&entry.edits, Revision::new(6), time(6));
+    entry.log.digest = Some(forebay_proto::Digest::of(b"six"));
+    store.commit(&[update]).unwrap();
+    store
+        .commit_keys(&[
+            key_change(1, key(1, false), &[]),
+            key_change(2, key(2, true), &[]),
+        ])
+        .unwrap();
+    let there = (store.load().unwrap(), store.past().unwrap());
+    drop(store);
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(source.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().is_file() && entry.file_name() != "forebay-lock")
+            .map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let untouched = files();
+    let from = super::super::StoreLocation::Sled(source.path().to_owned());
+    let to: super::super::StoreLocation = world.etcd.store("moved").parse().unwrap();
+    let (access, runtime) = (EtcdAccess::default(), world.runtime.handle());
+    let move_it = |from, to| super::super::migrate(from, to, &access, runtime, scratch().path());
+    // One that was cut short is refused by who opens it, and done again.
+    let cut = world.connect("moved");
+    EtcdStore::begin_migration(cut, runtime.clone(), &there.0)
+        .unwrap()
+        .unwrap();
+    let error = world.try_open("moved").unwrap_err().to_string();
+    assert!(error.contains("not finished"), "{error}");
+    let moved = move_it(&from, &to).unwrap();
+    assert_eq!(
+        (moved.revision, moved.earliest, moved.models, moved.keys),
+        (6, 2, 2 + 1, 2)
+    );
+    assert!(moved.needs_secrets && moved.epoch != moved.from_epoch);
+    assert!(files() == untouched, "the source is as it was");
+    let error = move_it(&from, &to).unwrap_err().to_string();
+    assert!(error.contains("holds a registry already"), "{error}");
+    let same = |stored: Stored| Stored {
+        epoch: there.0.epoch.clone(),
+        ..stored
+    };
+    let mut store = world.open("moved");
+    assert_eq!(same(store.load().unwrap()), there.0);
+    let newest = |past: &Past| past.digest();
+    assert_eq!(newest(&store.past().unwrap()), newest(&there.1));
+    let history = store.history();
+    assert_eq!(history.earliest().unwrap(), Revision::new(2));
+    let methods: Vec<_> = history.entries(Revision::new(9), 9).unwrap();
+    let methods: Vec<_> = methods
+        .iter()
+        .map(|log| (log.revision.get(), log.method.as_str()))
+        .collect();
+    // What the history begins with was forgotten, and has a line that says whence it is.
+    assert_eq!(
+        methods,
+        [(6, ""), (5, ""), (4, ""), (3, ""), (2, "Migrate")]
+    );
+    store.commit(&[put("d", 1, 7)]).unwrap();
+    let there = (store.load().unwrap(), store.past().unwrap());
+    drop(store);
+    let home = super::super::StoreLocation::Sled(back.path().join("new"));
+    let moved = move_it(&to, &home).unwrap();
+    assert_eq!(moved.revision, 7);
+    let error = move_it(&to, &home).unwrap_err().to_string();
+    assert!(error.contains("not empty"), "{error}");
+    let (mut store, recovered) = recover::open(
+        &back.path().join("new"),
+        &PoolSettings::default(),
+        Default::default(),
+    )
+    .unwrap();
+    assert_eq!(recovered, None);
+    let found = (store.load().unwrap(), store.past().unwrap());
+    assert_ne!(found.0.epoch, there.0.epoch);
+    let same = Stored {
+        epoch: there.0.epoch.clone(),
+        ..found.0
+    };
+    assert_eq!((same, found.1), there);
+    assert!(move_it(&to, &to).unwrap_err().to_string().contains("both"));
+    let nothing: super::super::StoreLocation = world.etcd.store("nothing").parse().unwrap();
+    let empty = super::super::StoreLocation::Sled(back.path().join("empty"));
+    let error = move_it(&nothing, &empty).unwrap_err().to_string();
+    assert!(error.contains("holds no registry"), "{error}");
+}
+
+fn compaction_costs_nothing(world: &World) {
+    let (mut one, mut two) = world.two("compaction");
+    for revision in 2..6 {
+        one.commit(&[put("a", 1, revision)]).unwrap();
+        world.runtime.block_on(world.etcd.compact());
+    }
+    assert_eq!(changes_of(two.news().unwrap()).len(), 4);
+    two.commit(&[put("b", 1, 6)]).unwrap();
+    world.runtime.block_on(world.etcd.compact());
+    assert_eq!(one.load().unwrap().revision, Revision::new(6));
+    assert_eq!(
+        one.history()
+            .edits(Revision::new(1), Revision::new(6))
+            .count(),
+        5
+    );
+}
+
+fn without_a_quorum_nothing_is_written_and_it_says_so(world: World) {
+    let World { runtime, mut etcd } = world;
+    let at: EtcdLocation = etcd.store("quorum").parse().unwrap();
+    let connected = Arc::new(Etcd::new(&at, &EtcdAccess::default()).unwrap());
+    let mut store = EtcdStore::open(
+        connected,
+        runtime.handle().clone(),
+        &PoolSettings::default(),
+    )
+    .unwrap();
+    store.load().unwrap();
+    store.commit(&[put("a", 1, 2)]).unwrap();
+    // One of three is not missed, whichever it is.
+    for n in 0..forebay_etcd::MEMBERS {
+        runtime.block_on(etcd.kill(n));
+        store.commit(&[put("a", 1, 3 + n as u64)]).unwrap();
+        runtime.block_on(etcd.mend());
+    }
+    runtime.block_on(async {
+        etcd.kill(0).await;
+        etcd.kill(1).await;
+    });
+    let error = store.commit(&[put("b", 1, 6)]).unwrap_err();
+    assert!(
+        error.to_string().contains("etcd does not answer"),
+        "{error}"
+    );
+    let error = store.news().unwrap_err().to_string();
+    assert!(error.contains("etcd does not answer"), "{error}");
+    // What became of it is read when somebody answers again.
+    runtime.block_on(etcd.mend());
+    let stored = store.load().unwrap();
+    let written = stored.revision == Revision::new(6);
+    assert_eq!(ids(&stored).contains(&"b"), written, "whole or not at all");
+    store
+        .commit(&[put("c", 1, stored.revision.get() + 1)])
+        .unwrap();
+}

@@ -1,0 +1,490 @@
+//! Asks a source once: records of DNS, a file, a list at a url. Each within its time and size, and from anybody: what is
+//! said goes through `list.rs` and through the bounds of the operator before anything is made of it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use forebay_proto::{
+    Endpoint, EndpointUrl,
+    endpoint::{Address, Discovery, DnsName, ListUrl, OutOfBounds, ServerName, Source},
+    limits,
+};
+use http::{HeaderValue, Request, StatusCode, header, uri::PathAndQuery};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::{Response, body::Incoming};
+use tokio::{task::spawn_blocking, time::timeout};
+
+use super::{
+    Discovering, Named,
+    list::{self, Entry, Form},
+    status::{Failure, RefusedServer, Why},
+};
+use crate::{
+    pool::{
+        Common,
+        conn::{self, Conn},
+        inner::PARTS,
+        probe::may_dial,
+        request_body::RequestBody,
+        target::Target,
+        tls::Tls,
+    },
+    resolve::{LookupError, Service},
+};
+
+/// Time for a list, from its server's name to its last byte, and for a file.
+const WITHIN: Duration = match cfg!(test) {
+    true => Duration::from_millis(500),
+    false => Duration::from_secs(5),
+};
+/// After a failure names are asked for again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Two writes of a file within this time may look alike: it is read again.
+const FRESH: Duration = Duration::from_secs(2);
+/// Longest tag of a list that is kept.
+const TAG_BYTES: usize = 256;
+
+/// What a source said.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// The servers; none: the same as before.
+    pub(super) servers: Option<Vec<Named>>,
+    /// Those that are not used.
+    pub(super) refused: Vec<RefusedServer>,
+    /// It has something to say beside.
+    pub(super) note: Option<String>,
+}
+
+/// One look at a source.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) found: Result<Answer, Failure>,
+    /// When to look again.
+    pub(super) again: Duration,
+}
+
+/// By which it is seen that a file is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    changed: (i64, i64),
+    inode: u64,
+    device: u64,
+    length: u64,
+}
+
+/// Asks one source again and again.
+#[derive(Debug)]
+pub(super) struct Reader {
+    source: Arc<Endpoint>,
+    discovery: Arc<Discovery>,
+    common: Common,
+    /// Of the file that was read last, if it was good.
+    stamp: Option<Stamp>,
+    /// Of the list that was read last, if it was good.
+    tag: Option<HeaderValue>,
+    /// Where a list is, and its TLS.
+    list: Option<(Arc<Endpoint>, Option<Arc<Tls>>)>,
+}
+
+impl Reader {
+    pub(super) fn new(source: Arc<Endpoint>, discovery: Arc<Discovery>, common: Common) -> Self {
+        let list = match &discovery.source {
+            Source::Http(url) => list_server(&source, &discovery, url),
+            Source::Dns { .. } | Source::Srv(_) | Source::File(_) => None,
+        };
+        Self {
+            source,
+            discovery,
+            common,
+            stamp: None,
+            tag: None,
+            list,
+        }
+    }
+
+    /// Asks it.
+    pub(super) async fn look(&mut self) -> Look {
+        let discovery = self.discovery.clone();
+        match &discovery.source {
+            Source::Dns { name, port } => self.addresses(name, *port).await,
+            Source::Srv(name) => self.services(name).await,
+            Source::File(path) => {
+                let found = self.file(Path::new(path.as_str())).await;
+                self.polled(found)
+            }
+            Source::Http(url) => {
+                let asked = timeout(WITHIN, self.http(url)).await;
+                let late = || Failure::new(Why::Timeout, format!("no list within {WITHIN:?}"));
+                let found = asked.unwrap_or_else(|_| Err(late()));
+                self.polled(found)
+            }
+        }
+    }
+
+    /// A fleet does not ask at once.
+    fn polled(&self, found: Result<Answer, Failure>) -> Look {
+        let again = self
+            .discovery
+            .refresh()
+            .mul_f64(0.9 + fastrand::f64() * 0.2);
+        Look { found, again }
+    }
+
+    async fn addresses(&self, name: &DnsName, port: u16) -> Look {
+        let found = self.common.resolver.lookup(name.as_str()).await;
+        let server_name = ServerName::new(name.without_dot()).ok();
+        let named = |ip: &IpAddr| {
+            let at = SocketAddr::new(*ip, port);
+            Some(Named {
+                url: self.url(&at.to_string())?,
+                parts: self.weight(),
+                priority: 0,
+                server_name: server_name.clone().filter(|_| self.discovery.tls),
+            })
+        };
+        let found = found.map(|found| {
+            let servers = found.addresses.iter().filter_map(named).collect();
+            (servers, found.hold)
+        });
+        self.of_records(found)
+    }
+
+    async fn services(&self, name: &DnsName) -> Look {
+        let found = self.common.resolver.services(name.as_str()).await;
+        let found = found.map(|found| (self.weighed(&found.servers), found.hold));
+        self.of_records(found)
+    }
+
+    /// Weights are shares within a priority; together its servers weigh as much as others would.
+    fn weighed(&self, servers: &[Service]) -> Vec<Named> {
+        let named = |service: &Service| {
+            let peers = servers.iter().filter(|s| s.priority == service.priority);
+            let count = peers.clone().count() as u64;
+            let all: u64 = peers.map(|s| u64::from(s.weight)).sum();
+            let parts = match all {
+                0 => self.weight(),
+                _ => share(self.weight(), u64::from(service.weight) * count, all),
+            };
+            Some(Named {
+                url: self.url(&format!("{}:{}", service.host, service.port))?,
+                parts,
+                priority: service.priority,
+                server_name: None,
+            })
+        };
+        servers.iter().filter_map(named).collect()
+    }
+
+    fn of_records(&self, found: Result<(Vec<Named>, Duration), LookupError>) -> Look {
+        match found {
+            Ok((servers, again)) => Look {
+                found: self.admit(servers),
+                again,
+            },
+            // So says the server. What follows is for the state to decide.
+            Err(LookupError::Nothing(text)) => Look {
+                found: Ok(Answer {
+                    servers: Some(Vec::new()),
+                    note: Some(text),
+                    ..Answer::default()
+                }),
+                again: RETRY,
+            },
+            Err(LookupError::Failed(text)) => Look {
+                found: Err(Failure::new(Why::Resolve, text)),
+                again: RETRY,
+            },
+        }
+    }
+
+    fn weight(&self) -> u32 {
+        self.source.weight.get() * PARTS
+    }
+
+    /// Where a source says that a server is. What is no place is none.
+    fn url(&self, authority: &str) -> Option<EndpointUrl> {
+        let scheme = if self.discovery.tls { "https" } else { "http" };
+        EndpointUrl::parse(&format!("{scheme}://{authority}")).ok()
+    }
+
+    /// Only those that may be used. If there are some, but none of these, the source says nothing that could be followed.
+    fn admit(&self, servers: Vec<Named>) -> Result<Answer, Failure> {
+        let given = servers.len();
+        let mut answer = Answer::default();
+        let mut admitted = Vec::new();
+        for named in servers {
+            match within_bounds(&self.discovery, &named.url) {
+                Ok(()) => admitted.push(named),
+                Err(why) => answer.refused.push(RefusedServer {
+                    url: named.url.to_string(),
+                    why,
+                }),
+            }
+        }
+        if admitted.is_empty() && given > 0 {
+            let first = answer.refused.first();
+            let first = first.map_or_else(String::new, |r| format!(": {} is {}", r.url, r.why));
+            let text = format!("none of its {given} servers may be used{first}");
+            return Err(Failure::new(Why::Refused, text));
+        }
+        answer.servers = Some(admitted);
+        Ok(answer)
+    }
+
+    fn read_list(&self, bytes: &[u8], form: Form) -> Result<Answer, Failure> {
+        let entries = list::read(bytes, form, self.discovery.tls);
+        let entries = entries.map_err(|why| Failure::new(Why::Malformed, why.to_string()))?;
+        let named = |entry: Entry| Named {
+            parts: entry.weight.map_or(self.weight(), |w| w.get() * PARTS),
+            url: entry.url,
+            priority: 0,
+            server_name: None,
+        };
+        self.admit(entries.into_iter().map(named).collect())
+    }
+
+    async fn file(&mut self, path: &Path) -> Result<Answer, Failure> {
+        let failed = |text: String| Failure::new(Why::File, text);
+        let Discovering { files, .. } = &*self.common.discovering;
+        // One that hangs (a network's file system) holds its turn until the system lets go of it.
+        let turn = timeout(WITHIN, files.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(failed(
+                "other files hang, and this one had no turn".to_owned(),
+            ));
+        };
+        let (from, known) = (path.to_owned(), self.stamp.take());
+        let reading = spawn_blocking(move || {
+            let _turn = turn;
+            read_file(&from, known)
+        });
+        let read = timeout(WITHIN, reading).await;
+        let Ok(Ok(read)) = read else {
+            let text = format!("the file cannot be read within {WITHIN:?}");
+            return Err(Failure::new(Why::Timeout, text));
+        };
+        let (bytes, stamp) = match read {
+            Ok(FileRead::Same(stamp)) => {
+                self.stamp = Some(stamp);
+                return Ok(Answer::default());
+            }
+            Ok(FileRead::New(bytes, stamp)) => (bytes, stamp),
+            Ok(FileRead::TooLarge) => return Err(too_large()),
+            Err(error) => return Err(failed(format!("the file cannot be read: {error}"))),
+        };
+        let json = path.extension().is_some_and(|end| end == "json");
+        let form = if json { Form::Json } else { Form::Lines };
+        let answer = self.read_list(&bytes, form)?;
+        self.stamp = stamp;
+        Ok(answer)
+    }
+
+    async fn http(&mut self, url: &ListUrl) -> Result<Answer, Failure> {
+        let discovering = self.common.discovering.clone();
+        let turn = discovering.turns.acquire().await;
+        let _turn = turn.map_err(|_| Failure::new(Why::Connect, "the worker stops"))?;
+        let Some((list, tls)) = self.list.clone() else {
+            return Err(Failure::new(Why::Connect, "its url leads nowhere"));
+        };
+        let targets = self.list_targets(&list, tls).await?;
+        let mut last = Failure::new(Why::Connect, "its name has no address");
+        for target in targets {
+            match conn::connect(&target, &self.common.tasks, WITHIN).await {
+                Ok((conn, driver)) => {
+                    let (mut asked, mut driver) =
+                        (pin!(self.ask(conn, url)), pin!(driver.run(|_| {})));
+                    tokio::select! {
+                        biased;
+                        answer = &mut asked => return answer,
+                        // How that ended is told to the answer.
+                        _ = &mut driver => {}
+                    }
+                    return asked.await;
+                }
+                Err(error) => last = Failure::new(Why::Connect, format!("no connection: {error}")),
+            }
+        }
+        Err(last)
+    }
+
+    /// The very addresses that will be dialled.
+    async fn list_targets(
+        &self,
+        list: &Arc<Endpoint>,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<Vec<Target>, Failure> {
+        let addresses = match list.url.address() {
+            Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
+                let found = self.common.resolver.lookup(host).await;
+                let failed = |error: LookupError| Failure::new(Why::Resolve, error.to_string());
+                found.map_err(failed)?.addresses
+            }
+            _ => Vec::new(),
+        };
+        let targets = Target::all(list, tls, &addresses);
+        for target in &targets {
+            let checked = may_dial(target, &self.common.probing.policy);
+            checked.map_err(|found| Failure::new(Why::Blocked, found.message))?;
+        }
+        Ok(targets)
+    }
+
+    async fn ask(&mut self, mut conn: Conn, url: &ListUrl) -> Result<Answer, Failure> {
+        let lost = || Failure::new(Why::Connect, "the connection was closed before the answer");
+        let request = Request::get("/")
+            .header(header::USER_AGENT, "forebay-discovery")
+            .header(header::ACCEPT, "application/json, text/plain;q=0.5")
+            .header(header::ACCEPT_ENCODING, "identity")
+            .header(header::CONNECTION, HeaderValue::from_static("close"))
+            .body(RequestBody::default());
+        let (Ok(mut request), true) = (request, conn.ready().await) else {
+            return Err(lost());
+        };
+        let path = PathAndQuery::try_from(url.path());
+        let path = path.map_err(|_| Failure::new(Why::Connect, "its path cannot be sent"))?;
+        if let Some(tag) = &self.tag {
+            let headers = request.headers_mut();
+            headers.insert(header::IF_NONE_MATCH, tag.clone());
+        }
+        conn.address(path, &mut request);
+        match conn.send(request).await {
+            Some(Ok(response)) => self.take(response).await,
+            Some(Err(_)) | None => Err(lost()),
+        }
+    }
+
+    async fn take(&mut self, response: Response<Incoming>) -> Result<Answer, Failure> {
+        let status = response.status();
+        if status == StatusCode::NOT_MODIFIED && self.tag.is_some() {
+            return Ok(Answer::default());
+        }
+        // Whatever comes now, the tag of before says nothing of it.
+        self.tag = None;
+        if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+            let text = format!("it answers {status}, and redirects are not followed");
+            return Err(Failure::new(Why::Redirect, text));
+        }
+        if status != StatusCode::OK {
+            return Err(Failure::new(Why::Status, format!("it answers {status}")));
+        }
+        let form = form_of(&response)?;
+        let tag = response.headers().get(header::ETAG).cloned();
+        let body = Limited::new(response.into_body(), limits::LIST_BYTES).collect();
+        let body = body
+            .await
+            .map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_large(),
+                false => Failure::new(Why::Connect, "its answer broke off"),
+            })?;
+        let answer = self.read_list(&body.to_bytes(), form)?;
+        self.tag = tag.filter(|tag| tag.len() <= TAG_BYTES);
+        Ok(answer)
+    }
+}
+
+/// `part` of `whole`, of this weight; at least something.
+fn share(weight: u32, part: u64, whole: u64) -> u32 {
+    let share = u64::from(weight).saturating_mul(part) / whole.max(1);
+    u32::try_from(share).unwrap_or(u32::MAX).max(1)
+}
+
+/// What can be said of a place before its name is resolved.
+pub(super) fn within_bounds(discovery: &Discovery, url: &EndpointUrl) -> Result<(), String> {
+    let Address::Host(host, port) = url.address() else {
+        return Err("not where a server is".to_owned());
+    };
+    let checked: Result<(), OutOfBounds> = match host.parse::<IpAddr>() {
+        Ok(ip) => discovery.bounds.check(SocketAddr::new(ip, port)),
+        Err(_) => {
+            let policy = forebay_proto::probe::AddressPolicy::default();
+            let named = policy.check_name(host).map_err(OutOfBounds::Never);
+            named.and_then(|()| discovery.bounds.check_port(port))
+        }
+    };
+    checked.map_err(|why| why.to_string())
+}
+
+/// An endpoint that is the server of the list.
+fn list_server(
+    source: &Endpoint,
+    discovery: &Discovery,
+    url: &ListUrl,
+) -> Option<(Arc<Endpoint>, Option<Arc<Tls>>)> {
+    let mut list = Endpoint::new(source.id.clone(), EndpointUrl::parse(url.origin()).ok()?);
+    list.tls = discovery.source_tls.clone();
+    let list = Arc::new(list);
+    let tls = Tls::of(&list);
+    Some((list, tls))
+}
+
+fn form_of(response: &Response<Incoming>) -> Result<Form, Failure> {
+    let of = |name| response.headers().get(name).map(HeaderValue::as_bytes);
+    let bad = |text: &str| Err(Failure::new(Why::ContentType, text));
+    if of(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != b"identity") {
+        return bad("it is encoded, which was not asked for");
+    }
+    let kind = of(header::CONTENT_TYPE).unwrap_or_default();
+    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
+    match kind.trim_ascii().to_ascii_lowercase().as_slice() {
+        b"application/json" => Ok(Form::Json),
+        b"text/plain" => Ok(Form::Lines),
+        _ => bad("its content type is neither `application/json` nor `text/plain`"),
+    }
+}
+
+fn too_large() -> Failure {
+    let text = format!("it is larger than {} bytes", limits::LIST_BYTES);
+    Failure::new(Why::TooLarge, text)
+}
+
+enum FileRead {
+    Same(Stamp),
+    /// Its bytes; and by what it is known, unless it was written a moment ago.
+    New(Vec<u8>, Option<Stamp>),
+    TooLarge,
+}
+
+/// Blocks. What is no file (a pipe, a device) is not opened.
+fn read_file(path: &Path, known: Option<Stamp>) -> io::Result<FileRead> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if known.is_some_and(|known| known == stamp(&about)) {
+        return Ok(FileRead::Same(stamp(&about)));
+    }
+    let file = File::open(path)?;
+    let before = file.metadata()?;
+    let most = limits::LIST_BYTES as u64;
+    let mut bytes = Vec::new();
+    (&file).take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Ok(FileRead::TooLarge);
+    }
+    let (before, after) = (stamp(&before), file.metadata()?);
+    let old = after
+        .modified()
+        .ok()
+        .and_then(|at| SystemTime::now().duration_since(at).ok());
+    let settled = before == stamp(&after) && old.is_some_and(|old| old >= FRESH);
+    Ok(FileRead::New(bytes, settled.then_some(before)))
+}
+
+fn stamp(about: &fs::Metadata) -> Stamp {
+    Stamp {
+        modified: (about.mtime(), about.mtime_nsec()),
+        changed: (about.ctime(), about.ctime_nsec()),
+        inode: about.ino(),
+        device: about.dev(),
+        length: about.len(),
+    }
+}
