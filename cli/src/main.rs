@@ -6,8 +6,10 @@ mod client;
 mod commands;
 mod document;
 mod keys_table;
+mod leases_table;
 mod open_files;
 mod signals;
+mod supervisor;
 mod table;
 mod telemetry;
 mod ui;
@@ -21,7 +23,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::{args::Cli, commands::NotEverywhere};
+use self::{args::Cli, commands::NotEverywhere, supervisor::Sockets};
 
 /// docs/adr/0012: what it saves per request and per idle connection.
 #[global_allocator]
@@ -43,11 +45,12 @@ fn main() -> ExitCode {
             };
         }
     };
+    let sockets = Sockets::from_env();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    let result = runtime.block_on(on_a_worker(cli));
+    let result = runtime.block_on(on_a_worker(cli, sockets));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,9 +71,9 @@ fn runtime() -> std::io::Result<Runtime> {
 }
 
 /// Not on the main thread, if there are others: whatever is awaited there is woken by way of another thread, each accept too.
-async fn on_a_worker(cli: Cli) -> anyhow::Result<()> {
+async fn on_a_worker(cli: Cli, sockets: Sockets) -> anyhow::Result<()> {
     let mut running = JoinSet::new();
-    running.spawn(commands::run(cli));
+    running.spawn(commands::run(cli, sockets));
     match running.join_next().await {
         Some(ended) => ended?,
         None => Ok(()),

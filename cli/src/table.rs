@@ -4,6 +4,8 @@ mod parameters;
 
 use std::time::{Duration, SystemTime};
 
+use crate::leases_table::of_worker;
+
 use self::parameters::{admission, failure, streams_of, turns};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -63,7 +65,10 @@ pub(crate) fn models(models: &[wire::Model]) -> String {
         };
         table.add_row([
             model.id.clone(),
-            number(pool.max_concurrent),
+            match pool.scope() {
+                wire::PoolScope::Fleet => format!("{} fleet", number(pool.max_concurrent)),
+                _ => number(pool.max_concurrent),
+            },
             number(pool.keepalive),
             number(pool.warm),
             duration(pool.idle_timeout.as_ref()),
@@ -105,14 +110,18 @@ pub(crate) fn model(model: &wire::Model) -> String {
 fn pool_of(model: &wire::Model) -> [(&'static str, String); 7] {
     let pool = model.resolved_pool.clone().unwrap_or_default();
     let own = model.pool.clone().unwrap_or_default();
-    let queue = pool.queue.unwrap_or_default();
+    let queue = pool.queue.clone().unwrap_or_default();
     let timeouts = model.resolved_timeouts.unwrap_or_default();
     let inherited = |own: bool| if own { "" } else { "   inherited" };
     let size = number(pool.max_concurrent);
     [
         (
             "pool size",
-            format!("{size}{}", inherited(own.max_concurrent.is_some())),
+            format!(
+                "{size}{}{}",
+                scope_of(&pool),
+                inherited(own.max_concurrent.is_some())
+            ),
         ),
         (
             "keepalive",
@@ -163,6 +172,16 @@ fn place_of(endpoint: &wire::Endpoint) -> String {
         Some(Source::File(at)) => format!("file {at}"),
         Some(Source::Http(at)) => format!("list {at}"),
         None => endpoint.url.clone(),
+    }
+}
+
+fn scope_of(pool: &wire::Pool) -> String {
+    match (pool.scope(), pool.fleet_floor) {
+        (wire::PoolScope::Fleet, floor) => format!(
+            " of all workers together, {} for each in any case",
+            floor.unwrap_or(0)
+        ),
+        _ => String::new(),
     }
 }
 
@@ -277,6 +296,7 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
         "APPLIED",
         ">TOOK",
         ">DRAINING",
+        "LEASES",
         "SEEN",
         "GATEWAY",
         "CONTROL",
@@ -298,6 +318,7 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
                 .map_or("-".to_owned(), |time| ago(Some(time))),
             format!("{}ms", worker.apply_millis),
             worker.draining_requests.to_string(),
+            of_worker(&worker.leases),
             ago(worker.last_seen_time.as_ref()),
             worker.gateway_address.clone(),
             dash(worker.control.trim_start_matches("http://").to_owned()),

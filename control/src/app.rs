@@ -11,7 +11,7 @@ use forebay_proto::{
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -33,15 +33,17 @@ use wire::{
 };
 
 use crate::{
+    accept::incoming,
     cluster::{Cluster, Leadership, ReplicaSettings},
     etcd::EtcdError,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
     probe::Prober,
-    registry::WriterThread,
+    registry::{RegistryHandle, WriterThread},
     rollout::{self, Kept, RegistryPast, RolloutSettings},
     secrets::SecretsError,
     service::{
@@ -57,8 +59,6 @@ const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 /// Most calls at once on one connection.
 const MOST_CALLS: u32 = 256;
-/// Pause after a failed accept: out of files, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls under way get at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -95,6 +95,8 @@ pub struct ControlSettings {
     pub secrets: SecretPaths,
     /// How it shares a store with other control planes, if it does.
     pub replica: ReplicaSettings,
+    /// How long what is lent of fleet-wide limits holds.
+    pub leases: LeaseSettings,
 }
 
 /// Where the control plane's own secrets are: in its data directory, unless said otherwise.
@@ -194,6 +196,7 @@ impl BoundControl {
         let internal = |error: prometheus::Error| ControlError::Internal(error.to_string());
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(internal)?);
+        let leases = settings.leases;
         let Opened {
             handle,
             writer,
@@ -209,33 +212,11 @@ impl BoundControl {
             metrics: metrics.clone(),
         })
         .await?;
-        // Of a directory, the store is part of the process, and nobody else has it.
-        let (mut abreast, mut replica) = (Abreast::always(), Arc::from(""));
-        let (status, exporter, cluster) = match own {
-            Own::Directory {
-                dir,
-                lock,
-                recovered,
-            } => {
-                metrics.recovered.set(recovered.is_some().into());
-                let status = Arc::new(StoreStatus::new(recovered));
-                let exporter = Exporter {
-                    dir,
-                    lock,
-                    published: handle.watch(),
-                    keys: handle.watch_keys(),
-                    status: status.clone(),
-                    metrics: metrics.clone(),
-                };
-                (status, Some(exporter), None)
-            }
-            Own::Shared(cluster) => {
-                let status = StoreStatus::shared(cluster.shared.lag.clone());
-                abreast = Abreast::told_by(cluster.shared.lag.watch());
-                replica = Arc::from(cluster.shared.replica.name.as_str());
-                (Arc::new(status), None, Some(cluster))
-            }
-        };
+        let (abreast, replica) = among(&own);
+        let (status, exporter, cluster) = keep(own, &handle, &metrics);
+        let lends = cluster.is_none();
+        let dir = exporter.as_ref().map(|exporter| exporter.dir.clone());
+        let board = Arc::new(LocalBoard::new(dir));
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -246,6 +227,7 @@ impl BoundControl {
             prober: Arc::new(prober(addr, settings.probe_allow)),
             abreast,
             replica,
+            leases: Arc::new(Leases::new(board, leases, lends)),
         };
         Ok(Self {
             listener,
@@ -298,6 +280,18 @@ impl BoundControl {
     }
 }
 
+/// Whether it hears from its store, and what it is called among those that have the same.
+fn among(own: &Own) -> (Abreast, Arc<str>) {
+    match own {
+        // The store is part of the process.
+        Own::Directory { .. } => (Abreast::always(), Arc::from("")),
+        Own::Shared(cluster) => {
+            let name = Arc::from(cluster.shared.replica.name.as_str());
+            (Abreast::told_by(cluster.shared.lag.watch()), name)
+        }
+    }
+}
+
 /// Serves what comes in until told to stop; then ends the streams.
 pub(crate) async fn serve<Io>(
     incoming: impl Stream<Item = io::Result<Io>>,
@@ -321,8 +315,11 @@ where
     } = plan;
     // Kept to the end: who shares its store with nobody decides for as long as it runs.
     let (alone, mut leadership) = Leadership::alone();
+    let mut leads = leadership.clone();
     if let Some(cluster) = cluster {
         leadership = cluster.shared.leadership.clone();
+        // Where several serve, each would lend the whole: nobody does.
+        leads = watch::channel(Leadership::Follower).1;
         let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
         cluster.start(
             registry,
@@ -343,6 +340,8 @@ where
         };
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
+    let deciding = context.leases.clone();
+    sessions.spawn(deciding.run(offers.clone(), leads, shutdown.clone()));
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();
@@ -371,6 +370,12 @@ where
     };
     drop((registry, alone));
     shutdown.cancel();
+    end_sessions(&sessions).await;
+    served
+}
+
+/// Waits a little for what streams have to say at their end.
+async fn end_sessions(sessions: &TaskTracker) {
     sessions.close();
     if timeout(GRACE, sessions.wait()).await.is_err() {
         tracing::warn!(
@@ -378,7 +383,37 @@ where
             "streams of workers did not end in time"
         );
     }
-    served
+}
+
+/// What keeps the store well while it works, and what tells of it.
+fn keep(
+    own: Own,
+    handle: &RegistryHandle,
+    metrics: &Arc<Metrics>,
+) -> (Arc<StoreStatus>, Option<Exporter>, Option<Box<Cluster>>) {
+    match own {
+        Own::Directory {
+            dir,
+            lock,
+            recovered,
+        } => {
+            metrics.recovered.set(recovered.is_some().into());
+            let status = Arc::new(StoreStatus::new(recovered));
+            let exporter = Exporter {
+                dir,
+                lock,
+                published: handle.watch(),
+                keys: handle.watch_keys(),
+                status: status.clone(),
+                metrics: metrics.clone(),
+            };
+            (status, Some(exporter), None)
+        }
+        Own::Shared(cluster) => {
+            let status = StoreStatus::shared(cluster.shared.lag.clone());
+            (Arc::new(status), None, Some(cluster))
+        }
+    }
 }
 
 /// Whoever listens on loopback only is on a machine for trying things out, with its engines beside it.
@@ -387,22 +422,6 @@ fn prober(own: SocketAddr, allowed: Vec<Cidr>) -> Prober {
         loopback: own.ip().is_loopback(),
         allowed,
         own: Some(own),
-    })
-}
-
-/// Connections as they come. Out of files, accepting pauses and says so, instead of spinning.
-fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    futures_util::stream::unfold(listener, |listener| async {
-        loop {
-            let accepted = listener.accept().await;
-            match accepted.and_then(|(socket, _)| socket.set_nodelay(true).map(|()| socket)) {
-                Ok(socket) => return Some((Ok(socket), listener)),
-                Err(error) => {
-                    tracing::error!(%error, "accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
     })
 }
 

@@ -9,7 +9,10 @@ use axum::{
 };
 use prometheus::{Registry, TextEncoder};
 
-use crate::service::Context;
+use crate::{
+    leases::{self, Machine},
+    service::Context,
+};
 
 #[derive(Debug, Clone)]
 struct Pages {
@@ -47,13 +50,20 @@ async fn metrics(State(pages): State<Pages>) -> Response {
         registry,
         fleet,
         metrics,
+        leases,
         ..
     } = &pages.context;
     let published = registry.published();
     let (revision, models) = (published.position.revision.get(), published.state.len());
-    metrics.lags(pages.context.status.lag());
+    metrics.replicas.lags(pages.context.status.lag());
     metrics.observe(revision, models, fleet.counts(&published.position));
-    match TextEncoder::new().encode_to_string(&pages.registry.gather()) {
+    let figures = leases.look(Machine::figures).unwrap_or_default();
+    let text = leases::metrics::families(&figures).and_then(|fleet| {
+        let mut families = pages.registry.gather();
+        families.extend(fleet);
+        TextEncoder::new().encode_to_string(&families)
+    });
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics cannot be rendered");

@@ -4,12 +4,14 @@
 //! worker. It never imports the data plane. See `ARCHITECTURE.md` for the way of a registration
 //! through these modules.
 
+mod accept;
 mod app;
 mod cluster;
 mod etcd;
 mod exporter;
 mod fleet;
 mod http;
+mod leases;
 mod metrics;
 mod opening;
 mod probe;
@@ -26,6 +28,7 @@ mod trace_context;
 pub use app::{BoundControl, ControlError, ControlSettings, Exposure, SecretPaths};
 pub use cluster::ReplicaSettings;
 pub use etcd::{BadEtcd, EtcdAccess, EtcdError, EtcdLocation};
+pub use leases::LeaseSettings;
 pub use rollout::{BadRings, Rings, RolloutSettings};
 pub use secrets::SecretsError;
 pub use store::{

@@ -1,16 +1,14 @@
 //! What the control plane measures. Labels are methods, status codes and states; never text of a
 //! client's.
 
-use std::time::Duration;
-
 use forebay_proto::probe::Verdict;
 use prometheus::{
-    Error, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry,
+    Error, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 use tonic::Code;
 
-use crate::rollout::RingMetrics;
+use crate::{cluster::ReplicaMetrics, rollout::RingMetrics};
 
 /// The control plane's metrics.
 #[derive(Debug)]
@@ -21,11 +19,6 @@ pub(crate) struct Metrics {
     pub(crate) export_time: IntGauge,
     pub(crate) export_failures: IntCounter,
     pub(crate) recovered: IntGauge,
-    pub(crate) conflicts: IntCounter,
-    pub(crate) resyncs: IntCounter,
-    pub(crate) leader: IntGauge,
-    pub(crate) replicas: IntGauge,
-    lag: Gauge,
     revision: IntGauge,
     models: IntGauge,
     history_revisions: IntGauge,
@@ -36,6 +29,7 @@ pub(crate) struct Metrics {
     push_bytes: IntCounterVec,
     used: GaugeVec,
     pub(crate) rings: RingMetrics,
+    pub(crate) replicas: ReplicaMetrics,
     probes: IntCounterVec,
     pub(crate) turned_away: IntCounter,
     twins: IntGauge,
@@ -115,26 +109,6 @@ impl Metrics {
                 "forebay_store_recovered",
                 "Whether the store was damaged at the start of this process and was recovered.",
             )?,
-            conflicts: IntCounter::new(
-                "forebay_store_conflicts_total",
-                "Commits that met another control plane's and were planned anew.",
-            )?,
-            resyncs: IntCounter::new(
-                "forebay_store_resyncs_total",
-                "Times that the whole registry was read again, because what others wrote could not be told one by one.",
-            )?,
-            leader: IntGauge::new(
-                "forebay_control_leader",
-                "Whether this control plane decides for all that share its store.",
-            )?,
-            replicas: IntGauge::new(
-                "forebay_control_replicas",
-                "Control planes that share the store, this one included.",
-            )?,
-            lag: Gauge::new(
-                "forebay_store_lag_seconds",
-                "Time since this control plane last knew that it had everything that others wrote to its store.",
-            )?,
             revision: IntGauge::new("forebay_config_revision", "The newest revision.")?,
             models: IntGauge::new("forebay_control_models", "Registered models.")?,
             history_revisions: IntGauge::new(
@@ -167,14 +141,9 @@ impl Metrics {
                 "Bytes of the configurations sent to workers.",
                 &["kind"],
             )?,
-            used: GaugeVec::new(
-                Opts::new(
-                    "forebay_control_limit_used_ratio",
-                    "Share of a limit that the configuration uses.",
-                ),
-                &["limit"],
-            )?,
+            used: used()?,
             rings: RingMetrics::new(registry)?,
+            replicas: ReplicaMetrics::new(registry)?,
             probes: counters(
                 "forebay_control_probes_total",
                 "Endpoints looked at before a write, by what was found.",
@@ -200,11 +169,6 @@ impl Metrics {
         registry.register(Box::new(self.export_time.clone()))?;
         registry.register(Box::new(self.export_failures.clone()))?;
         registry.register(Box::new(self.recovered.clone()))?;
-        registry.register(Box::new(self.conflicts.clone()))?;
-        registry.register(Box::new(self.resyncs.clone()))?;
-        registry.register(Box::new(self.leader.clone()))?;
-        registry.register(Box::new(self.replicas.clone()))?;
-        registry.register(Box::new(self.lag.clone()))?;
         registry.register(Box::new(self.revision.clone()))?;
         registry.register(Box::new(self.models.clone()))?;
         registry.register(Box::new(self.history_revisions.clone()))?;
@@ -252,11 +216,6 @@ impl Metrics {
         self.probes.with_label_values(&[verdict.word()]).inc();
     }
 
-    /// So long ago it had all that is in its store.
-    pub(crate) fn lags(&self, lag: Duration) {
-        self.lag.set(lag.as_secs_f64());
-    }
-
     /// What can be read off at the time of a scrape.
     pub(crate) fn observe(&self, revision: u64, models: usize, rollout: RolloutCounts) {
         self.revision
@@ -275,6 +234,16 @@ impl Metrics {
                 .set(i64::from(count));
         }
     }
+}
+
+fn used() -> Result<GaugeVec, Error> {
+    GaugeVec::new(
+        Opts::new(
+            "forebay_control_limit_used_ratio",
+            "Share of a limit that the configuration uses.",
+        ),
+        &["limit"],
+    )
 }
 
 fn commit_seconds() -> Result<Histogram, Error> {

@@ -17,6 +17,7 @@ use crate::{
     ControlError, app,
     exporter::StoreStatus,
     fleet::Fleet,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     probe::Prober,
     registry,
@@ -32,6 +33,13 @@ use crate::{
 };
 
 pub use replicas::Replicas;
+
+/// Who decides on leases, without its task: for the model test.
+pub mod leases {
+    pub use crate::leases::{
+        Grant, LeaseSettings, Limit, Machine, MachineFaults, Report, Share, Standing, Table, Use,
+    };
+}
 
 /// Streams end of age within a simulation, too.
 const STREAM_AGE: Duration = Duration::from_secs(30);
@@ -127,6 +135,11 @@ where
         prober: Arc::new(Prober::new(AddressPolicy::default())),
         abreast: Abreast::always(),
         replica: Arc::from(""),
+        leases: Arc::new(Leases::new(
+            Arc::new(LocalBoard::new(None)),
+            LeaseSettings::default(),
+            true,
+        )),
     };
     let plan = app::Plan {
         stream_age: Some(STREAM_AGE),

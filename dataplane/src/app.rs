@@ -1,19 +1,13 @@
-//! The composition root of a worker: binds every port, or takes them over, reads the last known good configuration,
+//! The composition root of a worker: has its ports opened (`listeners.rs`), reads the last known good configuration,
 //! and tells where it listens. `running.rs` has the rest.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use forebay_proto::{InstanceId, WorkerId, probe::Cidr};
 use http::Uri;
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixStream};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
@@ -25,8 +19,10 @@ use crate::{
     },
     ending::Ending,
     gateway::{ClientLimits, Gateway},
-    handover::{self, HandoverError, Offer, Taken, take_over},
+    handover::{self, Offer},
     keys::{Auth, KeyCell},
+    leases::Leases,
+    listeners::{Passed, open},
     live::LiveCell,
     metrics::Metrics,
     pool::{Common, Discovering, Probing},
@@ -51,6 +47,9 @@ pub enum HandOver {
     Offer,
     /// The same, and this one takes that of the one that runs, if one does.
     TakeOver,
+    /// The same, and this one takes that of the one that runs, wherever that listens; without one it does not start. It
+    /// is how a process starts its own successor.
+    Succeed,
 }
 
 /// Settings of the process; what the control plane pushes is not among them.
@@ -92,6 +91,8 @@ pub struct WorkerSettings {
     pub grace: Duration,
     /// Whether a new process may take its place.
     pub hand_over: HandOver,
+    /// What this worker counts for, relative to others, where a fleet-wide limit is not enough for all.
+    pub fleet_weight: u32,
     /// Version of the build.
     pub build: String,
 }
@@ -120,6 +121,16 @@ pub enum WorkerError {
         flag: &'static str,
         /// Its value.
         addr: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// What was passed as a port is none.
+    #[error(
+        "the socket that was passed for {flag} cannot be used: {error}; pass a TCP socket that listens"
+    )]
+    Passed {
+        /// The flag.
+        flag: &'static str,
         /// Why.
         error: io::Error,
     },
@@ -153,6 +164,7 @@ pub struct BoundWorker {
     pub(crate) admin: (TcpListener, SocketAddr),
     pub(crate) place: Place,
     pub(crate) drain_delay: Duration,
+    pub(crate) serving: CancellationToken,
     pub(crate) parts: Parts,
 }
 
@@ -178,45 +190,25 @@ pub(crate) struct Parts {
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) ending: Arc<Ending>,
 }
 
 impl BoundWorker {
     /// Binds every port and puts the last known good configuration in force.
     pub async fn bind(settings: WorkerSettings) -> Result<Self, WorkerError> {
+        Self::bind_with(settings, Passed::default()).await
+    }
+
+    /// The same, but for ports that somebody opened for this process.
+    pub async fn bind_with(settings: WorkerSettings, passed: Passed) -> Result<Self, WorkerError> {
         if settings.control.is_empty() {
             return Err(WorkerError::NoControl);
         }
         let data_dir = settings.data_dir.as_deref();
         let place = data_dir.filter(|_| settings.hand_over != HandOver::Never);
         let place = place.map(handover::place);
-        // The gateway may be reached from elsewhere, if whoever comes has a key.
-        let open = settings.exposure == Exposure::Insecure || settings.auth != Auth::Open;
-        let exposure = match open {
-            true => Exposure::Insecure,
-            false => settings.exposure,
-        };
-        let (gateway, admin, stream) = match take(&settings, place.as_deref()).await? {
-            Some(Taken {
-                gateway,
-                admin,
-                stream,
-            }) => {
-                let gateway = taken("--listen", settings.listen, exposure, gateway)?;
-                let admin = taken(
-                    "--admin-listen",
-                    settings.admin_listen,
-                    settings.exposure,
-                    admin,
-                )?;
-                (gateway, admin, Some(stream))
-            }
-            None => {
-                let gateway = bind("--listen", settings.listen, exposure).await?;
-                let admin = bind("--admin-listen", settings.admin_listen, settings.exposure);
-                (gateway, admin.await?, None)
-            }
-        };
+        let (gateway, admin, stream) = open(&settings, passed, place.as_deref()).await?;
         let lkg = open_lkg(settings.data_dir.clone()).await?;
         let place = match (place, stream) {
             (None, _) => Place::None,
@@ -224,12 +216,14 @@ impl BoundWorker {
             (Some(place), None) => offer(place).await?,
         };
         let drain_delay = settings.drain_delay;
-        let parts = Parts::new(settings, gateway.1, lkg).await?;
+        let takes_over = matches!(place, Place::Taken(..));
+        let parts = Parts::new(settings, gateway.1, lkg, takes_over).await?;
         Ok(Self {
             gateway,
             admin,
             place,
             drain_delay,
+            serving: CancellationToken::new(),
             parts,
         })
     }
@@ -245,6 +239,12 @@ impl BoundWorker {
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin.1
     }
+
+    /// Cancelled once this process serves: when it runs, or when it has taken over from the one before.
+    #[must_use]
+    pub fn serving(&self) -> CancellationToken {
+        self.serving.clone()
+    }
 }
 
 impl Parts {
@@ -252,6 +252,7 @@ impl Parts {
         settings: WorkerSettings,
         gateway_addr: SocketAddr,
         lkg: Option<LastKnownGood>,
+        takes_over: bool,
     ) -> Result<Self, WorkerError> {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
@@ -259,10 +260,14 @@ impl Parts {
         let live = Arc::new(LiveCell::default());
         let status = Arc::new(ConfigStatus::default());
         let tasks = TaskTracker::new();
-        let identity = identity(settings.worker_id, settings.build, gateway_addr)?;
+        let leases = Arc::new(Leases::new(settings.fleet_weight));
+        let (worker, build) = (settings.worker_id, settings.build);
+        let identity = identity(worker, build, gateway_addr, takes_over)?;
+        if takes_over {
+            leases.begin_beside();
+        }
         let budget = Arc::new(Budget::default());
-        let exposed =
-            settings.exposure == Exposure::LoopbackOnly && !gateway_addr.ip().is_loopback();
+        let exposed = is_exposed(settings.exposure, gateway_addr);
         let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
         let resolver = Arc::new(Resolver::new(&settings.dns_servers));
@@ -279,22 +284,15 @@ impl Parts {
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
             discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
+            leases: leases.clone(),
         };
-        let remake = {
-            let (live, status, metrics) = (live.clone(), status.clone(), metrics.clone());
-            let (soak, keys) = (settings.soak, keys.clone());
-            move || {
-                ConfigClient::new(
-                    controls.clone(),
-                    identity.clone(),
-                    Applier::new(live.clone(), common.clone(), open_files),
-                    (live.clone(), keys.clone()),
-                    status.clone(),
-                    metrics.clone(),
-                    lkg.clone().map(|lkg| Keeping { lkg, soak }),
-                )
-            }
+        let remade = Remade {
+            controls,
+            keys: keys.clone(),
+            keeping: (lkg, settings.soak),
+            open_files,
         };
+        let remake = remaker(remade, identity, common, (live.clone(), status.clone()));
         let mut client = remake();
         client.start_from_disk();
         let ending = Arc::new(Ending::default());
@@ -325,9 +323,50 @@ impl Parts {
             tasks,
             metrics,
             budget,
+            leases,
             ending,
         })
     }
+}
+
+/// Others reach it who are not meant to without keys.
+fn is_exposed(exposure: Exposure, gateway: SocketAddr) -> bool {
+    exposure == Exposure::LoopbackOnly && !gateway.ip().is_loopback()
+}
+
+/// The configuration client, whenever a new one is needed.
+fn remaker(
+    settings: Remade,
+    identity: Identity,
+    common: Common,
+    (live, status): (Arc<LiveCell>, Arc<ConfigStatus>),
+) -> impl Fn() -> ConfigClient {
+    let Remade {
+        controls,
+        keys,
+        keeping: (lkg, soak),
+        open_files,
+    } = settings;
+    let metrics = common.metrics.clone();
+    move || {
+        ConfigClient::new(
+            controls.clone(),
+            identity.clone(),
+            Applier::new(live.clone(), common.clone(), open_files),
+            (live.clone(), keys.clone()),
+            status.clone(),
+            metrics.clone(),
+            lkg.clone().map(|lkg| Keeping { lkg, soak }),
+        )
+    }
+}
+
+/// What each configuration client begins with.
+struct Remade {
+    controls: Controls,
+    keys: Arc<KeyCell>,
+    keeping: (Option<LastKnownGood>, Duration),
+    open_files: u64,
 }
 
 /// A new process of this worker.
@@ -335,6 +374,7 @@ fn identity(
     worker: WorkerId,
     build: String,
     gateway_addr: SocketAddr,
+    takes_over: bool,
 ) -> Result<Identity, WorkerError> {
     let instance = InstanceId::new(Uuid::new_v4().to_string());
     Ok(Identity {
@@ -342,6 +382,7 @@ fn identity(
         instance: instance.map_err(|error| WorkerError::Internal(error.to_string()))?,
         build,
         gateway_address: gateway_addr.to_string(),
+        takes_over,
     })
 }
 
@@ -352,52 +393,6 @@ fn warn_of_exposure(nobody_has_a_key: bool, addr: SocketAddr) {
             "the gateway can be reached from other machines: until there is a key, nobody is let in"
         );
     }
-}
-
-async fn bind(
-    flag: &'static str,
-    addr: SocketAddr,
-    exposure: Exposure,
-) -> Result<(TcpListener, SocketAddr), WorkerError> {
-    if exposure == Exposure::LoopbackOnly && !addr.ip().is_loopback() {
-        return Err(WorkerError::Exposed { flag, addr });
-    }
-    let failed = |error| WorkerError::Bind { flag, addr, error };
-    let listener = TcpListener::bind(addr).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
-}
-
-/// Asks the process that runs for its place, if this one is to take it.
-async fn take(
-    settings: &WorkerSettings,
-    place: Option<&Path>,
-) -> Result<Option<Taken>, WorkerError> {
-    let place = place.filter(|_| settings.hand_over == HandOver::TakeOver);
-    let Some(place) = place else { return Ok(None) };
-    let taken = take_over(place).await;
-    taken.map_err(|error: HandoverError| WorkerError::TakeOver(error.to_string()))
-}
-
-/// A listener that was taken over. It stays where it is, whatever the flag says.
-fn taken(
-    flag: &'static str,
-    addr: SocketAddr,
-    exposure: Exposure,
-    listener: TcpListener,
-) -> Result<(TcpListener, SocketAddr), WorkerError> {
-    let bound = listener.local_addr();
-    let bound = bound.map_err(|error| WorkerError::Bind { flag, addr, error })?;
-    if exposure == Exposure::LoopbackOnly && !bound.ip().is_loopback() {
-        return Err(WorkerError::Exposed { flag, addr: bound });
-    }
-    if addr.port() != 0 && addr != bound {
-        return Err(WorkerError::TakeOver(format!(
-            "{flag} {addr} is not where that process listens ({bound}); take over with the same addresses, and move \
-             with a restart"
-        )));
-    }
-    Ok((listener, bound))
 }
 
 /// Lets another process ask for this one's place. Where that cannot be, it is told, and nobody can.

@@ -16,6 +16,8 @@ pub mod gateway;
 mod handover;
 mod health;
 pub mod keys;
+pub mod leases;
+mod listeners;
 pub mod live;
 pub mod metrics;
 pub mod pool;
@@ -31,3 +33,4 @@ pub const REQUEST_SPANS: &str = "forebay_dataplane::gateway";
 
 pub use app::{BoundWorker, Exposure, HandOver, WorkerError, WorkerSettings};
 pub use gateway::ClientLimits;
+pub use listeners::Passed;

@@ -11,7 +11,7 @@ use tokio::{
     net::TcpListener,
     sync::mpsc,
     task::JoinSet,
-    time::{interval, sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,6 +20,7 @@ use crate::{
     config_client::{ConfigStatus, follow},
     ending::{Ending, Stage},
     handover::{CONFIGURED_WITHIN, HandoverError, Lines, Offer, Resting, adopt, ready},
+    leases::Leases,
     live::LiveCell,
     metrics::Metrics,
     pool::SWEEP,
@@ -47,6 +48,7 @@ impl BoundWorker {
             tasks,
             metrics,
             budget,
+            leases,
             ending,
         } = self.parts;
         let over = CancellationToken::new();
@@ -56,8 +58,9 @@ impl BoundWorker {
         let (orders, ordered) = mpsc::channel(1);
         loops.spawn(follow(client, remake, ordered, over.clone()));
         let (adopt_to, adopted) = mpsc::channel(ADOPTED);
+        let parts = (live.clone(), leases.clone());
         let taken = tokio::select! {
-            taken = take_place(self.place, &live, adopt_to, (&mut loops, &over)) => taken,
+            taken = take_place(self.place, parts, adopt_to, (&mut loops, &over)) => taken,
             // The one before serves on.
             () = shutdown.cancelled() => Err(WorkerError::TakeOver("told to stop".to_owned())),
         };
@@ -75,17 +78,15 @@ impl BoundWorker {
                 listeners: [duplicate(&self.gateway.0)?, duplicate(&self.admin.0)?],
                 orders,
                 ending: ending.clone(),
+                leases: leases.clone(),
+                live: live.clone(),
             };
             loops.spawn(offer.run(lines, shutdown.child_token(), over.clone()));
         }
+        self.serving.cancel();
         let (status, stop) = (admin.status.clone(), over.clone());
-        loops.spawn(leave(
-            status,
-            ending.clone(),
-            self.drain_delay,
-            shutdown.clone(),
-            stop,
-        ));
+        let told = (ending.clone(), shutdown.clone());
+        loops.spawn(leave(status, told, self.drain_delay, stop));
         let admin_stop = CancellationToken::new();
         loops.spawn(leave_admin_to_heir(
             ending.clone(),
@@ -97,7 +98,7 @@ impl BoundWorker {
 
         serving.run(self.gateway.0, adopted).await;
         ending.no_more();
-        live.shutdown();
+        settle(&live, &leases).await;
         over.cancel();
         admin_stop.cancel();
         tasks.close();
@@ -106,6 +107,13 @@ impl BoundWorker {
         admin_task.shutdown().await;
         Ok(())
     }
+}
+
+/// Nothing is used any more. Before the stream to the control plane ends: it has a last word.
+async fn settle(live: &LiveCell, leases: &Leases) {
+    live.shutdown();
+    leases.settled(live, LAST_TASKS).await;
+    leases.end(live);
 }
 
 /// Waits a little for what connections have to say at their end.
@@ -145,7 +153,7 @@ async fn configured(live: &LiveCell) -> Result<(), WorkerError> {
 /// Serves in the place of the process before this one from here on, if there is one. Gives where the next one can ask.
 async fn take_place(
     place: Place,
-    live: &LiveCell,
+    (live, leases): (Arc<LiveCell>, Arc<Leases>),
     adopted: mpsc::Sender<Resting>,
     (loops, over): (&mut JoinSet<()>, &CancellationToken),
 ) -> Result<Option<Offer>, WorkerError> {
@@ -154,10 +162,13 @@ async fn take_place(
         Place::Offered(offer) => return Ok(Some(offer)),
         Place::Taken(place, stream) => (place, stream),
     };
-    configured(live).await?;
+    configured(&live).await?;
     let failed = |error: HandoverError| WorkerError::TakeOver(error.to_string());
-    ready(&mut stream).await.map_err(failed)?;
-    loops.spawn(adopt(stream, adopted, over.clone()));
+    let asked = Instant::now();
+    let left = ready(&mut stream).await.map_err(failed)?;
+    leases.take_over(&left, asked, &live);
+    let parts = (leases, live);
+    loops.spawn(adopt(stream, adopted, over.clone(), parts));
     let offer = Offer::replace(&place);
     let offer = offer.inspect_err(
         |error| tracing::warn!(%error, "no other process can take over from this one"),
@@ -173,9 +184,8 @@ fn duplicate(listener: &TcpListener) -> Result<OwnedFd, WorkerError> {
 /// Takes leave once the worker is to stop: not ready, then no new connections.
 async fn leave(
     status: Arc<ConfigStatus>,
-    ending: Arc<Ending>,
+    (ending, shutdown): (Arc<Ending>, CancellationToken),
     delay: Duration,
-    shutdown: CancellationToken,
     over: CancellationToken,
 ) {
     tokio::select! {

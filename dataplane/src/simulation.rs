@@ -122,6 +122,7 @@ impl Worker {
             probing: Arc::default(),
             discovering: Arc::default(),
             keys: Arc::default(),
+            leases: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, 1 << 20);
         let identity = Identity {
@@ -129,6 +130,7 @@ impl Worker {
             instance,
             build: "simulated".to_owned(),
             gateway_address: String::new(),
+            takes_over: false,
         };
         let status = Arc::new(ConfigStatus::default());
         let mut client = ConfigClient::new(

@@ -26,9 +26,19 @@ impl Config {
             let (n, most) = (models.len(), limits::MODELS);
             violations.add("models", format!("{n} models, at most {most} are allowed"));
         }
+        let fleet_wide = models
+            .iter()
+            .filter(|model| model.pool.is_fleet_wide())
+            .count();
+        if fleet_wide > limits::FLEET_MODELS {
+            let most = limits::FLEET_MODELS;
+            let message =
+                format!("{fleet_wide} models with scope FLEET, at most {most} are allowed");
+            violations.add("models", message);
+        }
         let mut owners: BTreeMap<&ModelId, &ModelId> = BTreeMap::new();
         for (n, model) in models.iter().enumerate() {
-            if model.pool.size.get() > budget.get() {
+            if model.pool.size.get() > budget.get() && !model.pool.is_fleet_wide() {
                 let (size, budget) = (model.pool.size, budget.get());
                 let message = format!("{size} connections exceed the worker's budget of {budget}");
                 violations.add(format!("models[{n}].pool.max_concurrent"), message);

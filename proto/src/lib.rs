@@ -33,8 +33,8 @@ pub use key::{KeyId, KeySpec, KeysPosition, Priority};
 pub use model::{ModelSpec, ResolvedModel, StreamUsage, Streaming};
 pub use parts::Parts;
 pub use pool::{
-    AdaptiveParams, Budget, PoolOverrides, PoolParams, PoolSettings, PoolSize, QueueCost,
-    RequestHeader, Timeouts, TurnParams,
+    AdaptiveParams, Budget, PoolOverrides, PoolParams, PoolScope, PoolSettings, PoolSize,
+    QueueCost, RequestHeader, Timeouts, TurnParams,
 };
 pub use probe::{ProbeMode, ProbeSpec};
 pub use revision::{Digest, Epoch, Position, Revision};

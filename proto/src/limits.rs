@@ -44,6 +44,16 @@ pub const FALLBACKS: usize = 8;
 pub const CHECK_PATH_CHARS: usize = 256;
 /// Most models in a configuration.
 pub const MODELS: usize = 10_000;
+/// Most of them with a fleet-wide limit.
+pub const FLEET_MODELS: usize = 500;
+/// Leases shown with a worker.
+pub const LEASES_SHOWN: usize = 100;
+/// What a worker may count for where leases are divided, relative to others.
+pub const LEASE_WEIGHT: RangeInclusive<u32> = 1..=100;
+/// How long a lease lasts when it is not renewed.
+pub const LEASE_TTL: RangeInclusive<Duration> = ms(500)..=secs(300);
+/// How long requests beyond what is left of a lease go on when it has run out.
+pub const LEASE_LINGER: RangeInclusive<Duration> = secs(0)..=secs(3_600);
 /// Most changes in a batch.
 pub const BATCH: usize = 1_000;
 /// Longest author of a revision, in characters.

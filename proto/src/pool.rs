@@ -165,11 +165,25 @@ impl AdaptiveOverrides {
     }
 }
 
+/// Over what a pool's size is counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PoolScope {
+    /// Each worker may have as many.
+    #[default]
+    PerWorker,
+    /// All workers together.
+    Fleet,
+}
+
 /// What a model asks for. `None` is inherited from [`PoolSettings`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PoolOverrides {
     /// Size.
     pub max_concurrent: Option<PoolSize>,
+    /// Over what it is counted.
+    pub scope: PoolScope,
+    /// Of a fleet-wide size, what each worker may always use.
+    pub fleet_floor: Option<u32>,
     /// Longest waiting line.
     pub max_waiting: Option<u32>,
     /// Longest wait.
@@ -191,8 +205,12 @@ pub struct PoolOverrides {
 /// What a worker uses: every parameter, filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolParams {
-    /// Size, and keepalive.
+    /// Size, and keepalive. Fleet-wide, it is what all workers have together, and each has its lease of it.
     pub size: PoolSize,
+    /// Over what that is counted.
+    pub scope: PoolScope,
+    /// Of a fleet-wide size, what each worker may always use; otherwise nothing.
+    pub fleet_floor: u32,
     /// Longest waiting line.
     pub max_waiting: u32,
     /// Longest wait.
@@ -303,7 +321,23 @@ impl Default for PoolSettings {
     }
 }
 
+impl PoolParams {
+    /// Most requests in flight on one worker of this budget, whatever is lent to it.
+    #[must_use]
+    pub fn most_on_one(&self, budget: Budget) -> u32 {
+        self.size.get().min(budget.get())
+    }
+
+    /// True if the size is what all workers have together.
+    #[must_use]
+    pub fn is_fleet_wide(&self) -> bool {
+        self.scope == PoolScope::Fleet
+    }
+}
+
 impl PoolSettings {
+    /// Of a fleet-wide limit, what each worker is sure of when nobody says otherwise.
+    pub const FLEET_FLOOR: u32 = 1;
     /// Idle limit when nobody says otherwise: below vLLM's 5 s, which it does not announce.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
     /// Longest wait when nobody says otherwise.
@@ -336,9 +370,11 @@ impl PoolSettings {
         let size = asked.max_concurrent.unwrap_or(self.max_concurrent);
         if let Some(budget) = violations.check("", self.budget())
             && size.get() > budget.get()
+            && asked.scope == PoolScope::PerWorker
         {
             violations.add("max_concurrent", over_budget(size, budget, self));
         }
+        check_floor(asked, size, &mut violations);
         let warm = asked.warm.or(self.pool.warm).unwrap_or(0);
         if asked.warm.is_some() && warm > size.get() {
             violations.add(
@@ -364,6 +400,11 @@ impl PoolSettings {
         let waiting = asked.max_waiting.or(self.pool.max_waiting);
         violations.finish(Some(PoolParams {
             size,
+            scope: asked.scope,
+            fleet_floor: match asked.scope {
+                PoolScope::PerWorker => 0,
+                PoolScope::Fleet => asked.fleet_floor.unwrap_or(Self::FLEET_FLOOR),
+            },
             max_waiting: waiting.unwrap_or(size.get().saturating_mul(2)),
             max_wait,
             // An inherited floor gives way to a small pool.
@@ -380,10 +421,27 @@ impl PoolSettings {
     }
 }
 
+fn check_floor(asked: &PoolOverrides, size: PoolSize, violations: &mut Violations) {
+    let Some(floor) = asked.fleet_floor else {
+        return;
+    };
+    if asked.scope == PoolScope::PerWorker {
+        violations.add(
+            "fleet_floor",
+            "is for pools of scope FLEET; leave it out, or set `scope` to FLEET",
+        );
+    } else if floor > size.get() {
+        let message =
+            format!("{floor} for each worker are more than all may have together; at most {size}");
+        violations.add("fleet_floor", message);
+    }
+}
+
 fn over_budget(size: PoolSize, budget: Budget, settings: &PoolSettings) -> String {
     format!(
         "{size} connections can never fit the worker's budget of {} (max_concurrent {} x \
-         max_models_concurrent {}); lower it to {} or raise the budget in the pool settings",
+         max_models_concurrent {}); lower it to {}, raise the budget in the pool settings, or count it over all workers \
+         (scope FLEET)",
         budget.get(),
         settings.max_concurrent,
         settings.max_models_concurrent.get(),

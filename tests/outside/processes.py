@@ -61,3 +61,9 @@ class Program:
             self.process.kill()
             self.reader.join()
         assert code == 0, f"ended with {code}:\n{''.join(self.lines)}"
+
+
+def helped(role):
+    """What `--help` says of a role: its flags and variables."""
+    asked = [TARGET / "forebay", role, "--help"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout

@@ -1,76 +1,38 @@
-"""The compose file as it stands: register through the control plane, both workers serve, either goes
-on without the other and without the control plane, and the data outlive `down`."""
+"""What `docker compose up --build` starts: one control plane, three workers, three engines, a balancer."""
 
-import shutil
-import subprocess
-import threading
+import json
+import urllib.error
+import urllib.parse
 
-import openai
 import pytest
 
+import surviving
+import test_monitoring
+from composed import BALANCER, ENGINES, WORKERS, Composed
 from control_plane import ControlPlane
-from processes import ROOT, eventually
+from processes import eventually
 from stack import get
+from surviving import MODELS
 
-PROJECT = "forebay-outside"
 CONTROL = "127.0.0.1:50051"
-WORKERS = {"worker-1": ("8080", "8081"), "worker-2": ("8082", "8083")}
-MODELS = {
-    "llama-3.1-8b": "http://mock-llama:8000",
-    "qwen2.5-7b": "http://mock-qwen:8000",
-    "mistral-7b": "http://mock-mistral:8000",
-}
-SERVICES = ["control", *WORKERS, "mock-llama", "mock-qwen", "mock-mistral"]
-START_WITHIN = 60
+SERVICES = ["control", *WORKERS, *ENGINES, "balancer"]
 
 
-def command():
-    """Compose as a plugin of Docker, or as a program of its own."""
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
-    return ["docker", "compose"] if plugin.returncode == 0 else [shutil.which("docker-compose")]
-
-
-def compose(*args):
-    done = subprocess.run(
-        [*command(), "--project-name", PROJECT, *args], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{args}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    return done.stdout
-
-
-def docker(*args):
-    return subprocess.run(["docker", *args], check=True, capture_output=True, text=True).stdout
-
-
-def container(service):
-    return compose("ps", "-q", service).strip()
-
-
-def healthy(service):
-    state = docker("inspect", "-f", "{{.State.Health.Status}}", container(service))
-    return state.strip() == "healthy"
-
-
-def all_healthy():
-    for service in SERVICES:
-        eventually(f"{service} is healthy", lambda: healthy(service), START_WITHIN, every=0.5)
-
-
-def client(worker):
-    url = f"http://127.0.0.1:{WORKERS[worker][0]}/v1"
-    return openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=10)
-
-
-def ask(worker, model):
-    chat = client(worker).chat.completions.create(
-        model=model, messages=[{"role": "user", "content": "hello"}], max_tokens=2
-    )
-    assert chat.model == model
-
-
-def ask_all(worker):
-    for model in MODELS:
-        ask(worker, model)
+@pytest.fixture(scope="module")
+def fleet():
+    """Everything up, from images built now; gone without a trace at the end."""
+    fleet = Composed(None, SERVICES)
+    fleet.down("--volumes")
+    fleet.build()
+    try:
+        fleet.up()
+        surviving.register_as_the_guide_says(fleet)
+        yield fleet
+    except BaseException:
+        print(fleet.logs())
+        raise
+    finally:
+        fleet.down("--volumes")
 
 
 def states():
@@ -78,89 +40,94 @@ def states():
     return {worker["id"]: worker["state"].removeprefix("WORKER_STATE_") for worker in workers}
 
 
-class Load:
-    """Requests to one worker, one after the other, and those that failed."""
-
-    def __init__(self, worker):
-        self.served, self.failed = 0, []
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(worker,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopping.set()
-        self.thread.join()
-
-    def _run(self, worker):
-        while not self.stopping.is_set():
-            try:
-                ask_all(worker)
-                self.served += len(MODELS)
-            except openai.OpenAIError as error:
-                self.failed.append(repr(error))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def up():
-    """Everything up, from images built now; gone without a trace at the end."""
-    compose("down", "--volumes", "--timeout", "5")
-    compose("build")
-    try:
-        compose("up", "--detach", "--no-build")
-        all_healthy()
-        yield
-    except BaseException:
-        print(compose("logs", "--no-color", "--tail", "30"))
-        raise
-    finally:
-        compose("down", "--volumes", "--timeout", "5")
-
-
-def test_what_is_registered_is_served_by_both_workers():
+def test_what_is_registered_is_served_through_the_balancer(fleet):
     control = ControlPlane(CONTROL)
-    for model, url in MODELS.items():
-        assert int(control.register(model, url)["revision"]) > 1
-    eventually("both workers run it", lambda: set(states().values()) == {"APPLIED"}, within=5)
+    assert "forebay.v1.ModelRegistry" in control.services()
+    changed = surviving.also_called(CONTROL, "newest")
+    assert int(changed["revision"]) > 1
+    eventually("it is applied", lambda: set(states().values()) == {"APPLIED"}, within=5)
     assert set(states()) == set(WORKERS)
-    for worker in WORKERS:
-        ask_all(worker)
+    for model in [*MODELS, "default", "newest"]:
+        surviving.ask(BALANCER, model)
 
 
-def test_containers_have_no_more_than_they_need():
-    for service in SERVICES:
-        assert docker("exec", container(service), "id", "-u").strip() == "65532"
-        read_only = docker("inspect", "-f", "{{.HostConfig.ReadonlyRootfs}}", container(service))
-        assert read_only.strip() == "true"
-    for line in docker("ps", "--format", "{{.Names}} {{.Ports}}").splitlines():
-        if line.startswith(PROJECT):
-            assert "0.0.0.0:" not in line and ":::" not in line, line
+def test_containers_have_no_more_than_they_need(fleet):
+    surviving.containers_have_no_more_than_they_need(fleet)
 
 
-def test_one_worker_stops_and_the_other_serves_on():
-    with Load("worker-2") as load:
-        compose("stop", "worker-1")
-        eventually("it is told as gone", lambda: states()["worker-1"] == "GONE", within=5)
-        with pytest.raises(openai.APIConnectionError):
-            ask("worker-1", "qwen2.5-7b")
-        compose("start", "worker-1")
-        eventually("it is back", lambda: states()["worker-1"] == "APPLIED", START_WITHIN)
-        ask_all("worker-1")
-    assert load.served > 0 and load.failed == []
+def test_the_balancer_passes_on_what_clients_do(fleet):
+    surviving.streams_pass_as_they_come()
+    surviving.a_client_that_goes_away_cancels()
+    surviving.http_2_by_prior_knowledge()
 
 
-def test_workers_serve_and_start_without_the_control_plane():
-    with Load("worker-2") as load:
-        compose("kill", "control")
-        compose("restart", "worker-1")
-        admin = f"http://127.0.0.1:{WORKERS['worker-1'][1]}/readyz"
-        eventually("it serves what it knew", lambda: "last known good" in answer_of(admin), 30)
-        ask_all("worker-1")
-        compose("start", "control")
-        eventually("it is followed again", lambda: ", live" in answer_of(admin), START_WITHIN)
-    assert load.served > 0 and load.failed == []
+@pytest.mark.parametrize("service", ["control", *WORKERS, *ENGINES])
+def test_any_container_may_die_under_load(fleet, service):
+    surviving.one_dies(fleet, service)
+
+
+def test_workers_are_stopped_one_by_one_and_nobody_notices(fleet):
+    surviving.stop_one_by_one(fleet)
+
+
+def test_the_balancer_comes_back_by_itself(fleet):
+    surviving.the_balancer_dies(fleet)
+
+
+def test_workers_start_without_the_control_plane(fleet):
+    fleet.kill("control")
+    fleet.compose("restart", "worker-1")
+    admin = f"http://{WORKERS['worker-1'][1]}/readyz"
+    eventually("it serves what it knew", lambda: "last known good" in answer_of(admin), 30)
+    for model in MODELS:
+        surviving.ask(WORKERS["worker-1"][0], model)
+    fleet.start("control")
+    eventually("it is followed again", lambda: ", live" in answer_of(admin), 60)
+    fleet.all_healthy()
+
+
+def test_prometheus_scrapes_everything_and_answers_the_dashboard(fleet):
+    profiles = ["default", "observability"]
+    fleet.compose("build", "prometheus", profiles=profiles)
+    fleet.compose("up", "--detach", "--no-build", "--no-deps", "prometheus", profiles=profiles)
+    there = {"forebay-worker": set(WORKERS), "forebay-control": 1, "balancer": {"balancer"}, "prometheus": 1}
+    eventually("all targets are up", lambda: scraped() == there, 90, every=0.5)
+    loaded = asked_of_prometheus("rules")["groups"]
+    assert {group["name"] for group in loaded} == {"forebay-recorded", "forebay-worker", "forebay-control"}
+    assert all(rule["health"] != "err" for group in loaded for rule in group["rules"])
+    for where, expression in test_monitoring.expressions():
+        if expression.startswith("label_values"):
+            continue
+        for name, means in [("$instance", ".*"), ("$model", ".*")]:
+            expression = expression.replace(name, means)
+        asked_of_prometheus("query", query=expression)
+    coverage = lambda: asked_of_prometheus("query", query="min(forebay_pool_coverage_ratio)")["result"]
+    assert eventually("pools are seen", coverage)[0]["value"][1] == "1"
+
+
+def scraped():
+    """The targets that are up: by name, or how many where they have none of their own."""
+    up = {}
+    for target in asked_of_prometheus("targets")["activeTargets"]:
+        if target["health"] == "up":
+            up.setdefault(target["labels"]["job"], set()).add(target["labels"]["instance"])
+    return {job: names if names & {*WORKERS, "balancer"} else len(names) for job, names in up.items()}
+
+
+def asked_of_prometheus(what, **query):
+    url = f"http://127.0.0.1:9090/api/v1/{what}?{urllib.parse.urlencode(query)}"
+    try:
+        answer = json.loads(get(url))
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{query}: {error.read()}") from error
+    except OSError:
+        return {"activeTargets": [], "groups": [], "result": []}
+    assert answer["status"] == "success", answer
+    return answer["data"]
+
+
+def test_data_outlive_the_containers(fleet):
+    surviving.data_outlive_the_containers(fleet, CONTROL)
 
 
 def answer_of(url):
@@ -168,15 +135,3 @@ def answer_of(url):
         return get(url)
     except OSError:
         return ""
-
-
-def test_data_outlive_the_containers():
-    before = ControlPlane(CONTROL).call("ModelRegistry", "ListModels")
-    compose("down", "--timeout", "5")
-    compose("up", "--detach", "--no-build")
-    all_healthy()
-    after = ControlPlane(CONTROL).call("ModelRegistry", "ListModels")
-    assert after == before
-    assert {model["id"] for model in after["models"]} == set(MODELS)
-    for worker in WORKERS:
-        ask_all(worker)

@@ -4,7 +4,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use forebay_control::{BoundControl, ControlSettings, RolloutSettings, StoreLocation};
+use forebay_control::{
+    BoundControl, ControlSettings, LeaseSettings, RolloutSettings, StoreLocation,
+};
 use forebay_dataplane::{BoundWorker, ClientLimits, WorkerSettings};
 use forebay_proto::{PoolSettings, WorkerId, wire};
 use tempfile::TempDir;
@@ -36,6 +38,7 @@ pub struct Cluster {
     clients: ClientLimits,
     stream_age: Option<Duration>,
     rings: Option<RolloutSettings>,
+    leases: LeaseSettings,
     buffered: usize,
 }
 
@@ -79,10 +82,21 @@ impl Cluster {
         Self::of(stream_age, None).await
     }
 
+    /// Starts one whose leases hold for so long.
+    pub async fn with_leases(leases: LeaseSettings) -> Self {
+        let mut cluster = Self::of(None, None).await;
+        cluster.stop_control().await;
+        cluster.leases = leases;
+        cluster.start_control().await;
+        cluster
+    }
+
     async fn of(stream_age: Option<Duration>, rings: Option<RolloutSettings>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = dir.path().join("control");
-        let (addr, control) = control(store, lasting_addr(), stream_age, rings.clone()).await;
+        let leases = LeaseSettings::default();
+        let settings = (stream_age, rings.clone(), leases);
+        let (addr, control) = control(store, lasting_addr(), settings).await;
         Self {
             dir,
             addr,
@@ -91,6 +105,7 @@ impl Cluster {
             clients: ClientLimits::default(),
             stream_age,
             rings,
+            leases,
             buffered: BUFFERED,
         }
     }
@@ -141,7 +156,8 @@ impl Cluster {
     pub async fn start_control(&mut self) {
         assert!(self.control.is_none(), "the control plane runs already");
         let store = self.dir.path().join("control");
-        let (_, control) = control(store, self.addr, self.stream_age, self.rings.clone()).await;
+        let settings = (self.stream_age, self.rings.clone(), self.leases);
+        let (_, control) = control(store, self.addr, settings).await;
         self.control = Some(control);
     }
 
@@ -339,6 +355,7 @@ pub(crate) fn worker_settings(name: &str, control: &[String], data_dir: PathBuf)
         max_buffered_bytes: BUFFERED,
         grace: GRACE,
         hand_over: forebay_dataplane::HandOver::Never,
+        fleet_weight: 1,
         build: "test".to_owned(),
     }
 }
@@ -375,8 +392,7 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
 pub(crate) async fn control(
     dir: PathBuf,
     listen: SocketAddr,
-    stream_age: Option<Duration>,
-    rings: Option<RolloutSettings>,
+    (stream_age, rings, leases): (Option<Duration>, Option<RolloutSettings>, LeaseSettings),
 ) -> (SocketAddr, Running) {
     let settings = ControlSettings {
         listen,
@@ -389,6 +405,7 @@ pub(crate) async fn control(
         probe_allow: Vec::new(),
         secrets: forebay_control::SecretPaths::default(),
         replica: forebay_control::ReplicaSettings::default(),
+        leases,
     };
     let bound = BoundControl::bind(settings)
         .await

@@ -1,6 +1,8 @@
 //! A program as a child process that is killed with its handle, with what it printed.
 
-use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    net::TcpListener, os::fd::OwnedFd, path::Path, process::Stdio, sync::Arc, time::Duration,
+};
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,7 +32,24 @@ impl Process {
     pub fn start(program: impl AsRef<Path>, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program.as_ref());
         command.args(args);
-        Self::spawn(command, env)
+        Self::spawn(command, env, Stdio::null())
+    }
+
+    /// Starts a program with a listening socket, as systemd's socket activation passes one: as file 3, by this name.
+    #[must_use]
+    pub fn start_on(
+        (name, listener): (&str, &TcpListener),
+        program: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
+        let mut command = Command::new("sh");
+        // The shell becomes the program, so its id is the program's.
+        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        command.arg("-c").arg(script).arg(program).args(args);
+        let socket = OwnedFd::from(listener.try_clone().expect("a socket can be duplicated"));
+        let env = [env, &[("LISTEN_FDNAMES", name)]].concat();
+        Self::spawn(command, &env, socket.into())
     }
 
     /// Starts a program that may open this many files.
@@ -39,16 +58,16 @@ impl Process {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
         command.arg("-c").arg(script).arg(program).args(args);
-        Self::spawn(command, &[])
+        Self::spawn(command, &[], Stdio::null())
     }
 
-    fn spawn(mut command: Command, env: &[(&str, &str)]) -> Self {
+    fn spawn(mut command: Command, env: &[(&str, &str)], stdin: Stdio) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command
             .env_clear()
             .env("PATH", path)
             .envs(env.iter().copied())
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);

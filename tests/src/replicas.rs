@@ -96,6 +96,7 @@ impl Replicas {
                 pepper: Some(self.dir.path().join("pepper")),
                 seal_key: Some(self.dir.path().join("seal.key")),
             },
+            leases: forebay_control::LeaseSettings::default(),
             replica: ReplicaSettings {
                 name: Some(format!("c{n}")),
                 access: EtcdAccess::default(),

@@ -12,6 +12,7 @@ use super::{
         UPDATE_EXAMPLES,
     },
     failure::FailureArgs,
+    leases::ScopeArgs,
 };
 
 /// Where client commands and workers look for the control plane unless told otherwise.
@@ -234,6 +235,8 @@ pub(crate) enum StreamUsage {
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     #[command(flatten)]
+    pub(crate) scope: ScopeArgs,
+    #[command(flatten)]
     pub(crate) reached: EndpointArgs,
     #[command(flatten)]
     pub(crate) discovery: DiscoveryArgs,
@@ -419,6 +422,20 @@ pub(crate) enum Fleet {
         /// Longest wait with --wait.
         #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
         within: Duration,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show how limits that hold for all workers together (scope fleet) are lent to them.
+    Leases {
+        /// One model alone.
+        model: Option<String>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Forget a worker that is not connected and whose process has ended: what is kept for it is free at once.
+    Forget {
+        /// The worker's id.
+        worker: String,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -7,6 +7,7 @@ mod etcd;
 mod examples;
 mod failure;
 mod keys;
+mod leases;
 mod rings;
 mod roles;
 

@@ -10,6 +10,7 @@ use http::Uri;
 use super::{
     client::{DEFAULT_CONTROL, control_url},
     etcd::EtcdArgs,
+    leases::LeaseArgs,
     rings::RingArgs,
 };
 
@@ -74,6 +75,8 @@ pub(crate) struct ControlListen {
     pub(crate) seal_key_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rings: RingArgs,
+    #[command(flatten)]
+    pub(crate) leases: LeaseArgs,
 }
 
 /// Who may use a gateway.
@@ -184,6 +187,10 @@ pub(crate) struct WorkerListen {
     /// Who may use the gateway.
     #[arg(long, hide_env_values = true, env = "FOREBAY_AUTH", value_name = "MODE", value_enum, default_value_t = AuthMode::Auto)]
     pub(crate) auth: AuthMode,
+    /// What this worker counts for, relative to others, where a fleet-wide limit is not enough for all.
+    #[arg(long, hide_env_values = true, env = "FOREBAY_FLEET_WEIGHT", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) fleet_weight: u32,
     /// How long requests in flight get when the worker stops.
     #[arg(long, hide_env_values = true, env = "FOREBAY_GRACE", value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
@@ -378,6 +385,9 @@ pub(crate) struct Worker {
     /// and those of clients as they come to rest. It ends when its last request has. Nobody is refused.
     #[arg(long, hide_env_values = true, env = "FOREBAY_TAKE_OVER")]
     pub(crate) take_over: bool,
+    /// Set by a worker that starts its own successor (SIGUSR2): take over, wherever it listens.
+    #[arg(long, hide = true, env = "FOREBAY_SUCCESSOR")]
+    pub(crate) successor: bool,
     #[command(flatten)]
     pub(crate) worker: WorkerListen,
     #[command(flatten)]

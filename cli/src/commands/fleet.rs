@@ -12,7 +12,7 @@ use super::{revisions, rollout};
 use crate::{
     args::{ClientArgs, Fleet, Output},
     client::{self, call},
-    document, table, ui,
+    document, leases_table, table, ui,
 };
 
 /// How often it is looked whether a worker is gone.
@@ -29,6 +29,8 @@ pub(crate) async fn run(command: Fleet) -> anyhow::Result<()> {
             write,
             client,
         } => revisions::rollback(revision, write, &client).await,
+        Fleet::Leases { model, client } => leases(model.unwrap_or_default(), &client).await,
+        Fleet::Forget { worker, client } => forget(worker, &client).await,
         Fleet::Drain {
             worker,
             wait,
@@ -77,6 +79,29 @@ async fn drain(id: String, wait: Option<Duration>, client: &ClientArgs) -> anyho
             let value = document::to_value("Worker", &worker)?;
             ui::say(&document::print(&value, output)?);
         }
+    }
+    Ok(())
+}
+
+async fn leases(model: String, client: &ClientArgs) -> anyhow::Result<()> {
+    let request = wire::ListLeasesRequest { model };
+    let list = call(fleet(client).await?.list_leases(request)).await?;
+    match client.output {
+        Output::Table => ui::say(&leases_table::pools(&list.pools)),
+        output => {
+            let value = document::to_value("ListLeasesResponse", &list)?;
+            ui::say(&document::print(&value, output)?);
+        }
+    }
+    Ok(())
+}
+
+async fn forget(id: String, client: &ClientArgs) -> anyhow::Result<()> {
+    let request = wire::ForgetWorkerRequest { id: id.clone() };
+    call(fleet(client).await?.forget_worker(request)).await?;
+    match client.output {
+        Output::Table => ui::say(&format!("worker `{id}` is forgotten")),
+        output => ui::say(&document::print(&serde_json::json!({}), output)?),
     }
     Ok(())
 }

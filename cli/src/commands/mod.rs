@@ -20,14 +20,17 @@ mod standalone;
 use clap::CommandFactory as _;
 
 pub(crate) use self::rollout::NotEverywhere;
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Command},
+    supervisor::Sockets,
+};
 
 /// Runs one.
-pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) async fn run(cli: Cli, sockets: Sockets) -> anyhow::Result<()> {
     match cli.command {
         Command::Standalone(args) => standalone::run(&cli.log, args).await,
         Command::Control(args) => roles::control(&cli.log, args).await,
-        Command::Worker(args) => roles::worker(&cli.log, args).await,
+        Command::Worker(args) => roles::worker(&cli.log, args, sockets).await,
         Command::Models(command) => models::run(command).await,
         Command::Keys(command) => keys::run(command).await,
         Command::Pool(command) => pool::run(command).await,

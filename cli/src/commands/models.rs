@@ -258,6 +258,7 @@ fn update_of(
     flags: &ModelArgs,
 ) -> (FieldMask, wire::Model) {
     let mut paths = flags.pool.paths("pool.");
+    paths.extend(flags.scope.paths());
     paths.extend(flags.probe.paths());
     paths.extend(flags.failure.paths());
     paths.extend(flags.streaming.paths());
@@ -282,11 +283,13 @@ impl ModelArgs {
         aliases: Vec<String>,
         endpoints: Vec<wire::Endpoint>,
     ) -> wire::Model {
+        let mut pool = self.pool.pool();
+        self.scope.write(&mut pool);
         let mut model = wire::Model {
             id,
             aliases,
             endpoints,
-            pool: self.pool.pool(),
+            pool,
             timeouts: self.pool.timeouts(),
             probe: self.probe.probe(),
             streaming: self.streaming.streaming(),

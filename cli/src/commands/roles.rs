@@ -16,6 +16,7 @@ use crate::{
     args::{AuthMode, Control, ControlListen, FreshArgs, LogArgs, RoleArgs, Worker, WorkerListen},
     open_files,
     signals::until_signalled,
+    supervisor::{self, Sockets},
     telemetry::Telemetry,
     ui,
 };
@@ -46,6 +47,7 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
          {program} models create NAME --endpoint http://HOST:8000{flag}\n  \
          grpcurl -plaintext {addr} list"
     ));
+    supervisor::ready(&format!("serving on {addr}"));
     let shutdown = CancellationToken::new();
     let running = shutdown.clone();
     let work = async { Ok(bound.run(running).await?) };
@@ -55,7 +57,7 @@ pub(crate) async fn control(log: &LogArgs, args: Control) -> anyhow::Result<()> 
 }
 
 /// Runs a worker until a signal.
-pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
+pub(crate) async fn worker(log: &LogArgs, args: Worker, sockets: Sockets) -> anyhow::Result<()> {
     let id = match args.worker_id {
         Some(id) => id,
         None => WorkerId::new(host_name()).context("--worker-id must be given")?,
@@ -65,11 +67,12 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
     let mut settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
     settings.rebalance_every = Some(args.rebalance_every).filter(|every| !every.is_zero());
-    settings.hand_over = match args.take_over {
-        true => HandOver::TakeOver,
-        false => HandOver::Offer,
+    settings.hand_over = match (args.successor, args.take_over) {
+        (true, _) => HandOver::Succeed,
+        (false, true) => HandOver::TakeOver,
+        (false, false) => HandOver::Offer,
     };
-    let bound = BoundWorker::bind(settings).await?;
+    let bound = BoundWorker::bind_with(settings, sockets.of_worker()?).await?;
     ui::say(&format!(
         "Forebay worker {id}\n\n  \
          gateway   http://{}/v1\n  \
@@ -84,7 +87,21 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker) -> anyhow::Result<()> {
     ));
     let shutdown = CancellationToken::new();
     let running = shutdown.clone();
-    let work = async { Ok(bound.run(running).await?) };
+    let (serving, status) = (
+        bound.serving(),
+        format!("serving on {}", bound.gateway_addr()),
+    );
+    let work = async {
+        let mut tells = std::pin::pin!(async {
+            serving.cancelled().await;
+            supervisor::ready(&status);
+            supervisor::successors().await
+        });
+        tokio::select! {
+            result = bound.run(running) => Ok(result?),
+            never = &mut tells => match never {},
+        }
+    };
     let result = until_signalled(work, shutdown).await;
     telemetry.stop().await;
     result
@@ -120,6 +137,7 @@ pub(crate) fn control_settings(
             seal_key: listen.seal_key_file.clone(),
         },
         replica: ReplicaSettings::default(),
+        leases: listen.leases.settings(),
     })
 }
 
@@ -164,6 +182,7 @@ pub(crate) fn worker_settings(
         max_buffered_bytes: listen.max_buffered_bytes,
         grace: listen.grace,
         hand_over: HandOver::Never,
+        fleet_weight: listen.fleet_weight,
         build: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

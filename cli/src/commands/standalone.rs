@@ -18,6 +18,7 @@ use crate::{
     args::{DEFAULT_CONTROL, LogArgs, Standalone},
     open_files,
     signals::until_signalled,
+    supervisor,
     telemetry::Telemetry,
     ui,
 };
@@ -49,6 +50,7 @@ pub(crate) async fn run(log: &LogArgs, mut args: Standalone) -> anyhow::Result<(
         gateway: worker.gateway_addr(),
         admin: worker.admin_addr(),
     };
+    supervisor::ready(&format!("serving on {}", addresses.gateway));
     let shutdown = CancellationToken::new();
     let worker_stopped = CancellationToken::new();
     let work = async {

@@ -406,7 +406,11 @@ async fn sources_on_the_command_line() {
     let updated = typed.json(&update).await;
     assert_eq!(updated["endpoints"][0]["discovery"]["file"], "/etc/t.json");
     assert_eq!(updated["endpoints"].as_array().unwrap().len(), 1);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_not_clear_is_usage_and_one_that_is_wrong_is_refused() {
+    let (_dir, _control, typed) = setup().await;
     for (bad, part) in [
         (&["models", "create", "x"][..], "--discover"),
         (

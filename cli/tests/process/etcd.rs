@@ -179,22 +179,27 @@ async fn a_registry_moves_to_etcd_and_back_with_its_history() {
             .revision,
         7
     );
-    let home = format!("sled:{}", dir.path().join("home/control").display());
-    let return_it = ["control", "migrate", "--from", &store, "--to", &home];
+    return_home(dir.path(), &store, control).await;
+}
+
+/// And what was written there meanwhile.
+async fn return_home(dir: &Path, store: &str, control: Control) {
+    let home = format!("sled:{}", dir.join("home/control").display());
+    let return_it = ["control", "migrate", "--from", store, "--to", &home];
     refused(&return_it, 1, &["in use by 1 control planes"]).await;
     control.process.terminate().await;
     let (code, out, err) = run(&return_it).await;
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("revision 7, 2 models"), "{out}");
-    let (code, out, err) = run(&["control", "check", "--store", &store]).await;
+    let (code, out, err) = run(&["control", "check", "--store", store]).await;
     assert_eq!(
         (code, out.contains("revision 7")),
         (Some(0), true),
         "{out}{err}"
     );
-    let (code, out, err) = run(&["control", "new-epoch", "--store", &store]).await;
+    let (code, out, err) = run(&["control", "new-epoch", "--store", store]).await;
     assert_eq!((code, out.contains("epoch")), (Some(0), true), "{out}{err}");
-    let control = Control::start(ANY, &dir.path().join("home"), &[]).await;
+    let control = Control::start(ANY, &dir.join("home"), &[]).await;
     let list = wire::ListModelsRequest::default();
     let models = control
         .registry()

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Client, Ended, Process, RawClient, eventually, model_at};
+use forebay_tests::{Chat, Client, Crowd, Ended, Process, RawClient, eventually, model_at};
 use tokio::task::JoinSet;
 
 use crate::roles::{ANY, Control, FOREBAY, Worker};
@@ -365,4 +365,50 @@ async fn a_worker_accepts_until_balancers_had_time_to_notice() {
     assert_eq!(answer.headers()["connection"], "close");
     let (code, _, err) = worker.process.end().await;
     assert_eq!(code, Some(0), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_processes_together_keep_to_what_the_worker_is_lent() {
+    const LIMIT: u32 = 8;
+    let scene = Scene::new().await;
+    let engine = MockServer::start(MockConfig {
+        max_in_flight: Some(LIMIT as usize),
+        ..MockConfig::serving("f")
+    });
+    let engine = engine.await.unwrap();
+    let model = wire::Model {
+        pool: Some(wire::Pool {
+            max_concurrent: Some(LIMIT),
+            scope: wire::PoolScope::Fleet.into(),
+            ..wire::Pool::default()
+        }),
+        ..model_at("f", &engine.url())
+    };
+    scene.control.create(model).await;
+    let mut worker = scene.worker(&[]).await;
+    let crowd = Crowd::new("f", 24, 20..=60);
+    crowd.ask(vec![worker.gateway]);
+    let all_used = async |what: &str| {
+        eventually(what, async || {
+            (engine.stats().in_flight == u64::from(LIMIT)).then_some(())
+        })
+        .await;
+    };
+    all_used("all of it is used").await;
+    for n in 0..3 {
+        let next =
+            Worker::start_with(&scene.control.url(), "w", &scene.data(), &["--take-over"]).await;
+        let (code, _, err) = std::mem::replace(&mut worker, next).process.end().await;
+        assert_eq!(code, Some(0), "{err}");
+        let before = engine.stats().completed;
+        eventually(&format!("the heir serves, {n}"), async || {
+            (engine.stats().completed > before + 50).then_some(())
+        })
+        .await;
+        all_used("the heir uses all of it").await;
+    }
+    let stats = engine.stats();
+    assert_eq!(stats.over_limit, 0, "{} at once", stats.peak_in_flight);
+    let fates = crowd.fates();
+    assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
 }

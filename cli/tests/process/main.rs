@@ -6,6 +6,7 @@
     reason = "in a test, a wrong assumption is to fail at once"
 )]
 
+mod activation;
 mod bad_start;
 mod bench_seed;
 mod commands;

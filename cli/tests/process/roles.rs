@@ -1,6 +1,9 @@
 //! Control planes and workers as processes of their own.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
 
 use forebay_proto::wire;
 use forebay_tests::{Client, Process, eventually};
@@ -89,6 +92,20 @@ impl Worker {
         let args = worker_args(control, id, dir.to_str().unwrap());
         let args = [&args, more].concat();
         Self::of(Process::start(FOREBAY, &args, &[])).await
+    }
+
+    /// The same, with its gateway on a socket that it is passed, as systemd's socket activation does.
+    pub(crate) async fn start_on(
+        listener: &TcpListener,
+        control: &str,
+        id: &str,
+        dir: &Path,
+        more: &[&str],
+    ) -> Self {
+        let args = worker_args(control, id, dir.to_str().unwrap());
+        let args = [&args, more].concat();
+        let passed = ("gateway", listener);
+        Self::of(Process::start_on(passed, FOREBAY, &args, &[])).await
     }
 
     async fn of(mut process: Process) -> Self {

@@ -182,12 +182,15 @@ impl Candidate {
         };
         let found = self.shared.etcd.range(range, Budget::SHORT).await?;
         let count = i64::try_from(found.kvs.len()).unwrap_or(i64::MAX);
-        self.metrics.replicas.set(count);
+        self.metrics.replicas.replicas.set(count);
         Ok(())
     }
 
     fn is(&self, leadership: Leadership) {
-        self.metrics.leader.set(leadership.term().is_some().into());
+        self.metrics
+            .replicas
+            .leader
+            .set(leadership.term().is_some().into());
         let changed = self.leading.send_if_modified(|known| {
             let changed = *known != leadership;
             *known = leadership;

@@ -9,6 +9,7 @@
 mod election;
 mod follow;
 mod lag;
+mod metrics;
 mod secrets;
 mod watching;
 mod workers;
@@ -18,7 +19,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{lag::Lag, secrets::check as check_secrets, watching::Looks};
+pub(crate) use self::{
+    lag::Lag, metrics::ReplicaMetrics, secrets::check as check_secrets, watching::Looks,
+};
 use crate::{
     etcd::{Etcd, EtcdAccess},
     fleet::Fleet,

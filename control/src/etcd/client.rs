@@ -4,8 +4,10 @@
 //! store's writes are bound to what they were planned on. Three ends are told apart: refused (etcd said no), not reached
 //! (it was never sent, so it was not done) and unknown (it was sent, and there was no answer).
 //!
-//! One member is used until it fails, then the next: a frozen member costs one deadline, not one in three calls. A
-//! channel that failed is thrown away, so that nothing waits on a connection that is dead.
+//! One member is used until it fails, then the next: a frozen member costs one deadline, not one in three calls, and is
+//! not the next again while others were not tried. A channel that failed is thrown away, so that nothing waits on a
+//! connection that is dead. The first try is a short one: after the loss of etcd's leader what was sent to a member that
+//! did not know yet is lost without a word, and only another try finds the new one.
 
 use std::{
     future::Future,
@@ -48,6 +50,10 @@ const LEAST: Duration = Duration::from_millis(20);
 const ANSWER_BYTES: usize = 20 << 20;
 /// Entries of a page.
 const PAGE: i64 = 100;
+/// A member that failed is not the next one for so long, if there are others.
+const SHUNNED: Duration = Duration::from_secs(4);
+/// Each try may take longer than the one before.
+const LONGER: f64 = 1.4;
 /// The watch of a member that went away is not waited for.
 const WATCH_OPEN: Duration = Duration::from_secs(2);
 
@@ -61,12 +67,12 @@ pub(crate) struct Budget {
 impl Budget {
     /// Outlives the election of a new leader, and gives up before an operator does.
     pub(crate) const WRITE: Self = Self {
-        attempt: Duration::from_secs(1),
+        attempt: Duration::from_millis(600),
         total: Duration::from_millis(4_500),
     };
     /// Of something that comes again soon.
     pub(crate) const SHORT: Self = Self {
-        attempt: Duration::from_secs(1),
+        attempt: Duration::from_millis(600),
         total: Duration::from_millis(1_200),
     };
     /// Pages of much.
@@ -112,6 +118,8 @@ struct Member {
     name: String,
     endpoint: Endpoint,
     channel: Mutex<Option<Channel>>,
+    /// When it failed.
+    failed: Mutex<Option<Instant>>,
 }
 
 /// An etcd.
@@ -193,6 +201,7 @@ impl Etcd {
                 name: name.clone(),
                 endpoint,
                 channel: Mutex::new(None),
+                failed: Mutex::new(None),
             })
         };
         let members = at.members().iter().map(member);
@@ -368,10 +377,11 @@ impl Etcd {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let give_up = Instant::now() + budget.total;
-        let (mut sent, mut tokens) = (false, 0);
+        let (mut sent, mut tokens, mut patience) = (false, 0, budget.attempt);
         loop {
             let member = self.current.load(Ordering::Relaxed);
-            let until = (Instant::now() + budget.attempt).min(give_up);
+            let until = (Instant::now() + patience).min(give_up);
+            patience = patience.mul_f64(LONGER);
             let why = match self.attempt(member, until, &make).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Refused(status)) => return Err(CallError::Refused(status)),
@@ -444,16 +454,29 @@ impl Etcd {
         Ok(channel)
     }
 
-    /// The member did not do; the next one is used, by a new connection.
+    /// The member did not do; another one is used, by a new connection.
     fn leave(&self, member: usize) {
+        let now = Instant::now();
         if let Some(left) = self.members.get(member) {
             left.channel.lock().take();
+            *left.failed.lock() = Some(now);
         }
-        let next = (member + 1) % self.members.len().max(1);
+        let after = (member + 1..self.members.len()).chain(0..member);
+        // The first that did not fail just now; if all did, the one that did so longest ago.
+        let next = after.min_by_key(|n| {
+            let failed = self
+                .members
+                .get(*n)
+                .and_then(|member| *member.failed.lock());
+            failed.filter(|failed| now.duration_since(*failed) < SHUNNED)
+        });
         // Unless somebody else has left it already.
-        let _ = self
-            .current
-            .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.current.compare_exchange(
+            member,
+            next.unwrap_or(member),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
     }
 
     async fn token(&self, channel: &Channel) -> Result<Option<MetadataValue<Ascii>>, Status> {

@@ -136,6 +136,8 @@ impl Known {
             moves: who.moves.0,
             moved_because: who.moves.1.clone(),
             twin: self.twin(SystemTime::now()),
+            // Whoever shows it knows.
+            leases: Vec::new(),
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
     }

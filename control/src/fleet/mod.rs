@@ -59,6 +59,13 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionId(u64);
 
+impl SessionId {
+    /// Later ones have greater numbers.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Introduction {
@@ -112,6 +119,15 @@ pub(crate) enum CannotDrain {
     Elsewhere(String),
     /// Its build does not know how.
     TooOld,
+}
+
+/// Why a worker cannot be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StillThere {
+    /// There is none of that id.
+    Unknown,
+    /// It is connected.
+    Connected,
 }
 
 impl Fleet {
@@ -202,6 +218,19 @@ impl Fleet {
         }
         line.drain.cancel();
         known.ends = true;
+        drop(inner);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Forgets a worker that is not connected.
+    pub(crate) fn forget(&self, id: &str) -> Result<(), StillThere> {
+        let mut inner = self.inner.lock();
+        match inner.workers.get(id) {
+            None => return Err(StillThere::Unknown),
+            Some(known) if known.session.is_some() => return Err(StillThere::Connected),
+            Some(_) => drop(inner.workers.remove(id)),
+        }
         drop(inner);
         self.changed.send_replace(());
         Ok(())

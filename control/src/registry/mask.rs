@@ -120,6 +120,7 @@ const MODEL: &[Leaf<wire::Model>] = leaves!(wire::Model:
     "pool.queue.tenant_header" => pool.queue.tenant_header;
     "pool.queue.priority_header" => pool.queue.priority_header;
     "pool.queue.cost" => pool.queue.cost;
+    "pool.fleet_floor" => pool.fleet_floor;
     "pool.warm" => pool.warm;
     "pool.idle_timeout" => pool.idle_timeout;
     "pool.max_connection_age" => pool.max_connection_age;

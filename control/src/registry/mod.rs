@@ -22,7 +22,7 @@ use forebay_proto::{KeyId, Position, Revision, Violations, wire};
 pub(crate) use self::writer::start_here;
 pub(crate) use self::{
     past::PastError,
-    state::State,
+    state::{PoolOf, State},
     writer::{RegistryHandle, WriterThread, start},
 };
 use crate::store::{

@@ -348,12 +348,12 @@ impl<S: Store> Writer<S> {
 
     fn serve(&mut self, group: Vec<Job>) {
         let mut planned = Err(StoreError::Conflict.into());
-        for _ in 0..PLANS {
-            planned = self.plan_and_commit(&group);
+        for attempt in 0..PLANS {
+            planned = self.plan_and_commit(&group, attempt > 0);
             if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
                 break;
             }
-            self.metrics.conflicts.inc();
+            self.metrics.replicas.conflicts.inc();
         }
         match planned {
             Err(error) => refuse_all(group, &error),
@@ -366,12 +366,14 @@ impl<S: Store> Writer<S> {
         }
     }
 
-    /// Plans a group on the newest there is, and commits it as one: the answers to each, or why there are none.
+    /// Plans a group and commits it as one: the answers to each, or why there are none. A commit proves by itself that
+    /// what it was planned on was the newest; what is answered without one is planned again on what is looked up.
     fn plan_and_commit(
         &mut self,
         group: &[Job],
+        look: bool,
     ) -> Result<Vec<Result<Answer, WriteError>>, WriteError> {
-        if let Err(error) = self.up_to_date() {
+        if let Err(error) = self.ready(look) {
             self.tell(&error);
             return Err(error.into());
         }
@@ -395,6 +397,9 @@ impl<S: Store> Writer<S> {
                 planned.answer
             });
             answers.push(answer);
+        }
+        if !look && self.store.is_shared() && changes.len() < group.len() {
+            return self.plan_and_commit(group, true);
         }
         self.commit(Arc::new(next), changes, &spans, term)?;
         Ok(answers)

@@ -1,7 +1,7 @@
 //! `Fleet`.
 
 use forebay_proto::{
-    Position, Revision,
+    Position, Revision, limits,
     wire::{self, fleet_server::Fleet},
 };
 use futures_util::{StreamExt as _, stream::BoxStream};
@@ -13,7 +13,7 @@ use super::{
     status::{self, Reason},
     watch::{Watchers, watch},
 };
-use crate::fleet::CannotDrain;
+use crate::fleet::{CannotDrain, StillThere};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -39,6 +39,16 @@ impl FleetService {
     }
 }
 
+impl FleetService {
+    fn with_leases(&self, worker: &mut wire::Worker) {
+        let leases = self
+            .context
+            .leases
+            .look(|machine, now| machine.leases_of(now, &worker.id));
+        worker.leases = leases.unwrap_or_default();
+    }
+}
+
 fn unknown(id: &str) -> Status {
     let id: String = id.chars().take(63).collect();
     let message = format!("worker `{id}` is not known; ListWorkers shows those that are");
@@ -59,6 +69,10 @@ impl Fleet for FleetService {
                 self.context
                     .fleet
                     .page(page.after.as_deref(), page.size, &published.position);
+            let mut workers = workers;
+            workers
+                .iter_mut()
+                .for_each(|worker| self.with_leases(worker));
             let last = workers
                 .last()
                 .filter(|_| more)
@@ -77,10 +91,10 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::Worker>, Status> {
         let serve = async |request: wire::GetWorkerRequest| {
             let published = self.context.registry.published();
-            self.context
-                .fleet
-                .worker(&request.id, &published.position)
-                .ok_or_else(|| unknown(&request.id))
+            let worker = self.context.fleet.worker(&request.id, &published.position);
+            let mut worker = worker.ok_or_else(|| unknown(&request.id))?;
+            self.with_leases(&mut worker);
+            Ok(worker)
         };
         self.context.call("GetWorker", request, serve).await
     }
@@ -129,6 +143,64 @@ impl Fleet for FleetService {
             worker.ok_or_else(|| unknown(&request.id))
         };
         self.context.call("DrainWorker", request, serve).await
+    }
+
+    async fn list_leases(
+        &self,
+        request: Request<wire::ListLeasesRequest>,
+    ) -> Result<Response<wire::ListLeasesResponse>, Status> {
+        let serve = async |request: wire::ListLeasesRequest| {
+            let only = Some(request.model.as_str()).filter(|model| !model.is_empty());
+            let pools = self
+                .context
+                .leases
+                .look(|machine, now| machine.pools(now, only));
+            let pools = pools.ok_or_else(|| {
+                let message = "the leases are not decided here at the moment; try again";
+                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, message)
+            })?;
+            match only {
+                Some(only) if pools.is_empty() => {
+                    let only: String = only.chars().take(limits::MODEL_ID_CHARS).collect();
+                    let message = format!(
+                        "model `{only}` has no fleet-wide limit; `pool.scope: FLEET` gives it one"
+                    );
+                    Err(status::with_reason(
+                        Code::NotFound,
+                        Reason::NotFleetWide,
+                        message,
+                    ))
+                }
+                _ => Ok(wire::ListLeasesResponse { pools }),
+            }
+        };
+        self.context.call("ListLeases", request, serve).await
+    }
+
+    async fn forget_worker(
+        &self,
+        request: Request<wire::ForgetWorkerRequest>,
+    ) -> Result<Response<wire::ForgetWorkerResponse>, Status> {
+        let serve = async |request: wire::ForgetWorkerRequest| {
+            let id: String = request.id.chars().take(63).collect();
+            let leased = self.context.leases.forget(&id);
+            match self.context.fleet.forget(&id) {
+                Ok(()) => {}
+                // On record since before this control plane started.
+                Err(StillThere::Unknown) if leased => {}
+                Err(StillThere::Unknown) => return Err(unknown(&id)),
+                Err(StillThere::Connected) => {
+                    let message = format!(
+                        "worker `{id}` is connected; `forebay fleet drain {id}` has it end and be forgotten"
+                    );
+                    let (code, reason) = (Code::FailedPrecondition, Reason::WorkerConnected);
+                    return Err(status::with_reason(code, reason, message));
+                }
+            }
+            tracing::info!(worker = id, "worker is forgotten");
+            Ok(wire::ForgetWorkerResponse {})
+        };
+        self.context.call("ForgetWorker", request, serve).await
     }
 
     type WatchRolloutStream = BoxStream<'static, Result<wire::Rollout, Status>>;

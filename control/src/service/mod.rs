@@ -31,6 +31,7 @@ pub(crate) use self::{
 };
 use crate::{
     exporter::StoreStatus,
+    leases::Leases,
     metrics::Metrics,
     probe::Prober,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
@@ -54,6 +55,7 @@ pub(crate) struct Context {
     pub(crate) abreast: Abreast,
     /// Its name among the replicas; empty if there is one.
     pub(crate) replica: Arc<str>,
+    pub(crate) leases: Arc<Leases>,
 }
 
 impl Context {
@@ -98,8 +100,23 @@ impl Context {
 
     /// From here on a model has no token in clear: neither does its fingerprint, nor anything that is kept of it.
     fn seal(&self, model: Option<&mut wire::Model>) -> Result<(), Status> {
-        let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
-        sealed.map_err(|violations| status::violated(&violations))
+        let taken = model.map_or(Ok(()), |model| self.take_in(model));
+        taken.map_err(|violations| status::violated(&violations))
+    }
+
+    /// The same for one of several. What this control plane cannot do is told of here, too.
+    fn take_in(&self, model: &mut wire::Model) -> Result<(), Violations> {
+        let mut violations = Violations::new();
+        let fleet = |pool: &wire::Pool| pool.scope() == wire::PoolScope::Fleet;
+        if model.pool.as_ref().is_some_and(fleet) && !self.leases.lends() {
+            violations.add(
+                "model.pool.scope",
+                "FLEET needs a control plane that is the only one: on a store that several share nothing is lent; \
+                 use PER_WORKER, or `--store sled:DIRECTORY`",
+            );
+        }
+        let sealed = violations.here(self.registry.vault().seal_tokens(model));
+        violations.finish(sealed)
     }
 
     fn seal_batch(&self, items: &mut [wire::BatchItem]) -> Result<(), Status> {
@@ -110,7 +127,7 @@ impl Context {
                 Some(Change::Update(request)) => ("update", request.model.as_mut()),
                 Some(Change::Delete(_)) | None => continue,
             };
-            let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
+            let sealed = model.map_or(Ok(()), |model| self.take_in(model));
             violations.part(&format!("items[{n}].{kind}"), sealed);
         }
         let sealed = violations.finish(Some(()));

@@ -77,6 +77,7 @@ impl WorkerSync for SyncService {
             metrics,
             abreast,
             replica,
+            leases,
             ..
         } = self.context.clone();
         // What was acknowledged before it came, a worker gets at once: the feed is a task behind the registry.
@@ -91,6 +92,7 @@ impl WorkerSync for SyncService {
         let session = Session::new(
             (self.offers.clone(), registry.watch_keys()),
             (fleet, metrics.clone()),
+            leases.board.clone(),
             say,
             peer,
             (self.stopping.clone(), abreast),

@@ -9,6 +9,7 @@ use wire::to_worker::Message as Say;
 
 use super::{
     DRAINS, End, PROTOCOLS, Session, end,
+    leases::LeaseLine,
     machine::{Event, Why},
     words::introduce,
 };
@@ -39,9 +40,11 @@ impl Session {
         let keys = keys.map_err(|violations| {
             Status::invalid_argument(violations.under("hello.keys").to_string())
         })?;
+        let takes_over = hello.takes_over;
         let introduction = introduce(hello, &self.peer)
             .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
         let worker = introduction.worker.clone();
+        let instance = introduction.instance.clone();
         let applied = introduction.applied.clone();
         let quarantined = introduction.quarantined.iter().map(|q| q.digest).collect();
         let joined = admit((&self.fleet, &self.metrics), &introduction, &self.end).await?;
@@ -58,6 +61,14 @@ impl Session {
             self.fleet.drains(&worker, joined.session);
             self.drain = Some(joined.drain.clone());
         }
+        let line = (joined.session.number(), instance);
+        self.leases = Some(LeaseLine::open(
+            &self.board,
+            worker.clone(),
+            line,
+            takes_over,
+            self.protocol,
+        ));
         let refused = joined.refused.clone();
         let version = keys.as_ref().map_or(0, |held| held.version);
         self.fleet.holds_keys(&worker, joined.session, version);

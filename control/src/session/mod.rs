@@ -7,16 +7,17 @@ mod admit;
 mod end;
 mod feed;
 mod keys;
+mod leases;
 mod machine;
 mod offer;
 mod outbox;
+mod push;
 mod usage;
 mod words;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use forebay_proto::{Health, Position, WorkerId, health::CHANGED, limits, wire};
+use forebay_proto::{Health, Position, WorkerId, health::CHANGED, wire};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -34,20 +35,21 @@ pub(crate) use self::{
 use self::{
     end::{End, challenged, stopping, told},
     keys::KeyPushes,
+    leases::{LEASES, LeaseLine, allotted},
     machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
     words::{position, welcome},
 };
 use crate::{
     fleet::{self, Fleet, Joined, Refused},
-    metrics::{Metrics, PushKind},
+    leases::Board,
+    metrics::Metrics,
     registry::keys::PublishedKeys,
-    trace_context,
 };
 
 /// Versions of the protocol that are spoken: the second has deltas and chunks, the third clients' keys and the word that
-/// a worker is to end.
-const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=KEYS;
+/// a worker is to end, the fourth leases.
+const PROTOCOLS: std::ops::RangeInclusive<u32> = 1..=LEASES;
 const DELTAS: u32 = 2;
 const KEYS: u32 = 3;
 const DRAINS: u32 = 3;
@@ -68,6 +70,9 @@ pub(crate) struct Session {
     /// Clients' keys, and where the worker stands with them.
     keys: watch::Receiver<Arc<PublishedKeys>>,
     key_pushes: KeyPushes,
+    /// Where leases are asked for and lent.
+    board: Arc<dyn Board>,
+    leases: Option<LeaseLine>,
     /// What the worker speaks.
     protocol: u32,
     outbox: Outbox,
@@ -110,6 +115,7 @@ impl Session {
     pub(crate) fn new(
         (mut offers, keys): (watch::Receiver<Offer>, watch::Receiver<Arc<PublishedKeys>>),
         (fleet, metrics): (Arc<Fleet>, Arc<Metrics>),
+        board: Arc<dyn Board>,
         say: Outbound,
         peer: String,
         (stopping, abreast): (CancellationToken, Abreast),
@@ -121,7 +127,7 @@ impl Session {
         let machine = Machine::new(current.published.position.clone(), old);
         let (protocol, outbox) = (*PROTOCOLS.end(), Outbox::default());
         let opened = Instant::now();
-        let (joined, drain, push_span, answer) = (None, None, None, None);
+        let (joined, drain, push_span, answer, leases) = (None, None, None, None, None);
         Self {
             machine,
             offers,
@@ -131,6 +137,8 @@ impl Session {
             metrics,
             keys,
             key_pushes: KeyPushes::default(),
+            board,
+            leases,
             protocol,
             outbox,
             say,
@@ -167,6 +175,7 @@ impl Session {
                 self.tell_end(worker, status);
             }
         }
+        drop(self.leases.take());
         if let Some((worker, joined)) = &self.joined {
             self.fleet.leave(worker, joined.session);
         }
@@ -203,6 +212,12 @@ impl Session {
                     Ok(()) => Ok(self.choose(self.machine.applied().cloned())),
                     Err(_) => return stopping(),
                 },
+                () = allotted(self.leases.as_mut()), if self.outbox.is_empty() => {
+                    if let Some(line) = &mut self.leases {
+                        line.say(&mut self.outbox);
+                    }
+                    continue;
+                }
                 changed = self.keys.changed() => match changed {
                     Ok(()) => {
                         self.push_keys();
@@ -313,6 +328,13 @@ impl Session {
                 self.hear_keys(held.held)?;
                 Ok(None)
             }
+            Some(Heard::Leases(report)) => {
+                // One that was not told that there are any has no place for it.
+                if let Some(line) = &mut self.leases {
+                    line.hear(report);
+                }
+                Ok(None)
+            }
             // A word of a later version.
             None => Ok(None),
         }
@@ -407,65 +429,5 @@ impl Session {
             Effect::Close(why) => return Err(End::Told(why.status())),
         }
         Ok(())
-    }
-
-    /// The push is in the trace of the write that it carries, and the worker's part in its.
-    fn push(&mut self, push_id: u64, base: Option<Position>) {
-        self.push_keys();
-        let target = self.current.clone();
-        let published = &target.published;
-        let worker = self.joined.as_ref().map(|(worker, _)| worker.to_string());
-        let revision = published.position.revision;
-        let base = base.filter(|_| self.protocol >= DELTAS);
-        let delta = base.and_then(|base| target.delta(&base).map(|change| (base, change)));
-        let span = tracing::info_span!("push", worker, %revision, delta = delta.is_some());
-        trace_context::adopt_text(&span, &published.traceparent);
-        let traceparent = trace_context::to_text(&span);
-        self.push_span = Some(span);
-        let to = Some((&published.position).into());
-        let (word, rest) = match delta {
-            None => {
-                self.metrics.pushed(PushKind::Whole, published.config.len());
-                let (config, chunked_bytes, rest) = self.portion(&published.config);
-                let push = wire::Push {
-                    push_id,
-                    to,
-                    config,
-                    traceparent,
-                    chunked_bytes,
-                };
-                (Say::Push(push), rest)
-            }
-            Some((base, change)) => {
-                self.metrics.pushed(PushKind::Delta, change.len());
-                let (change, chunked_bytes, rest) = self.portion(&change);
-                let delta = wire::Delta {
-                    push_id,
-                    from: Some((&base).into()),
-                    to,
-                    change,
-                    traceparent,
-                    chunked_bytes,
-                };
-                (Say::Delta(delta), rest)
-            }
-        };
-        self.outbox.say(word);
-        self.outbox.body(push_id, rest);
-    }
-
-    /// What goes in the push's own message, what size it announces, and what goes in chunks.
-    fn portion(&self, body: &Bytes) -> (Bytes, u64, Bytes) {
-        match self.protocol < DELTAS || body.len() <= limits::CHUNK_BYTES {
-            true => (body.clone(), 0, Bytes::new()),
-            false => (Bytes::new(), body.len() as u64, body.clone()),
-        }
-    }
-
-    fn answered(&mut self, answer: &'static str) {
-        if let Some(push) = self.push_span.take() {
-            let span = tracing::info_span!(parent: &push, "answer", answer);
-            span.in_scope(|| tracing::debug!(answer, "push answered"));
-        }
     }
 }

@@ -47,15 +47,15 @@ impl Offer {
         self.newest
     }
 
-    /// All that is offered to anybody.
-    pub(crate) fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
-        let candidate = self.candidate.as_ref().map(|(candidate, _)| candidate);
-        std::iter::once(&self.stable).chain(candidate)
-    }
-
     /// What is offered to those who are offered nothing else.
     pub(crate) fn stable(&self) -> &Arc<Target> {
         &self.stable
+    }
+
+    /// All that is offered, what is proven first.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        let candidate = self.candidate.iter().map(|(target, _)| target);
+        std::iter::once(&self.stable).chain(candidate)
     }
 
     /// True if not all are offered the same.

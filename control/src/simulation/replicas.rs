@@ -24,6 +24,7 @@ use crate::{
     ControlError, app,
     exporter::StoreStatus,
     fleet::Fleet,
+    leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     probe::Prober,
     registry::{self, Published, RegistryHandle},
@@ -86,6 +87,11 @@ impl Replicas {
             prober: Arc::new(Prober::new(AddressPolicy::default())),
             abreast: Abreast::told_by(hears.clone()),
             replica: Arc::from(name.as_str()),
+            leases: Arc::new(Leases::new(
+                Arc::new(LocalBoard::new(None)),
+                LeaseSettings::default(),
+                true,
+            )),
         };
         let known = (name.clone(), Arc::downgrade(&fleet));
         self.fleets.lock().push(known);

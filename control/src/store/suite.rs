@@ -244,15 +244,64 @@ fn sled_behaves_and_keeps_what_it_acknowledged() {
     assert_eq!((store.load().unwrap(), store.past().unwrap()), before);
 }
 
-/// A directory that builds of the format before this one wrote; see its README.
-#[test]
-fn a_directory_of_the_format_before_is_upgraded_and_loses_nothing() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store-format-1");
+/// A copy of a directory that an older build wrote; see the README beside them.
+fn fixture(name: &str) -> tempfile::TempDir {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let dir = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(fixture).unwrap() {
+    for file in fs::read_dir(fixture.join(name)).unwrap() {
         let file = file.unwrap().path();
         fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
     }
+    dir
+}
+
+#[test]
+fn directories_of_later_formats_open_with_all_that_is_in_them() {
+    for format in 2..=3 {
+        let dir = fixture(&format!("store-format-{format}"));
+        let (keys, sealed) = (usize::from(format == 3), format == 3);
+        for pass in ["opened", "opened again"] {
+            let mut store = open(dir.path());
+            let stored = store.load().unwrap();
+            let context = format!("format {format}, {pass}");
+            assert_eq!(ids(&stored), ["alpha", "beta"], "{context}");
+            assert_eq!(stored.settings.settings.max_concurrent.get(), 40);
+            assert_eq!(stored.keys.records.len(), keys, "{context}");
+            let has = stored.models.iter().any(|model| model.has_credential());
+            assert_eq!(has, sealed, "{context}");
+            let history = store.history();
+            assert_eq!(history.earliest().unwrap(), Revision::new(1), "{context}");
+            let entries = history.entries(Revision::new(7), 99).unwrap();
+            let lines = entries
+                .iter()
+                .map(|log| format!("{} {}", log.method, log.targets.join(",")));
+            assert_eq!(
+                lines.collect::<Vec<_>>(),
+                [
+                    "DeleteModel gone",
+                    "CreateModel gone",
+                    "UpdatePoolSettings pool settings",
+                    "UpdateModel alpha",
+                    "CreateModel beta",
+                    "CreateModel alpha",
+                    "Create store"
+                ],
+                "{context}"
+            );
+        }
+        let way_back = dir.path().join(format!("registry.format-{format}.export"));
+        assert_eq!(way_back.exists(), format < super::sled::FORMAT);
+        if way_back.exists() {
+            let (header, _) = super::export::read_file(&way_back).unwrap();
+            assert_eq!(header.models, 2);
+        }
+    }
+}
+
+/// Its history begins with the upgrade.
+#[test]
+fn a_directory_of_the_first_format_is_upgraded_and_loses_nothing() {
+    let dir = fixture("store-format-1");
     for pass in ["upgraded", "opened again"] {
         let mut store = open(dir.path());
         let stored = store.load().unwrap();

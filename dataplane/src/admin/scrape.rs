@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use prometheus::{Error, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::Admin;
-use crate::pool::PoolSnapshot;
+use crate::pool::{LeaseSnapshot, PoolSnapshot};
 
 /// Everything, in Prometheus' text format.
 pub(super) fn text(admin: &Admin) -> Result<String, Error> {
@@ -27,6 +27,7 @@ pub(super) fn text(admin: &Admin) -> Result<String, Error> {
         .map(|pool| pool.snapshot())
         .collect();
     sizes(&now, &pools)?;
+    leases(&now, &pools)?;
     let all: Vec<&PoolSnapshot> = pools.iter().chain(&draining).collect();
     gauges(&now, &all)?;
     endpoints(&now, &pools)?;
@@ -171,6 +172,58 @@ fn sizes(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
             .set(i64::from(pool.keepalive));
         cap.with_label_values(name).set(i64::from(pool.cap));
         coverage.with_label_values(name).set(pool.coverage);
+    }
+    Ok(())
+}
+
+/// Of fleet-wide limits alone.
+fn leases(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
+    let model = &["model"];
+    let size = gauge(
+        registry,
+        "forebay_lease_size",
+        "Most requests in flight that this worker is lent of a fleet-wide limit.",
+        model,
+    )?;
+    let floor = gauge(
+        registry,
+        "forebay_lease_floor",
+        "Of that, what does not run out.",
+        model,
+    )?;
+    let cooling = gauge(
+        registry,
+        "forebay_lease_cooling",
+        "Slots of a fleet-wide limit that count as used for a moment, because their requests were cut short.",
+        model,
+    )?;
+    let expires = GaugeVec::new(
+        Opts::new(
+            "forebay_lease_expires_seconds",
+            "When what is lent runs out unless it is renewed.",
+        ),
+        model,
+    )?;
+    registry.register(Box::new(expires.clone()))?;
+    let state = gauge(
+        registry,
+        "forebay_lease_state",
+        "How what is lent of a fleet-wide limit stands: 1 for the state that it is in.",
+        &["model", "state"],
+    )?;
+    for pool in pools {
+        let Some(lease) = &pool.lease else { continue };
+        let name = pool.model.as_str();
+        size.with_label_values(&[name]).set(i64::from(pool.size));
+        floor.with_label_values(&[name]).set(count(lease.floor));
+        cooling.with_label_values(&[name]).set(count(lease.cooling));
+        expires
+            .with_label_values(&[name])
+            .set(lease.expires_seconds);
+        for word in LeaseSnapshot::STATES {
+            let is = i64::from(lease.state == word);
+            state.with_label_values(&[name, word]).set(is);
+        }
     }
     Ok(())
 }

@@ -63,6 +63,8 @@ impl Applier {
             merged = sifted.merge();
         };
         self.retire(old, work);
+        // Those of fleet-wide limits have nothing until they are told.
+        self.common.leases.sync(&self.live);
         log_changes(position, sifted.budget, &steps, &merged.models);
         let changed = steps.into_iter().filter(|step| match step.action {
             Action::Create | Action::Resize | Action::Replace => true,

@@ -23,6 +23,7 @@ pub use self::{
     plan::{Action, Step, plan},
 };
 use crate::{
+    leases::Leases,
     live::{Live, LiveCell},
     pool::Common,
 };
@@ -123,6 +124,11 @@ impl Applier {
             #[cfg(test)]
             faults: build::Faults::default(),
         }
+    }
+
+    /// What is lent of fleet-wide limits.
+    pub(crate) fn leases(&self) -> &Arc<Leases> {
+        &self.common.leases
     }
 
     /// Puts a configuration in force. A model that cannot be taken stays as it is, else as it was `kept`; or there is no

@@ -281,7 +281,7 @@ fn read_model(encoded: &Bytes, budget: Budget) -> Result<ResolvedModel, Violatio
     let wire = wire::Model::decode(encoded.clone())
         .map_err(|error| Violations::from(at_model(format!("cannot be decoded: {error}"))))?;
     let model = ResolvedModel::try_from(wire)?;
-    if model.pool.size.get() > budget.get() {
+    if model.pool.size.get() > budget.get() && !model.pool.is_fleet_wide() {
         let (size, budget) = (model.pool.size, budget.get());
         return Err(Violations::from(Violation {
             field: "pool.max_concurrent".to_owned(),

@@ -55,6 +55,7 @@ impl Bench {
             probing: Arc::default(),
             discovering: Arc::default(),
             keys: Arc::default(),
+            leases: Arc::default(),
         };
         let applier = Applier::new(live.clone(), common, open_files);
         let bench = Self { live, applier };

@@ -10,8 +10,10 @@ use std::{cmp::Reverse, time::Duration};
 /// What one pool has and wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Need {
-    /// Most connections it may ever have; none for one that drains.
+    /// Most connections it may have now; none for one that drains.
     pub(crate) size: usize,
+    /// Most that it may come to have without a new configuration: more than the size where that is lent to it.
+    pub(crate) most: usize,
     /// Connections with a request.
     pub(crate) busy: usize,
     /// Connections without, those being made included.
@@ -44,7 +46,7 @@ impl Need {
 
     /// What it may come to have, as things are.
     pub(crate) fn committed(&self) -> usize {
-        self.size.max(self.open())
+        self.size.max(self.most).max(self.open())
     }
 }
 

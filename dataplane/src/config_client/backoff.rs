@@ -1,11 +1,16 @@
 //! How long to wait before the next control plane is tried, by how the last stream ended: with full jitter, for after an
 //! outage thousands of workers must not come back in step. Pure: it knows neither clock nor chance.
+//!
+//! While nobody answers, an attempt costs nobody anything, and the network may be back at any moment: the pause is short,
+//! for what is left of an attempt and a pause is how long the worker lags behind after that (docs/adr/0032). Whoever answers
+//! that it cannot now is given time.
 
 use std::time::Duration;
 
 /// What the pause is drawn below after the first failure; it doubles with each round of failures.
 const FIRST: Duration = Duration::from_millis(250);
-const MOST: Duration = Duration::from_secs(30);
+const LOST_MOST: Duration = Duration::from_secs(2);
+const BUSY_MOST: Duration = Duration::from_secs(30);
 /// After an error that will most likely be there again, with nobody else to go to: at least this, and more above it.
 const SLOW_LEAST: Duration = Duration::from_secs(1);
 const SLOW_FIRST: Duration = Duration::from_secs(4);
@@ -20,8 +25,10 @@ pub(super) const HEALTHY: Duration = Duration::from_secs(60);
 pub(super) enum Class {
     /// It was asked to go, or went by itself, in good order.
     Told,
-    /// It was cut, or could not be opened: somebody is down, or will be back soon.
+    /// It was cut, or could not be opened: nobody answers.
     Lost,
+    /// The control plane said that it cannot now.
+    Busy,
     /// One of both does not understand or does not want the other.
     Refused,
     /// Another process with this worker's id is alive.
@@ -59,8 +66,9 @@ impl Backoff {
             // Whoever told it is not counted as a failure; who then cannot be reached is.
             Class::Told => return FIRST.mul_f64(share),
             Class::Twin => return TWIN.0 + (TWIN.1 - TWIN.0).mul_f64(share),
-            Class::Lost => doubled(FIRST, MOST),
-            Class::Refused if others > 0 => doubled(FIRST, MOST),
+            Class::Lost => doubled(FIRST, LOST_MOST),
+            Class::Busy => doubled(FIRST, BUSY_MOST),
+            Class::Refused if others > 0 => doubled(FIRST, BUSY_MOST),
             Class::Refused => SLOW_LEAST + doubled(SLOW_FIRST, SLOW_MOST),
         };
         self.failures = self.failures.saturating_add(1);
@@ -77,12 +85,14 @@ mod tests {
 
     #[test]
     fn pauses_are_spread_from_nothing_to_a_ceiling_that_doubles() {
-        let mut backoff = Backoff::default();
-        for failures in 0..50_u32 {
-            let ceiling = (FIRST * (1 << failures.min(10))).min(MOST);
-            let mut least = Backoff { failures };
-            assert_eq!(least.after(SHORT, Class::Lost, ALONE, 0.0), Duration::ZERO);
-            assert_eq!(backoff.after(SHORT, Class::Lost, ALONE, 1.0), ceiling);
+        for (class, most) in [(Class::Lost, LOST_MOST), (Class::Busy, BUSY_MOST)] {
+            let mut backoff = Backoff::default();
+            for failures in 0..50_u32 {
+                let ceiling = (FIRST * (1 << failures.min(10))).min(most);
+                let mut least = Backoff { failures };
+                assert_eq!(least.after(SHORT, class, ALONE, 0.0), Duration::ZERO);
+                assert_eq!(backoff.after(SHORT, class, ALONE, 1.0), ceiling);
+            }
         }
     }
 
@@ -99,7 +109,7 @@ mod tests {
     #[test]
     fn only_a_healthy_stream_begins_anew() {
         let mut backoff = Backoff { failures: 4 };
-        let mut after = |lived| backoff.after(lived, Class::Lost, ALONE, 1.0);
+        let mut after = |lived| backoff.after(lived, Class::Busy, ALONE, 1.0);
         assert_eq!(after(SHORT), FIRST * 16);
         assert_eq!(after(HEALTHY), FIRST);
     }

@@ -28,7 +28,9 @@ use super::backoff::{Backoff, Class, HEALTHY};
 const MOST: usize = 256;
 /// How long one that failed is left alone while there are others: about this, doubling.
 const REST_FIRST: Duration = Duration::from_secs(1);
-const REST_MOST: Duration = Duration::from_secs(30);
+const REST_MOST: Duration = Duration::from_secs(5);
+/// The same for one that could not be looked at, by one that has no need of it.
+const REST_UNSEEN: Duration = Duration::from_secs(30);
 /// The same for one that does not want us, or that we must not follow.
 const REST_REFUSED: Duration = Duration::from_secs(60);
 /// The same for one that stops: it is not back before.
@@ -63,6 +65,8 @@ impl fmt::Display for Replica {
 pub(crate) enum Left {
     /// It was cut, or could not be opened.
     Lost,
+    /// It said that it cannot now.
+    Busy,
     /// It does not want us, or we do not understand it.
     Refused,
     /// It stops.
@@ -85,8 +89,9 @@ pub(crate) enum Left {
 
 impl Left {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Lost,
+        Self::Busy,
         Self::Refused,
         Self::Stopping,
         Self::Age,
@@ -102,6 +107,7 @@ impl Left {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Lost => "lost",
+            Self::Busy => "busy",
             Self::Refused => "refused",
             Self::Stopping => "stopping",
             Self::Age => "age",
@@ -119,6 +125,7 @@ impl Left {
         match self {
             Self::Stopping | Self::Age | Self::Balance | Self::Unlisted => Class::Told,
             Self::Lost => Class::Lost,
+            Self::Busy => Class::Busy,
             Self::Refused | Self::Behind | Self::Foreign | Self::Full => Class::Refused,
             Self::Twin => Class::Twin,
         }
@@ -291,7 +298,7 @@ impl Chooser {
             let rest = match left {
                 Left::Age | Left::Balance | Left::Unlisted | Left::Twin => None,
                 Left::Stopping => Some(REST_STOPPING),
-                Left::Lost => {
+                Left::Lost | Left::Busy => {
                     let doubled = REST_FIRST.saturating_mul(1 << known.failures.min(10));
                     Some(doubled.min(REST_MOST))
                 }
@@ -323,7 +330,7 @@ impl Chooser {
     pub(super) fn unseen(&mut self, now: Instant, replica: &Replica) {
         let spread = 0.5 + self.dice.f64() / 2.0;
         if let Some(known) = self.find_mut(replica) {
-            known.rests_until = Some(now + REST_MOST.mul_f64(spread));
+            known.rests_until = Some(now + REST_UNSEEN.mul_f64(spread));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why a stream to a control plane ended, in words and as what it means for going on.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use forebay_proto::{Position, wire};
 use tonic::Code;
@@ -55,7 +55,11 @@ impl Ended {
             Self::Foreign { .. } => Left::Foreign,
             Self::Connect(_) | Self::NoAnswer(_) | Self::Silent(_) | Self::Closed => Left::Lost,
             Self::Protocol(_) => Left::Refused,
-            Self::Status(status) => of_code(status.code()),
+            Self::Status(status) => match (of_code(status.code()), status.source()) {
+                // It said so itself; otherwise this was made here, of what became of the connection.
+                (Left::Lost, None) => Left::Busy,
+                (left, _) => left,
+            },
         }
     }
 }

@@ -5,12 +5,14 @@ use std::time::Duration;
 use http::{Uri, uri::PathAndQuery};
 use tonic::transport::{Channel, Endpoint, Error};
 
-use super::chooser::Replica;
+use super::{chooser::Replica, connector::connector};
 
 const CONNECT: Duration = Duration::from_secs(3);
 /// How much may be on its way to a worker: what does not fit waits at the control plane, in memory that is shared.
 const WINDOW: u32 = 64 << 10;
-const PING: Duration = Duration::from_secs(10);
+/// A connection that has gone is noticed within the sum of both. Not later: TCP, which waits twice as long after each try,
+/// would find out by itself that the network is back only after as long again as that was away.
+const PING: Duration = Duration::from_secs(5);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
 /// The most that a connect takes.
@@ -28,7 +30,6 @@ impl Line {
     pub(super) async fn connect(&self, replica: &Replica) -> Result<Channel, Error> {
         let endpoint = endpoint(replica)
             .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .http2_keep_alive_interval(PING)
@@ -38,7 +39,8 @@ impl Line {
         if let Some(network) = &self.network {
             return network.open(&endpoint).await;
         }
-        endpoint.connect().await
+        let connector = connector(CONNECT);
+        endpoint.connect_with_connector(connector).await
     }
 }
 

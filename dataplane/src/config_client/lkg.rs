@@ -307,6 +307,41 @@ mod tests {
         assert_eq!(lkg.load().next(), None);
     }
 
+    /// What workers of older builds kept; see the README beside it.
+    #[test]
+    fn what_older_builds_kept_is_read_to_the_last_model() {
+        for (build, revisions, has_keys) in [
+            ("protocol-2", [7, 6, 5], false),
+            ("protocol-3", [8, 7, 6], true),
+        ] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/fixtures")
+                .join(build);
+            let lkg = LastKnownGood { folder };
+            let kept: Vec<_> = lkg.load().collect();
+            let found: Vec<_> = kept
+                .iter()
+                .map(|kept| kept.position.revision.get())
+                .collect();
+            assert_eq!(found, revisions, "{build}");
+            for kept in kept {
+                let envelope = wire::Envelope::decode(kept.config).unwrap();
+                let models = envelope.models.into_iter().map(|bytes| {
+                    let model = wire::Model::decode(bytes).unwrap();
+                    ResolvedModel::try_from(model).unwrap().id.to_string()
+                });
+                let models: Vec<_> = models.filter(|id| id != "gone").collect();
+                assert_eq!(models, ["alpha", "beta"], "{build}");
+            }
+            let keys = lkg.keys_file().load().unwrap();
+            assert_eq!(
+                keys.is_some_and(|keys| keys.keys.len() == 1),
+                has_keys,
+                "{build}"
+            );
+        }
+    }
+
     #[test]
     fn a_crash_before_the_rename_leaves_the_old_one() {
         let folder = tempfile::tempdir().unwrap();

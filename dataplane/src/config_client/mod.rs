@@ -8,11 +8,13 @@
 mod attempts;
 mod backoff;
 mod chooser;
+mod connector;
 mod ended;
 mod follow;
 mod incoming;
 mod keeper;
 mod keys;
+mod leases;
 mod line;
 mod lkg;
 mod look;
@@ -80,6 +82,8 @@ pub struct Identity {
     pub build: String,
     /// Address of the gateway, for people.
     pub gateway_address: String,
+    /// The process takes the place of another one.
+    pub takes_over: bool,
 }
 
 /// The follower. There is exactly one per worker.

@@ -15,7 +15,7 @@ use tokio::{
         mpsc::{self, error::TrySendError},
         watch,
     },
-    time::{Instant, Interval, interval_at, sleep_until, timeout, timeout_at},
+    time::{Instant, Interval, interval_at, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,18 +28,22 @@ use super::{
     ended::Ended,
     incoming::{Came, Incoming, Pushed, WITHIN},
     keys::OutOfOrder,
+    leases::{LEASES, LeaseFollower},
     line,
 };
-use crate::{apply::Refusal, trace_context};
+use crate::{apply::Refusal, leases::Unreadable, trace_context};
 
-/// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end.
-const PROTOCOLS: RangeInclusive<u32> = 1..=3;
+/// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end, 4
+/// leases.
+const PROTOCOLS: RangeInclusive<u32> = 1..=LEASES;
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
 const WARM_WITHIN: Duration = Duration::from_secs(5);
 /// Until the control plane says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(35);
+/// How long the last word may take to leave.
+const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often it tells of requests that are still on what an earlier revision had.
 const DRAINING: Duration = Duration::from_secs(1);
 /// What the control plane may say instead.
@@ -64,6 +68,7 @@ pub(super) struct Session<'a> {
     /// It was said that the worker ends.
     told_of_end: bool,
     incoming: Incoming,
+    leases: LeaseFollower,
 }
 
 impl<'a> Session<'a> {
@@ -77,6 +82,7 @@ impl<'a> Session<'a> {
         let followed = async {
             let (say, mut heard, channel) = open(client, replica).await?;
             client.keys.begin();
+            let leases = LeaseFollower::new(client.applier.leases().clone());
             let heartbeat = ticker(HEARTBEAT);
             let mut session = Session {
                 client,
@@ -89,17 +95,23 @@ impl<'a> Session<'a> {
                 draining: None,
                 told_of_end: false,
                 incoming: Incoming::default(),
+                leases,
             };
-            let left = session.listen(&mut heard, leave).await?;
+            let left = session.listen(&mut heard, leave, shutdown).await?;
             session.part(heard).await;
             Err(Ended::Away(left))
+        };
+        let over = async {
+            shutdown.cancelled().await;
+            // It may have a last word.
+            sleep(LAST_WORD * 2).await;
         };
         tokio::select! {
             result = followed => match result {
                 Ok::<std::convert::Infallible, _>(never) => match never {},
                 Err(ended) => ended,
             },
-            () = shutdown.cancelled() => Ended::Stopping,
+            () = over => Ended::Stopping,
         }
     }
 
@@ -118,6 +130,7 @@ impl<'a> Session<'a> {
         &mut self,
         heard: &mut Streaming<wire::ToWorker>,
         mut leave: watch::Receiver<Option<Left>>,
+        shutdown: &CancellationToken,
     ) -> Result<Left, Ended> {
         let stopping = self.client.status.clone();
         loop {
@@ -125,6 +138,8 @@ impl<'a> Session<'a> {
             let complete = self.incoming.deadline();
             let due = complete.map_or(silent, |complete| complete.min(silent));
             let drained = self.draining.unwrap_or(due);
+            let look = self.leases.next();
+            let ending = self.client.status.is_stopping();
             let message = tokio::select! {
                 message = timeout_at(due, heard.message()) => message,
                 _ = self.heartbeat.tick() => {
@@ -142,6 +157,13 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 left = told_to_leave(&mut leave), if complete.is_none() => return Ok(left),
+                () = sleep_until(look.unwrap_or(due)), if look.is_some() => {
+                    if let Some(report) = self.leases.look(&self.client.live, ending) {
+                        self.say(Say::Leases(report))?;
+                    }
+                    continue;
+                }
+                () = shutdown.cancelled() => return Err(self.farewell(heard).await),
             };
             let message = match (message, due == silent) {
                 (Ok(message), _) => message?,
@@ -171,6 +193,10 @@ impl<'a> Session<'a> {
             Heard::Goodbye(goodbye) => return Err(Ended::Told(goodbye.reason())),
             Heard::Prove(prove) => return self.prove(&prove),
             Heard::Keys(push) => return self.keys(push).await,
+            Heard::Leases(grant) => {
+                let taken = self.leases.take(grant, &self.client.live);
+                return taken.map_err(|Unreadable| Ended::Protocol("a grant that cannot be read"));
+            }
             Heard::Push(push) => self.incoming.push(push)?,
             Heard::Delta(delta) => self.incoming.delta(delta, held)?,
             Heard::Chunk(chunk) => self.incoming.chunk(chunk, held)?,
@@ -185,6 +211,20 @@ impl<'a> Session<'a> {
                 self.say(Say::Resync(wire::Resync { push_id, applied }))
             }
         }
+    }
+
+    /// What is held of fleet-wide limits is free from now on, if the worker ends.
+    async fn farewell(&mut self, heard: &mut Streaming<wire::ToWorker>) -> Ended {
+        if let Some(report) = self.leases.farewell()
+            && self.say(Say::Leases(report)).is_ok()
+        {
+            // Nothing more is said: what was is sent before the stream ends.
+            let (silent, _) = mpsc::channel(1);
+            self.say = silent;
+            let ended = async { while let Ok(Some(_)) = heard.message().await {} };
+            drop(timeout(LAST_WORD, ended).await);
+        }
+        Ended::Stopping
     }
 
     async fn keys(&mut self, push: wire::KeysPush) -> Result<(), Ended> {
@@ -206,6 +246,7 @@ impl<'a> Session<'a> {
             Some(Ok(duration)) if SANE.contains(&duration) => duration,
             _ => default,
         };
+        self.leases.welcome(welcome.protocol);
         self.silence = read(welcome.silence_limit, SILENCE);
         self.heartbeat = ticker(read(welcome.tick_interval, HEARTBEAT));
         self.check_store(welcome.target.clone())?;
@@ -413,6 +454,7 @@ fn hello(client: &ConfigClient, replica: &Replica) -> wire::Hello {
         moved_because: because.map_or_else(String::new, |left| left.word().to_owned()),
         proves: true,
         refused: client.refused.clone(),
+        takes_over: client.identity.takes_over,
         let_in_millis: u64::try_from(client.status.let_in_for().as_millis()).unwrap_or_default(),
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     live::{Carries, Live, Route, withholds},
     pool::{
         AcquireError, Ask, Claim, CloseReason, Fault, Kind, Lease, Progress, RequestBody,
-        SendFailed, Tried, Verdict,
+        SendFailed, Tried, Verdict, told,
     },
     trace_context::{self, within},
 };
@@ -242,9 +242,22 @@ impl Proxy {
         let deadline = outgoing.deadline.min(began + within);
         // Also if nobody waits for its answer any more.
         let first = outgoing.note.as_ref().filter(|sent| sent.note()).cloned();
+        let revocation = lease.revocation();
         let answer = {
             let sending = pin!(lease.send(request));
-            outgoing.alarm.within(deadline, sending).await
+            let in_time = pin!(outgoing.alarm.within(deadline, sending));
+            tokio::select! {
+                answer = in_time => Ok(answer),
+                () = told(revocation) => Err(LeaseLost),
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(LeaseLost) => {
+                let (model, _) = names(outgoing, &lease);
+                lease.discard(CloseReason::Cancelled);
+                return Err(Failed::Told(GatewayError::LeaseLost { model }));
+            }
         };
         if let Some(Err(failed)) = &answer
             && failed.progress == Progress::NothingSent
@@ -279,21 +292,25 @@ impl Proxy {
                 }
             },
             Some(Err(failed)) => Err(unsent_or_lost(outgoing, lease, failed, began.elapsed())),
-            None => {
-                let (name, endpoint) = names(outgoing, &lease);
-                lease.discard(CloseReason::Error);
-                let within = match began.elapsed() < within {
-                    true => model.timeouts.total,
-                    false => within,
-                };
-                Err(Failed::Told(GatewayError::UpstreamTimeout {
-                    model: name,
-                    endpoint,
-                    within,
-                }))
-            }
+            None => Err(too_late(outgoing, lease, began)),
         }
     }
+}
+
+/// Nothing of an answer came in its time.
+fn too_late(outgoing: &Outgoing<'_>, lease: Lease, began: Instant) -> Failed {
+    let (model, endpoint) = names(outgoing, &lease);
+    lease.discard(CloseReason::Error);
+    let timeouts = &outgoing.route.model.timeouts;
+    let within = match began.elapsed() < timeouts.first_byte {
+        true => timeouts.total,
+        false => timeouts.first_byte,
+    };
+    Failed::Told(GatewayError::UpstreamTimeout {
+        model,
+        endpoint,
+        within,
+    })
 }
 
 /// How far a request came whose connection failed, and whose fault that is.
@@ -337,6 +354,9 @@ fn names(outgoing: &Outgoing<'_>, lease: &Lease) -> (String, String) {
     let model = outgoing.route.model.id.to_string();
     (model, lease.endpoint().to_string())
 }
+
+/// What it used of a fleet-wide limit is not this worker's any more.
+struct LeaseLost;
 
 /// Which connection is wanted.
 #[derive(Debug, Clone, Copy)]

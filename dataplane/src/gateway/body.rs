@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::Span;
 
 use super::{
@@ -54,6 +55,11 @@ pub(super) enum StreamFailed {
     NotRead(Duration),
     #[error("the worker stops, and the answer was not finished within its grace")]
     Draining,
+    #[error(
+        "the worker is cut off from the control plane, and what it was lent of the model's limit has run out before the \
+         answer was finished"
+    )]
+    LeaseLost,
     /// Before its head, after the client got ours.
     #[error("{message}")]
     Refused {
@@ -71,6 +77,7 @@ impl StreamFailed {
             Self::Silent(_) | Self::TotalTime(_) => "upstream_timeout",
             Self::NotRead(_) => "client_stalled",
             Self::Draining => "draining",
+            Self::LeaseLost => "lease_lost",
             Self::Refused { code, .. } => code,
         }
     }
@@ -84,7 +91,7 @@ impl StreamFailed {
             | Self::Silent(_)
             | Self::TotalTime(_) => Source::Upstream,
             Self::NotRead(_) => Source::Client,
-            Self::Draining => Source::Gateway,
+            Self::Draining | Self::LeaseLost => Source::Gateway,
             Self::Refused { by, .. } => *by,
         }
     }
@@ -95,7 +102,7 @@ impl StreamFailed {
             Self::Reset(_) | Self::Unfinished | Self::TooLong(_) => 502,
             Self::Silent(_) | Self::TotalTime(_) => 504,
             Self::NotRead(_) => CLIENT_CLOSED,
-            Self::Draining => 503,
+            Self::Draining | Self::LeaseLost => 503,
             Self::Refused { status, .. } => *status,
         }
     }
@@ -162,6 +169,8 @@ pub(super) struct UpstreamBody {
     strip: Option<Strip>,
     /// Rings when it is time for a comment.
     comments: Option<Pin<Box<Sleep>>>,
+    /// Told when what it uses of a fleet-wide limit is lost.
+    revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     end: StreamEnd,
     _span: Span,
 }
@@ -185,6 +194,7 @@ impl UpstreamBody {
     ) -> Self {
         silence.set(limits.deadline.min(Instant::now() + limits.idle));
         let comments = limits.keep_alive.filter(|_| limits.tells_events());
+        let revocation = loan.revocation();
         let mut this = Self {
             loan,
             record,
@@ -196,6 +206,7 @@ impl UpstreamBody {
             tap,
             strip: limits.strip.then(Strip::default),
             comments: comments.map(|every| Box::pin(sleep(every))),
+            revoked: revocation.map(|revocation| Box::pin(revocation.told())),
             end: StreamEnd::ClientGone,
             _span: span,
         };
@@ -265,6 +276,9 @@ impl UpstreamBody {
             if self.ending.has_reached(Stage::Cut) {
                 return self.fail_now(cx, StreamFailed::Draining);
             }
+            if self.poll_revoked(cx).is_ready() {
+                return self.fail_now(cx, StreamFailed::LeaseLost);
+            }
             let Some(polled) = self.loan.poll_frame(cx) else {
                 // It was cut: the client may begin to read again.
                 return self.fail_now(cx, StreamFailed::NotRead(self.loan.stall()));
@@ -283,6 +297,11 @@ impl UpstreamBody {
                 Poll::Pending => return self.poll_silence(cx),
             }
         }
+    }
+
+    fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let revoked = self.revoked.as_mut();
+        revoked.map_or(Poll::Pending, |revoked| revoked.as_mut().poll(cx))
     }
 
     /// The upstream's body is over.

@@ -81,6 +81,11 @@ pub(crate) enum GatewayError {
     NotConfigured,
     #[error("this worker stops; ask again, and another one will answer")]
     Draining,
+    #[error(
+        "this worker is cut off from the control plane, and what it was lent of the limit of model `{model}` has run out; \
+         ask again, and another one will answer"
+    )]
+    LeaseLost { model: String },
     #[error("{}", .0.words())]
     Stranger(Stranger),
     #[error("`authorization` and `x-api-key` have different keys; send one of them")]
@@ -166,6 +171,7 @@ impl GatewayError {
             E::Limited { .. } => (429, "rate_limit_error", "rate_limit_exceeded", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
             E::Draining => (503, "server_error", "draining", Gateway),
+            E::LeaseLost { .. } => (503, "server_error", "lease_lost", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
             }
@@ -257,6 +263,7 @@ impl GatewayError {
             Self::Limited { refused, .. } => Some(refused.again()),
             Self::NotConfigured
             | Self::Draining
+            | Self::LeaseLost { .. }
             | Self::Overloaded { .. }
             | Self::Acquire(AcquireError::Connect { .. } | AcquireError::NoEndpoint { .. })
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
@@ -274,6 +281,7 @@ impl GatewayError {
                 | Self::Limited { .. }
                 | Self::NotConfigured
                 | Self::Draining
+                | Self::LeaseLost { .. }
                 | Self::Overloaded { .. }
                 | Self::Declined { .. }
                 | Self::UpstreamReset { sent: false, .. }

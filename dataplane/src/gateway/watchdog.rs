@@ -22,7 +22,7 @@ use slab::Slab;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::pool::{CloseReason, Lease};
+use crate::pool::{CloseReason, Lease, Revocation};
 
 /// How often [`Watchdog::sweep`] is called.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
@@ -66,6 +66,10 @@ struct Shared {
     waits: AtomicBool,
     idle: Duration,
     deadline: Instant,
+    /// Told when what it uses of a fleet-wide limit is lost; whoever reads is told in the answer.
+    revocation: Option<Revocation>,
+    /// That was seen, at an earlier sweep.
+    was_revoked: AtomicBool,
     cut: AtomicBool,
     hangup: CancellationToken,
 }
@@ -101,7 +105,10 @@ impl Watchdog {
         (idle, deadline): (Duration, Instant),
         hangup: CancellationToken,
     ) -> Loan {
+        let revocation = held.as_ref().and_then(|(_, lease)| lease.revocation());
         let shared = Arc::new(Shared {
+            revocation,
+            was_revoked: AtomicBool::new(false),
             comments: held.is_none(),
             held: Mutex::new(held),
             began: Instant::now(),
@@ -174,6 +181,11 @@ impl Loan {
         held.map(|(_, lease)| lease)
     }
 
+    /// Told when what it uses of a fleet-wide limit is lost.
+    pub(super) fn revocation(&self) -> Option<Revocation> {
+        self.shared.revocation.clone()
+    }
+
     /// For how long its client may not take it.
     pub(super) fn stall(&self) -> Duration {
         self.shared.stall()
@@ -212,7 +224,14 @@ impl Shared {
             true => self.idle,
             false => self.stall(),
         };
-        silent > most + MARGIN || now > self.deadline + MARGIN
+        silent > most + MARGIN || now > self.deadline + MARGIN || self.is_overdue()
+    }
+
+    /// It was to end, and its client had from the sweep before this one on to read that.
+    fn is_overdue(&self) -> bool {
+        let revocation = self.revocation.as_ref();
+        let revoked = revocation.is_some_and(Revocation::is_revoked);
+        revoked && self.was_revoked.swap(true, Ordering::AcqRel)
     }
 
     fn stall(&self) -> Duration {

@@ -8,12 +8,13 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,12 @@ use super::{
 use crate::{
     config_client::Order,
     ending::{Ending, Stage},
+    leases::Leases,
+    live::LiveCell,
 };
+
+/// How often it is looked what is needed no more.
+const LEAVE_EVERY: Duration = Duration::from_millis(100);
 
 /// Connections at rest that wait to be sent.
 const WAITING: usize = 64;
@@ -37,6 +43,9 @@ pub(crate) struct Lines {
     /// Ends the configuration client and begins it again.
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) ending: Arc<Ending>,
+    /// What is lent of fleet-wide limits goes along.
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) live: Arc<LiveCell>,
 }
 
 /// A place where a new process can ask.
@@ -92,8 +101,8 @@ impl Offer {
         // The name is the heir's from now on, and so is the line of those that are not accepted yet: if it ends, that
         // must be seen.
         drop(self.listener);
-        drop(lines);
-        give(heir, resting).await;
+        let Lines { leases, live, .. } = lines;
+        give(heir, resting, &leases, &live).await;
     }
 
     /// What is there no more is not asked.
@@ -183,8 +192,9 @@ impl Offer {
                 // request may be on its way.
                 let (to, resting) = mpsc::channel(WAITING);
                 lines.ending.hand_over(to);
+                let left = lines.leases.leave(&lines.live);
                 // Whoever does not read that is gone.
-                drop(say(stream, Word::Gone, &[], &[]).await);
+                drop(say(stream, Word::Gone, &[], &left).await);
                 return Ok(resting);
             }
             Err(error) => error,
@@ -196,10 +206,45 @@ impl Offer {
     }
 }
 
-/// Hands connections over until there are no more.
-async fn give(mut heir: UnixStream, mut resting: mpsc::Receiver<Resting>) {
+/// Hands connections over until there are no more, and what is not needed any more of fleet-wide limits.
+async fn give(
+    mut heir: UnixStream,
+    mut resting: mpsc::Receiver<Resting>,
+    leases: &Leases,
+    live: &LiveCell,
+) {
     let mut count = 0_u64;
-    while let Some(Resting { socket, read }) = resting.recv().await {
+    let mut ticks = interval(LEAVE_EVERY);
+    let mut answers = true;
+    loop {
+        let next = tokio::select! {
+            next = resting.recv() => next,
+            _ = ticks.tick() => {
+                let left = leases.leave_more(live).filter(|_| answers);
+                if let Some(left) = left
+                    && let Err(error) = say(&mut heir, Word::Connection, &[], &left).await
+                {
+                    tracing::error!(%error, "the new process takes nothing any more");
+                    leases.leave_within(live, leases.linger());
+                    answers = false;
+                }
+                continue;
+            }
+            _ = heir.readable(), if answers => {
+                // It answers no more for what is used here: its own time is over, or it is gone.
+                let time = match hear(&mut heir).await {
+                    Ok(Some(message)) if message.word == Word::Gone => Duration::ZERO,
+                    Ok(Some(_)) => continue,
+                    Ok(None) | Err(_) => leases.linger(),
+                };
+                leases.leave_within(live, time);
+                answers = false;
+                continue;
+            }
+        };
+        let Some(Resting { socket, read }) = next else {
+            break;
+        };
         let files = [socket.as_fd()];
         if let Err(error) = say(&mut heir, Word::Connection, &files, &read).await {
             tracing::error!(%error, "the new process takes no more connections");
@@ -243,6 +288,8 @@ mod tests {
                 listeners: [listener(), listener()],
                 orders,
                 ending: ending.clone(),
+                leases: Arc::new(Leases::new(1)),
+                live: Arc::default(),
             };
             let stop = CancellationToken::new();
             let mut tasks = JoinSet::new();

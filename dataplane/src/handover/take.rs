@@ -1,11 +1,11 @@
 //! The new process: asks for the listeners, says when it is ready, and gets connections from then on.
 
-use std::{io::ErrorKind, path::Path};
+use std::{io::ErrorKind, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, UnixStream},
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +13,10 @@ use super::{
     HandoverError, Resting, SAY_WITHIN, VERSION, connection, listener,
     wire::{Word, hear, say},
 };
+use crate::{leases::Leases, live::LiveCell};
+
+/// How often it is looked whether this process still answers for what the one before it has.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What was taken over.
 #[derive(Debug)]
@@ -58,7 +62,9 @@ pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverErro
 
 /// Says that this process serves from now on, and waits until the old one accepts no more. One that is gone without a
 /// word accepts no more either.
-pub(crate) async fn ready(stream: &mut UnixStream) -> Result<(), HandoverError> {
+///
+/// Gives what that one leaves of fleet-wide limits; nothing if it is gone, or knows none.
+pub(crate) async fn ready(stream: &mut UnixStream) -> Result<Vec<u8>, HandoverError> {
     let heard = async {
         say(stream, Word::Ready, &[], &[]).await?;
         hear(stream).await
@@ -67,7 +73,7 @@ pub(crate) async fn ready(stream: &mut UnixStream) -> Result<(), HandoverError> 
         Err(_) => Err(HandoverError::Protocol(
             "did not say that it accepts no more",
         )),
-        Ok(Ok(Some(message))) if message.word == Word::Gone => Ok(()),
+        Ok(Ok(Some(message))) if message.word == Word::Gone => Ok(message.content),
         Ok(Ok(Some(message))) if message.word == Word::Refused => {
             let why = String::from_utf8_lossy(&message.content).into_owned();
             Err(HandoverError::Refused(why))
@@ -75,7 +81,7 @@ pub(crate) async fn ready(stream: &mut UnixStream) -> Result<(), HandoverError> 
         Ok(Ok(Some(_))) => Err(HandoverError::Protocol("said what it may not")),
         Ok(Ok(None) | Err(_)) => {
             tracing::warn!("the process before this one is gone; serving in its place");
-            Ok(())
+            Ok(Vec::new())
         }
     }
 }
@@ -85,11 +91,23 @@ pub(crate) async fn adopt(
     mut stream: UnixStream,
     adopted: mpsc::Sender<Resting>,
     over: CancellationToken,
+    (leases, live): (Arc<Leases>, Arc<LiveCell>),
 ) {
     let mut count = 0_u64;
+    let mut told = false;
     loop {
         let heard = tokio::select! {
-            heard = hear(&mut stream) => heard,
+            ready = stream.readable() => match ready {
+                Ok(()) => hear(&mut stream).await,
+                Err(error) => Err(error),
+            },
+            () = sleep(LOOK_EVERY) => {
+                if leases.answers_no_more() && !std::mem::replace(&mut told, true) {
+                    tracing::warn!("what the process before this one still has is ended: its lease is over");
+                    drop(say(&mut stream, Word::Gone, &[], &[]).await);
+                }
+                continue;
+            }
             () = over.cancelled() => break,
         };
         let (files, read) = match heard {
@@ -103,6 +121,9 @@ pub(crate) async fn adopt(
                 break;
             }
         };
+        if files.is_empty() {
+            leases.inherit_more(&read, &live);
+        }
         for file in files {
             let resting = connection(file).map(|socket| Resting {
                 socket,
@@ -112,6 +133,7 @@ pub(crate) async fn adopt(
                 Ok(resting) => {
                     count += 1;
                     if adopted.send(resting).await.is_err() {
+                        leases.inherit_all(&live);
                         return;
                     }
                 }
@@ -119,5 +141,6 @@ pub(crate) async fn adopt(
             }
         }
     }
+    leases.inherit_all(&live);
     tracing::info!(connections = count, "the process before this one has ended");
 }

@@ -70,6 +70,11 @@ impl<C: Upstream> Desk<C> {
         })
     }
 
+    /// That time, as the core counts it.
+    pub(super) fn at(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.born)
+    }
+
     /// Looks, or changes what has no effects.
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut Inner<C>, Duration) -> T) -> T {
         let now = self.born.elapsed();
@@ -206,6 +211,7 @@ impl<C: Upstream> Desk<C> {
                 Effect::Connect { ticket, origin } => self.dialler.dial(self, ticket, origin),
                 Effect::Close { conn } => conn.close(),
                 Effect::LetGo { conn } => drop(conn),
+                Effect::Revoke(revocation) => revocation.revoke(),
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What is behind the pool's lock. Nothing here waits, wakes or closes.
 
+mod places;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -9,9 +11,9 @@ use std::{
 
 use super::{
     check::Checked,
-    core::{Core, EndpointKey, OriginCensus, OriginId, OriginSpec, Rules, Shape, Standing, State},
+    core::{Core, EndpointKey, OriginId, OriginSpec, Rules, Shape, Standing},
     desk::{Effects, Upstream, Waiter},
-    discovery::{Doing, Sources},
+    discovery::Sources,
     drain::{Drain, Prompt},
     target::{Place, Target},
     tls::Tls,
@@ -19,7 +21,7 @@ use super::{
 use crate::resolve::MOST;
 use forebay_proto::{
     Endpoint, EndpointId, FailureSpec, ModelId, PoolParams, ProbeMode, ResolvedModel,
-    endpoint::Address, failure::HealthSpec,
+    failure::HealthSpec,
 };
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
@@ -109,32 +111,6 @@ impl<C: Upstream> Inner<C> {
         self.expand(now)
     }
 
-    /// What is configured, or what a source named, changed.
-    pub(super) fn expand(&mut self, now: Duration) -> Effects<C> {
-        let before = std::mem::take(&mut self.endpoints);
-        self.endpoints = self.sources.expand(&self.configured);
-        let kept = |endpoint: &Endpoint| {
-            let mut before = before.iter();
-            let same_name =
-                before.find(|b| b.id == endpoint.id && b.url.address() == endpoint.url.address());
-            same_name.is_some()
-        };
-        let kept: BTreeSet<EndpointId> = {
-            let kept = self.endpoints.iter().filter(|endpoint| kept(endpoint));
-            kept.map(|endpoint| endpoint.id.clone()).collect()
-        };
-        self.addresses.retain(|id, _| kept.contains(id));
-        let endpoints = &self.endpoints;
-        for places in self.quarantine.values_mut() {
-            places.retain(|_, found| {
-                let mut same = endpoints.iter();
-                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
-            });
-        }
-        self.quarantine.retain(|_, places| !places.is_empty());
-        self.put_in_force(now)
-    }
-
     /// What was found holds for as long as nothing about the endpoint changes, nor what it is asked for.
     fn ask(&mut self, model: &ResolvedModel) {
         let asked = model.probe.is_on().then(|| Asked {
@@ -145,69 +121,6 @@ impl<C: Upstream> Inner<C> {
             self.quarantine.clear();
             self.asked = asked;
         }
-    }
-
-    /// Everywhere that an endpoint is. Of one that a source named, only where that may lead.
-    fn targets_of(&self, endpoint: &Arc<Endpoint>) -> Vec<Target> {
-        let addresses = self.addresses_of(&endpoint.id);
-        let mut targets = Target::all(endpoint, self.tls_of(endpoint), &addresses);
-        if let Some(source) = self.sources.owner(&endpoint.id) {
-            targets.retain(|target| match &target.place {
-                Place::Tcp(at) => self.sources.check(&endpoint.id, *at).is_ok(),
-                Place::Name(_) => true,
-                Place::Unix(_) => false,
-            });
-            if targets.is_empty() {
-                // As if its name had no address: who waits for it is told why.
-                targets = Target::all(endpoint, self.tls_of(endpoint), &[]);
-                targets.retain(|target| matches!(target.place, Place::Name(_)));
-            }
-            targets
-                .iter_mut()
-                .for_each(|target| target.source = Some(source.clone()));
-        }
-        targets
-    }
-
-    /// Why none of the addresses may be dialled that the name of an endpoint has, if that is so.
-    pub(super) fn out_of_bounds(&self, id: &EndpointId) -> Option<String> {
-        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.id == *id)?;
-        let Address::Host(host, port) = endpoint.url.address() else {
-            return None;
-        };
-        let mut why = None;
-        for ip in self.addresses_of(id) {
-            let checked = self.sources.check(id, (ip, port).into());
-            why = Some(format!(
-                "{ip}, an address of `{host}`, is {}",
-                checked.err()?
-            ));
-        }
-        why
-    }
-
-    /// How the servers of a source do.
-    fn doing(&self, now: Duration, own: &dyn Fn(&EndpointId) -> bool) -> Doing {
-        let targets = self
-            .targets
-            .iter()
-            .filter(|(_, target)| own(&target.endpoint.id));
-        let census: Vec<_> = targets
-            .map(|(id, _)| self.core.census_of(now, *id))
-            .collect();
-        let lost = |c: &OriginCensus| c.unreachable || c.state != State::Healthy;
-        Doing {
-            down: !census.is_empty() && census.iter().all(lost),
-            well: census.iter().any(|c| !lost(c) && c.open > 0),
-        }
-    }
-
-    /// True if servers of another priority are to be used from now on.
-    pub(super) fn weigh_reserves(&mut self, now: Duration) -> bool {
-        let mut sources = std::mem::take(&mut self.sources);
-        let changes = sources.weigh_reserves(now, |own| self.doing(now, own));
-        self.sources = sources;
-        changes
     }
 
     /// Everything that can be asked, and for what. Nothing if nobody asks.
@@ -404,32 +317,6 @@ impl<C: Upstream> Inner<C> {
         effects
     }
 
-    /// Every place that is in use now, and its weight. Of several that sources named for one address one counts.
-    fn wanted(
-        &mut self,
-        known: &HashMap<(EndpointId, Place), OriginId>,
-    ) -> Vec<(OriginId, Target, u32)> {
-        let mut wanted = Vec::new();
-        let mut taken: HashSet<(bool, Place)> = HashSet::new();
-        for endpoint in self.endpoints.clone() {
-            let mut targets = self.targets_of(&endpoint);
-            targets.retain(|target| !self.is_quarantined(target));
-            if self.sources.owner(&endpoint.id).is_some() {
-                targets.retain(|t| !taken.contains(&(t.is_tls(), t.place.clone())));
-            }
-            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
-            let whole = self.sources.parts(&endpoint.id);
-            let weight = (whole.unwrap_or(endpoint.weight.get() * PARTS) / parts).max(1);
-            for target in targets {
-                if !matches!(target.place, Place::Name(_)) {
-                    taken.insert((target.is_tls(), target.place.clone()));
-                }
-                wanted.push((self.origin_of(known, &target), target, weight));
-            }
-        }
-        wanted
-    }
-
     /// Each endpoint keeps its key for as long as it is configured.
     fn name_endpoints(&mut self) {
         let endpoints = &self.endpoints;
@@ -535,6 +422,8 @@ pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
     let ejection = &failure.ejection;
     Shape {
         size: params.size.get() as usize,
+        most: params.size.get() as usize,
+        fleet_wide: params.is_fleet_wide(),
         warm: params.warm as usize,
         max_waiting: params.max_waiting as usize,
         idle_timeout: params.idle_timeout,

@@ -15,6 +15,7 @@ use super::{
     counters::{CloseReason, Verdict},
     desk::{Loan, Upstream as _},
     request_body::RequestBody,
+    revocation::Revocation,
 };
 
 /// How long a connection may take to come to rest after a response before it is given up.
@@ -184,6 +185,11 @@ impl Lease {
         let conn = &self.loan.held()?.conn;
         let source = conn.source.as_ref().map(|(source, _)| source);
         Some(source.unwrap_or(&conn.at))
+    }
+
+    /// Told when the share of a fleet-wide limit that it uses is lost.
+    pub(crate) fn revocation(&self) -> Option<Revocation> {
+        self.loan.held()?.revocation().cloned()
     }
 
     /// Writes on the request where it goes, in the way of the connection's protocol.

@@ -15,10 +15,12 @@ mod follow;
 mod inner;
 mod io;
 mod lease;
+mod leased;
 mod lock;
 mod probe;
 mod request_body;
 mod retry;
+mod revocation;
 mod snapshot;
 mod target;
 mod tls;
@@ -38,6 +40,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::discovery::{Discovering, Why};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::discovery::{Form, read_list};
 pub use self::{
@@ -49,8 +52,10 @@ pub use self::{
     probe::Probing,
     request_body::RequestBody,
     retry::{NoRetry, Retrying, Tried},
+    revocation::Revocation,
     snapshot::{
-        AddressSnapshot, DiscoverySnapshot, EndpointSnapshot, PoolSnapshot, QuarantineSnapshot,
+        AddressSnapshot, DiscoverySnapshot, EndpointSnapshot, LeaseSnapshot, PoolSnapshot,
+        QuarantineSnapshot,
     },
 };
 use self::{
@@ -62,12 +67,14 @@ use self::{
     probe::Reconnects,
 };
 pub(crate) use self::{
-    discovery::{Discovering, Why},
+    leased::{LeaseUse, Leased},
     request_body::Edit,
+    revocation::told,
 };
 use crate::{
     budget::{Budget, Need},
     keys::KeyCell,
+    leases::Leases,
     metrics::Metrics,
     resolve::Resolver,
 };
@@ -84,6 +91,8 @@ pub(crate) struct Common {
     pub(crate) discovering: Arc<Discovering>,
     /// What opens endpoints' credentials.
     pub(crate) keys: Arc<KeyCell>,
+    /// What is lent of fleet-wide limits.
+    pub(crate) leases: Arc<Leases>,
 }
 
 /// The bounded set of connections of one model.
@@ -462,7 +471,7 @@ impl Pool {
     fn busy(&self) -> Busy {
         self.desk.with(|inner, now| {
             let census = inner.core.census(now);
-            let size = inner.params.size.get() as usize;
+            let size = inner.core.size();
             Busy {
                 model: self.model.clone(),
                 size,

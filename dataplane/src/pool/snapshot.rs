@@ -19,8 +19,14 @@ use super::{
 pub struct PoolSnapshot {
     /// The model's id.
     pub model: String,
-    /// Most connections.
+    /// Most connections, and most requests in flight: of a fleet-wide limit, what is lent to this worker.
     pub size: u32,
+    /// `per_worker` or `fleet`.
+    pub scope: &'static str,
+    /// Of a fleet-wide limit: what all workers may have together.
+    pub fleet_limit: Option<u32>,
+    /// Of a fleet-wide limit: how what is lent stands.
+    pub lease: Option<LeaseSnapshot>,
     /// Most connections kept warm: the size.
     pub keepalive: u32,
     /// keepalive / size.
@@ -108,6 +114,44 @@ pub struct DiscoverySnapshot {
     pub error: Option<String>,
 }
 
+/// What of a fleet-wide limit is lent to a pool.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseSnapshot {
+    /// `held`; `shrinking` while more is in flight than was granted last; `lapsed` when it has run out; `none`.
+    pub state: &'static str,
+    /// What does not run out.
+    pub floor: usize,
+    /// When it runs out unless it is renewed.
+    pub expires_seconds: f64,
+    /// Slots that count as used for a moment: their requests were cut short, and the engine may not know yet.
+    pub cooling: usize,
+}
+
+impl LeaseSnapshot {
+    /// Every state, for metrics.
+    pub(crate) const STATES: [&'static str; 4] = ["held", "shrinking", "lapsed", "none"];
+
+    fn new<C: Upstream>(now: Duration, inner: &Inner<C>) -> Option<Self> {
+        if !inner.params.is_fleet_wide() {
+            return None;
+        }
+        let census = inner.core.census(now);
+        let share = inner.core.share();
+        let state = match share {
+            None => "none",
+            Some(share) if share.until <= now => "lapsed",
+            Some(share) if census.in_flight > share.size => "shrinking",
+            Some(_) => "held",
+        };
+        Some(Self {
+            state,
+            floor: share.map_or(0, |share| share.floor),
+            expires_seconds: share.map_or(0.0, |s| s.until.saturating_sub(now).as_secs_f64()),
+            cooling: census.cooling,
+        })
+    }
+}
+
 /// An endpoint of a pool.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndpointSnapshot {
@@ -166,12 +210,20 @@ impl PoolSnapshot {
         let (params, counters) = (&inner.params, &inner.core.counters);
         let census = inner.core.census(now);
         let cap = u32::try_from(inner.core.cap()).unwrap_or(u32::MAX);
+        let size = u32::try_from(inner.core.size()).unwrap_or(u32::MAX);
+        let fleet_limit = params.is_fleet_wide().then_some(params.size.get());
         Self {
             model: model.to_string(),
-            size: params.size.get(),
-            keepalive: params.size.get(),
+            size,
+            scope: match fleet_limit {
+                Some(_) => "fleet",
+                None => "per_worker",
+            },
+            fleet_limit,
+            lease: LeaseSnapshot::new(now, inner),
+            keepalive: size,
             coverage: 1.0,
-            cap: cap.min(params.size.get()),
+            cap: cap.min(size),
             warm: params.warm,
             warm_floor: census.floor,
             idle_timeout_seconds: params.idle_timeout.as_secs_f64(),

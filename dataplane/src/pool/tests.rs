@@ -42,6 +42,7 @@ fn common() -> Common {
         probing: Arc::default(),
         discovering: Arc::default(),
         keys: Arc::default(),
+        leases: Arc::default(),
     }
 }
 

@@ -10,8 +10,8 @@ use crate::{
     config::Config,
     model::{ModelSpec, ResolvedModel},
     pool::{
-        AdaptiveOverrides, Budget, PoolOverrides, PoolParams, TimeoutOverrides, Timeouts,
-        TurnOverrides,
+        AdaptiveOverrides, Budget, PoolOverrides, PoolParams, PoolScope, PoolSettings,
+        TimeoutOverrides, Timeouts, TurnOverrides,
     },
     revision::Revision,
     violation::Violations,
@@ -105,6 +105,11 @@ fn read_pool(wire: Option<wire::Pool>) -> Result<PoolParams, Violations> {
     let size = present(&mut violations, "max_concurrent", asked.max_concurrent)?;
     let params = PoolParams {
         size,
+        scope: asked.scope,
+        fleet_floor: match asked.scope {
+            PoolScope::PerWorker => 0,
+            PoolScope::Fleet => asked.fleet_floor.unwrap_or(PoolSettings::FLEET_FLOOR),
+        },
         max_waiting: present(&mut violations, "queue.max_waiting", asked.max_waiting)?,
         max_wait: present(&mut violations, "queue.max_wait", asked.max_wait)?,
         warm: present(&mut violations, "warm", asked.warm)?,

@@ -9,8 +9,8 @@ use crate::{
     limits,
     model::{ModelSpec, StreamUsage, Streaming},
     pool::{
-        AdaptiveOverrides, PoolOverrides, PoolParams, PoolSize, QueueCost, RequestHeader,
-        TimeoutOverrides, Timeouts, TurnOverrides,
+        AdaptiveOverrides, PoolOverrides, PoolParams, PoolScope, PoolSize, QueueCost,
+        RequestHeader, TimeoutOverrides, Timeouts, TurnOverrides,
     },
     probe::{Outcome, ProbeMode, ProbeSpec, ServedName, Verdict},
     violation::{InvalidValue, Violations},
@@ -186,16 +186,18 @@ impl TryFrom<wire::Pool> for PoolOverrides {
     fn try_from(wire: wire::Pool) -> Result<Self, Violations> {
         let mut violations = Violations::new();
         let v = &mut violations;
-        if wire::PoolScope::try_from(wire.scope).is_err() {
-            v.add(
-                "scope",
-                format!("{} is not a scope; use PER_WORKER", wire.scope),
-            );
-        }
+        let scope = read_scope(v, wire.scope);
         let size = wire.max_concurrent.map(PoolSize::new);
         let queue = wire.queue.unwrap_or_default();
         let pool = Self {
             max_concurrent: size.and_then(|size| v.check("max_concurrent", size)),
+            scope,
+            fleet_floor: number_in(
+                v,
+                "fleet_floor",
+                wire.fleet_floor,
+                &(0..=*limits::POOL_SIZE.end()),
+            ),
             max_waiting: number_in(
                 v,
                 "queue.max_waiting",
@@ -236,6 +238,13 @@ impl From<&PoolOverrides> for wire::Pool {
         };
         Self {
             max_concurrent: pool.max_concurrent.map(PoolSize::get),
+            // What is as it always was is not told: the record stays.
+            scope: match pool.scope {
+                PoolScope::PerWorker => wire::PoolScope::Unspecified,
+                PoolScope::Fleet => wire::PoolScope::Fleet,
+            }
+            .into(),
+            fleet_floor: pool.fleet_floor,
             queue: Some(queue).filter(|queue| *queue != wire::Queue::default()),
             warm: pool.warm,
             idle_timeout: pool.idle_timeout.map(duration_to_wire),
@@ -254,7 +263,12 @@ impl From<&PoolParams> for wire::Pool {
         let header = |header: &RequestHeader| header.as_str().to_owned();
         Self {
             max_concurrent: Some(pool.size.get()),
-            scope: wire::PoolScope::PerWorker.into(),
+            scope: match pool.scope {
+                PoolScope::PerWorker => wire::PoolScope::PerWorker,
+                PoolScope::Fleet => wire::PoolScope::Fleet,
+            }
+            .into(),
+            fleet_floor: pool.is_fleet_wide().then_some(pool.fleet_floor),
             queue: Some(wire::Queue {
                 max_waiting: Some(pool.max_waiting),
                 max_wait: Some(duration_to_wire(pool.max_wait)),
@@ -276,6 +290,18 @@ impl From<&PoolParams> for wire::Pool {
             }),
             keepalive: Some(pool.size.get()),
             coverage: Some(1.0),
+        }
+    }
+}
+
+fn read_scope(v: &mut Violations, scope: i32) -> PoolScope {
+    match wire::PoolScope::try_from(scope) {
+        Ok(wire::PoolScope::Unspecified | wire::PoolScope::PerWorker) => PoolScope::PerWorker,
+        Ok(wire::PoolScope::Fleet) => PoolScope::Fleet,
+        Err(_) => {
+            let message = format!("{scope} is not a scope; use PER_WORKER or FLEET");
+            v.add("scope", message);
+            PoolScope::PerWorker
         }
     }
 }

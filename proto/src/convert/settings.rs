@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     limits,
-    pool::{ModelsConcurrent, PoolOverrides, PoolSettings, PoolSize},
+    pool::{ModelsConcurrent, PoolOverrides, PoolScope, PoolSettings, PoolSize},
     violation::Violations,
     wire,
 };
@@ -30,6 +30,8 @@ impl TryFrom<wire::PoolDefaults> for PoolSettings {
         let queue = wire.queue.unwrap_or_default();
         let pool = PoolOverrides {
             max_concurrent: None,
+            scope: PoolScope::PerWorker,
+            fleet_floor: None,
             max_waiting: number_in(
                 v,
                 "queue.max_waiting",

@@ -1,7 +1,6 @@
 //! Several control planes on three real members of an etcd. One test at a time: each starts its own members.
 
 #![expect(
-    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "in a test, a wrong assumption is to fail at once"
 )]

@@ -57,7 +57,19 @@ async fn what_one_writes_all_have_and_who_asks_for_it_sees_it_at_once() {
     let ahead = with(get("m1"), "forebay-min-revision", "99999");
     let refused = replicas.registry(0).get_model(ahead).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    // Writes see what others wrote, whether or not they were told of it yet.
+    writes_see_what_others_wrote(&replicas).await;
+    eventually("replicas count one another", async || {
+        let count = replicas
+            .metrics(1)
+            .await
+            .sum("forebay_control_replicas", &[]);
+        (count > 2.5).then_some(())
+    })
+    .await;
+}
+
+/// Whether or not they were told of it yet.
+async fn writes_see_what_others_wrote(replicas: &Replicas) {
     for n in 0..10_usize {
         let id = format!("m{n}");
         let request = wire::DeleteModelRequest {
@@ -99,14 +111,6 @@ async fn what_one_writes_all_have_and_who_asks_for_it_sees_it_at_once() {
             .unwrap();
         assert_eq!(again.into_inner(), first, "c{n}");
     }
-    eventually("replicas count one another", async || {
-        let count = replicas
-            .metrics(1)
-            .await
-            .sum("forebay_control_replicas", &[]);
-        (count > 2.5).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,6 +216,8 @@ async fn without_etcd_reads_and_streams_go_on_and_writes_say_what_is_wrong() {
         .create_model(create("m"))
         .await
         .unwrap();
+    let strong = with(get("m"), "forebay-consistency", "strong");
+    replicas.registry(1).get_model(strong).await.unwrap();
     for n in 0..3 {
         etcd.kill(n).await;
     }

@@ -176,6 +176,7 @@ async fn bind(
         stream_age: None,
         rings: None,
         probe_allow: Vec::new(),
+        leases: forebay_control::LeaseSettings::default(),
         secrets: SecretPaths {
             pepper: Some(dir.join("pepper")),
             seal_key: Some(dir.join("seal.key")),

@@ -36,15 +36,15 @@ const MODELS: u64 = 6;
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection that was accepted.
-pub(super) struct Accepted(TcpStream);
+pub(super) struct Accepted<T>(pub(super) T);
 
-impl Connected for Accepted {
+impl<T> Connected for Accepted<T> {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Accepted {
+impl<T: AsyncRead + Unpin> AsyncRead for Accepted<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +54,7 @@ impl AsyncRead for Accepted {
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Accepted<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -79,7 +79,7 @@ pub(super) async fn control(disk: Disk) -> turmoil::Result {
 }
 
 /// What connects to the control port.
-pub(super) async fn incoming() -> io::Result<BoxStream<'static, io::Result<Accepted>>> {
+pub(super) async fn incoming() -> io::Result<BoxStream<'static, io::Result<Accepted<TcpStream>>>> {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     let incoming = futures_util::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await;
@@ -152,7 +152,7 @@ pub(super) async fn operator(world: Arc<World>, number: usize, until: Duration) 
 
 /// What an operator asks for. The number stands in the model's total time limit.
 #[derive(Debug, Clone, Copy)]
-enum Write {
+pub(super) enum Write {
     Create(u64),
     Update(u64),
     Delete,
@@ -168,7 +168,7 @@ impl Write {
     }
 
     /// Gives the revision; or why it was refused; or nothing, when it is not known what became of it.
-    async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
+    pub(super) async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
         let mut registry = registry("control").await.ok_or(None)?;
         let request_id = request_id.to_owned();
         let shown = self.leaves().map(|number| showing(model, number));

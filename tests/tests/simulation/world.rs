@@ -205,7 +205,7 @@ fn build(world: &Arc<World>, disk: &Disk) -> Sim<'static> {
 }
 
 /// tokio ends the tasks of a runtime in an order that comes from their numbers: each history begins with the same.
-fn even_out_task_numbers() {
+pub(super) fn even_out_task_numbers() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();

@@ -238,7 +238,7 @@ impl Load {
 }
 
 /// 2 → 5 → 1 servers under load, told by one kind of source: nothing fails, and connections to those that stay, stay.
-async fn scaled(kind: Kind, warm: u32) {
+async fn scaled(kind: Kind, warm: u32) -> String {
     let mocks = mocks(5, &MockConfig::serving("m")).await;
     let sources = Sources::start(mocks[0].addr().port()).await;
     let mut cluster = Cluster::start().await;
@@ -286,40 +286,40 @@ async fn scaled(kind: Kind, warm: u32) {
     }
     let first = mocks[0].stats();
     let closed = first.opened - first.open;
-    println!(
-        "{kind:?}: {requests} requests, {} connections to the one that stayed",
-        first.opened
-    );
     assert_eq!(
         closed, 0,
         "connections to the server that stayed, stayed: {first:?}"
     );
     assert!(first.opened <= 50, "{first:?}");
+    let opened = first.opened;
+    format!(
+        "{kind:?}: {requests} requests, none failed; {opened} connections to the one that stayed, none closed"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_by_the_addresses_of_a_name() {
-    scaled(Kind::Dns, 0).await;
+    println!("{}", scaled(Kind::Dns, 0).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_by_the_records_of_a_service() {
-    scaled(Kind::Srv, 0).await;
+    println!("{}", scaled(Kind::Srv, 0).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_by_a_file_of_json() {
-    scaled(Kind::Json, 0).await;
+    println!("{}", scaled(Kind::Json, 0).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_by_a_file_of_lines() {
-    scaled(Kind::Lines, 0).await;
+    println!("{}", scaled(Kind::Lines, 0).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scaled_by_a_list_at_a_url() {
-    scaled(Kind::Http, 20).await;
+    println!("{}", scaled(Kind::Http, 20).await);
 }
 
 /// All servers are others at once: the new ones are warm before the old ones' connections go.
@@ -508,6 +508,17 @@ async fn what_two_sources_name_counts_once() {
     load.end().await;
 }
 
+/// Why a model of this endpoint is refused.
+async fn refused(cluster: &Cluster, endpoint: wire::Endpoint) -> String {
+    let request = wire::CreateModelRequest {
+        model: Some(model(vec![endpoint])),
+        validate_only: true,
+        ..wire::CreateModelRequest::default()
+    };
+    let refused = cluster.registry().create_model(request).await.unwrap_err();
+    refused.message().to_owned()
+}
+
 /// Secrets go to servers that a list names only where the operator said so, and how far.
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_go_to_named_servers_only_with_the_operators_word() {
@@ -526,15 +537,13 @@ async fn secrets_go_to_named_servers_only_with_the_operators_word() {
         bearer_token: "upstream-key".to_owned(),
         ..wire::Credential::default()
     };
-    // A secret for wherever a list leads is refused.
     let mut with = endpoint("pods", sources.discovery(Kind::Http));
     with.credential = Some(credential.clone());
-    let request = wire::CreateModelRequest {
-        model: Some(model(vec![with.clone()])),
-        ..wire::CreateModelRequest::default()
-    };
-    let refused = cluster.registry().create_model(request).await.unwrap_err();
-    assert!(refused.message().contains("send_credentials"), "{refused}");
+    assert!(
+        refused(&cluster, with.clone())
+            .await
+            .contains("send_credentials")
+    );
     // Nor is a client's passed on there.
     let bare = endpoint("pods", sources.discovery(Kind::Http));
     cluster.create_and_wait(model(vec![bare])).await;
@@ -697,15 +706,7 @@ async fn a_response_is_asked_for_where_it_was_made() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discovery_is_checked_and_shown() {
     let (cluster, worker) = Cluster::with_worker().await;
-    let refuse = async |endpoint: wire::Endpoint| {
-        let request = wire::CreateModelRequest {
-            model: Some(model(vec![endpoint])),
-            validate_only: true,
-            ..wire::CreateModelRequest::default()
-        };
-        let refused = cluster.registry().create_model(request).await.unwrap_err();
-        refused.message().to_owned()
-    };
+    let refuse = async |endpoint| refused(&cluster, endpoint).await;
     let said = |source: Option<Source>| wire::Discovery {
         source,
         ..wire::Discovery::default()

@@ -17,6 +17,7 @@ mod discovery;
 mod ejection;
 mod endpoint_truth;
 mod fallback;
+mod fleet_limits;
 mod hard_clients;
 mod hard_upstreams;
 mod http2;

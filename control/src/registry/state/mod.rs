@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use forebay_proto::{Config, Epoch, ModelId, Revision, Violations, wire};
+use forebay_proto::{Budget, Config, Epoch, ModelId, PoolParams, Revision, Violations, wire};
 
 pub(crate) use self::undo::Undo;
 use self::{check::budget, show::show_settings};
@@ -36,6 +36,18 @@ pub(crate) struct State {
     bytes: usize,
     idem: HashMap<String, Arc<IdemRecord>>,
     idem_order: VecDeque<String>,
+}
+
+/// The pool of a model, as far as it may be shared by all workers.
+#[derive(Debug, Clone)]
+pub(crate) struct PoolOf {
+    pub(crate) id: ModelId,
+    pub(crate) pool: PoolParams,
+    pub(crate) budget: Budget,
+    /// That changed the registration last.
+    pub(crate) revision: Revision,
+    /// Nothing about it changed since it was created.
+    pub(crate) is_as_created: bool,
 }
 
 /// A write, checked.
@@ -145,6 +157,24 @@ impl State {
             .map(|r| r.spec.resolve(settings, r.revision))
             .collect();
         Config::new(budget(settings)?, models?)
+    }
+
+    /// The pools of all models.
+    pub(crate) fn pools(&self) -> Vec<PoolOf> {
+        let settings = &self.settings.settings;
+        let Ok(budget) = budget(settings) else {
+            return Vec::new();
+        };
+        let pool = |record: &Arc<ModelRecord>| {
+            Some(PoolOf {
+                id: record.spec.id().clone(),
+                pool: settings.resolve(&record.spec.pool).ok()?,
+                budget,
+                revision: record.revision,
+                is_as_created: record.created == record.updated,
+            })
+        };
+        self.models.values().filter_map(pool).collect()
     }
 
     /// Makes a planned change.

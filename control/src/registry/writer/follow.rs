@@ -8,6 +8,14 @@ use super::{KeyBook, Published, State, Writer, publish};
 use crate::store::{Change, News, Store, StoreError, Stored, history::Past, keys::StoredKeys};
 
 impl<S: Store> Writer<S> {
+    /// Makes sure that this is what the store holds, as far as is known; or as it is, if it is to be looked up.
+    pub(super) fn ready(&mut self, look: bool) -> Result<(), StoreError> {
+        match look || self.must_reload {
+            true => self.up_to_date(),
+            false => Ok(()),
+        }
+    }
+
     /// Makes sure that this is what the store holds.
     pub(super) fn up_to_date(&mut self) -> Result<(), StoreError> {
         if self.must_reload {
@@ -20,7 +28,7 @@ impl<S: Store> Writer<S> {
             News::Nothing => Ok(()),
             News::Since { changes, keys } => self.take_changes(changes, keys),
             News::Whole(stored) => {
-                self.metrics.resyncs.inc();
+                self.metrics.replicas.resyncs.inc();
                 tracing::warn!(revision = %stored.revision, "the whole registry was read again");
                 self.take_whole(*stored)
             }

@@ -12,23 +12,32 @@ impl<S: Store> Writer<S> {
     /// Plans a change of keys, makes it durable, then visible.
     pub(super) fn serve_key(&mut self, write: &KeyWrite) -> Result<wire::Key, WriteError> {
         let mut planned = Err(StoreError::Conflict.into());
-        for _ in 0..PLANS {
-            planned = self.plan_and_commit_key(write);
+        for attempt in 0..PLANS {
+            planned = self.plan_and_commit_key(write, attempt > 0);
             if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
                 break;
             }
-            self.metrics.conflicts.inc();
+            self.metrics.replicas.conflicts.inc();
         }
         planned
     }
 
-    fn plan_and_commit_key(&mut self, write: &KeyWrite) -> Result<wire::Key, WriteError> {
-        if let Err(error) = self.up_to_date() {
+    fn plan_and_commit_key(
+        &mut self,
+        write: &KeyWrite,
+        look: bool,
+    ) -> Result<wire::Key, WriteError> {
+        if let Err(error) = self.ready(look) {
             self.tell(&error);
             return Err(error.into());
         }
         let now = SystemTime::now();
-        let planned = self.book.plan(write, now)?;
+        let planned = self.book.plan(write, now);
+        let proven = matches!(&planned, Ok(planned) if planned.change.is_some());
+        if !look && self.store.is_shared() && (!proven || write.validate_only) {
+            return self.plan_and_commit_key(write, true);
+        }
+        let planned = planned?;
         let shown = |book: &KeyBook| book.show(&planned.record, now);
         let Some(change) = planned.change.filter(|_| !write.validate_only) else {
             return Ok(shown(&self.book));

@@ -1,6 +1,8 @@
 //! On three real members, in one test, so that they are started once: the suite of all stores, then what only a store
 //! does that is shared.
 
+mod moves;
+
 use forebay_proto::{ModelId, ModelSpec};
 use tokio::runtime::Runtime;
 
@@ -13,7 +15,6 @@ use crate::{
     store::{
         IdemRecord, ModelRecord,
         history::Forgotten,
-        recover,
         suite::{self, change, gone, ids, key, key_change, model, put, spec, time},
     },
 };
@@ -66,7 +67,7 @@ fn on_three_real_members() {
     a_commit_whose_answer_was_lost_is_known_again(&world);
     a_decision_of_an_older_term_is_refused(&world);
     what_is_not_ours_is_refused_untouched(&world);
-    a_registry_moves_there_and_back(&world);
+    moves::a_registry_moves_there_and_back(&world);
     compaction_costs_nothing(&world);
     without_a_quorum_nothing_is_written_and_it_says_so(world);
 }
@@ -279,7 +280,7 @@ fn a_large_commit_is_whole_for_everybody(world: &World) {
 /// What a process leaves that ends with the head written and nothing in its place.
 fn leave_half_way(store: &EtcdStore, runtime: &Runtime, change: Change, heads: bool) {
     let at = store.at.clone().unwrap();
-    let folded = Folded::of(&store.layout, &[change.clone()], "left");
+    let folded = Folded::of(&store.layout, std::slice::from_ref(&change), "left");
     let head = Head {
         revision: change.revision.get(),
         models: folded.count_models(&at.models),
@@ -450,142 +451,6 @@ fn what_is_not_ours_is_refused_untouched(world: &World) {
     put(store.layout.head(), b"nonsense".to_vec());
     let error = world.try_open("format").unwrap_err().to_string();
     assert!(error.contains("damaged"), "{error}");
-}
-
-fn a_registry_moves_there_and_back(world: &World) {
-    let scratch = || tempfile::tempdir().unwrap();
-    let (source, back) = (scratch(), scratch());
-    let mut store = super::super::SledStore::open(source.path(), &PoolSettings::default()).unwrap();
-    let mut forgetting = put("b", 2, 4);
-    forgetting.entry.as_mut().unwrap().forget = [1, 2]
-        .map(|revision| Forgotten {
-            revision: Revision::new(revision),
-            edits: u32::from(revision > 1),
-        })
-        .to_vec();
-    let answered = Change {
-        idem: Some(answer("x", 5)),
-        ..put("c", 1, 5)
-    };
-    let model = |id: &str, revision| ModelRecord {
-        spec: spec(id, 3),
-        revision: Revision::new(revision),
-        created: time(1),
-        updated: time(revision),
-    };
-    let update = change(
-        Edit::Model {
-            id: ModelId::new("b").unwrap(),
-            before: store.load().unwrap().models.first().cloned().map(Arc::new),
-            after: Some(Arc::new(model("b", 6))),
-        },
-        Revision::new(6),
-    );
-    store
-        .commit(&[put("a", 1, 2), put("b", 1, 3), forgetting, answered])
-        .unwrap();
-    let before = store
-        .load()
-        .unwrap()
-        .models
-        .into_iter()
-        .find(|m| m.spec.id().as_str() == "b");
-    let mut update = update;
-    if let Some(Edit::Model { before: was, .. }) =
-        update.entry.as_mut().and_then(|e| e.edits.first_mut())
-    {
-        *was = before.map(Arc::new);
-    }
-    let entry = update.entry.as_mut().unwrap();
-    entry.log = LogRecord::of(&entry.edits, Revision::new(6), time(6));
-    entry.log.digest = Some(forebay_proto::Digest::of(b"six"));
-    store.commit(&[update]).unwrap();
-    store
-        .commit_keys(&[
-            key_change(1, key(1, false), &[]),
-            key_change(2, key(2, true), &[]),
-        ])
-        .unwrap();
-    let there = (store.load().unwrap(), store.past().unwrap());
-    drop(store);
-    let files = || {
-        let mut files: Vec<_> = std::fs::read_dir(source.path())
-            .unwrap()
-            .map(|entry| entry.unwrap())
-            .filter(|entry| entry.path().is_file() && entry.file_name() != "forebay-lock")
-            .map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap()))
-            .collect();
-        files.sort();
-        files
-    };
-    let untouched = files();
-    let from = super::super::StoreLocation::Sled(source.path().to_owned());
-    let to: super::super::StoreLocation = world.etcd.store("moved").parse().unwrap();
-    let (access, runtime) = (EtcdAccess::default(), world.runtime.handle());
-    let move_it = |from, to| super::super::migrate(from, to, &access, runtime, scratch().path());
-    // One that was cut short is refused by who opens it, and done again.
-    let cut = world.connect("moved");
-    EtcdStore::begin_migration(cut, runtime.clone(), &there.0)
-        .unwrap()
-        .unwrap();
-    let error = world.try_open("moved").unwrap_err().to_string();
-    assert!(error.contains("not finished"), "{error}");
-    let moved = move_it(&from, &to).unwrap();
-    assert_eq!(
-        (moved.revision, moved.earliest, moved.models, moved.keys),
-        (6, 2, 2 + 1, 2)
-    );
-    assert!(moved.needs_secrets && moved.epoch != moved.from_epoch);
-    assert!(files() == untouched, "the source is as it was");
-    let error = move_it(&from, &to).unwrap_err().to_string();
-    assert!(error.contains("holds a registry already"), "{error}");
-    let same = |stored: Stored| Stored {
-        epoch: there.0.epoch.clone(),
-        ..stored
-    };
-    let mut store = world.open("moved");
-    assert_eq!(same(store.load().unwrap()), there.0);
-    let newest = |past: &Past| past.digest();
-    assert_eq!(newest(&store.past().unwrap()), newest(&there.1));
-    let history = store.history();
-    assert_eq!(history.earliest().unwrap(), Revision::new(2));
-    let methods: Vec<_> = history.entries(Revision::new(9), 9).unwrap();
-    let methods: Vec<_> = methods
-        .iter()
-        .map(|log| (log.revision.get(), log.method.as_str()))
-        .collect();
-    // What the history begins with was forgotten, and has a line that says whence it is.
-    assert_eq!(
-        methods,
-        [(6, ""), (5, ""), (4, ""), (3, ""), (2, "Migrate")]
-    );
-    store.commit(&[put("d", 1, 7)]).unwrap();
-    let there = (store.load().unwrap(), store.past().unwrap());
-    drop(store);
-    let home = super::super::StoreLocation::Sled(back.path().join("new"));
-    let moved = move_it(&to, &home).unwrap();
-    assert_eq!(moved.revision, 7);
-    let error = move_it(&to, &home).unwrap_err().to_string();
-    assert!(error.contains("not empty"), "{error}");
-    let (mut store, recovered) = recover::open(
-        &back.path().join("new"),
-        &PoolSettings::default(),
-        Default::default(),
-    )
-    .unwrap();
-    assert_eq!(recovered, None);
-    let found = (store.load().unwrap(), store.past().unwrap());
-    assert_ne!(found.0.epoch, there.0.epoch);
-    let same = Stored {
-        epoch: there.0.epoch.clone(),
-        ..found.0
-    };
-    assert_eq!((same, found.1), there);
-    assert!(move_it(&to, &to).unwrap_err().to_string().contains("both"));
-    let nothing: super::super::StoreLocation = world.etcd.store("nothing").parse().unwrap();
-    let empty = super::super::StoreLocation::Sled(back.path().join("empty"));
-    let error = move_it(&nothing, &empty).unwrap_err().to_string();
-    assert!(error.contains("holds no registry"), "{error}");
 }
 
 fn compaction_costs_nothing(world: &World) {

@@ -14,12 +14,18 @@ impl<C: Connection, W> Core<C, W> {
         self.cap
     }
 
+    /// Most requests in flight now.
+    pub(in crate::pool) fn size(&self) -> usize {
+        self.shape.size
+    }
+
     /// What it has and wants, for the division of the budget.
     pub(in crate::pool) fn need(&self, now: Duration) -> Need {
         let drains = self.retired && self.line.is_empty();
         let coldest = self.origins.iter().filter_map(Origin::coldest).min();
         Need {
             size: if drains { 0 } else { self.shape.size },
+            most: if drains { 0 } else { self.shape.most },
             busy: self.busy(),
             idle: self.resting() + self.connecting.len(),
             waiting: self.waiting(now),
@@ -126,6 +132,9 @@ impl<C: Connection, W> Core<C, W> {
             floor: if self.retired { 0 } else { self.floor(now) },
             admitted: self.admitted(),
             flows: self.line.busy_flows(),
+            wanting: self.waiting(now),
+            cooling: self.cooling(),
+            lasting: self.lasting(),
         }
     }
 

@@ -36,6 +36,7 @@ mod flow;
 mod handover;
 mod health;
 mod idle;
+mod leased;
 mod line;
 mod look;
 mod origin;
@@ -57,6 +58,7 @@ use self::{
     adaptive::Adaptive,
     balance::{LeastLoaded, Scorer},
     health::Mood,
+    leased::Leased,
     line::Line,
     origin::{Origin, Phase, Rest},
     warmth::Peak,
@@ -64,6 +66,7 @@ use self::{
 pub(super) use self::{
     adaptive::{Answered, How},
     ejection::{Rules, State},
+    leased::Share,
     pulse::Pulse,
     shared::MOST_STREAMS,
     types::{
@@ -96,6 +99,8 @@ pub(super) struct Core<C, W> {
     line: Line<W>,
     /// What is let in while the engine is slow; nothing unless the model asks for it.
     adaptive: Option<Adaptive>,
+    /// What of a fleet-wide limit is lent to it; nothing if its size is its own.
+    leased: Option<Leased>,
     ids: u64,
     /// The warm floor was reached once; what is opened for it from now on is a refill.
     filled: bool,
@@ -112,8 +117,13 @@ pub(super) struct Core<C, W> {
 
 impl<C: Connection, W> Core<C, W> {
     /// A pool with no endpoint yet; [`Core::reshape`] names them.
-    pub(super) fn new(shape: Shape, cap: usize, seed: u64) -> Self {
+    pub(super) fn new(mut shape: Shape, cap: usize, seed: u64) -> Self {
+        let leased = shape.fleet_wide.then(Leased::default);
+        if leased.is_some() {
+            shape.size = 0;
+        }
         Self {
+            leased,
             adaptive: shape
                 .adaptive
                 .map(|params| Adaptive::new(params, shape.size, Duration::ZERO)),
@@ -267,6 +277,7 @@ impl<C: Connection, W> Core<C, W> {
         if shape.warm > self.shape.warm {
             self.filled = false;
         }
+        let shape = self.lend_to(now, shape);
         self.adaptive = match (self.adaptive.take(), shape.adaptive) {
             (Some(mut adaptive), Some(params)) => {
                 adaptive.reshape(params, self.shape.size, shape.size);
@@ -358,6 +369,7 @@ impl<C: Connection, W> Core<C, W> {
     /// Time went by: idle and age limits, back-off that is over, requests whose patience is.
     pub(super) fn sweep(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         self.roll(now);
+        self.lapse(now);
         let limits: Vec<(OriginId, Duration)> = self.idle_limits(now);
         let expired = |rest: &Rest| {
             let mut limits = limits.iter();
@@ -382,6 +394,7 @@ impl<C: Connection, W> Core<C, W> {
             }
         }
         effects.extend(self.pump(now));
+        self.revoke_lapsed(now, &mut effects);
         effects
     }
 
@@ -454,7 +467,8 @@ impl<C: Connection, W> Core<C, W> {
     /// Most requests in flight that are let in now.
     fn admitted(&self) -> usize {
         let adaptive = self.adaptive.as_ref();
-        adaptive.map_or(self.shape.size, |a| a.limit().min(self.shape.size))
+        let let_in = adaptive.map_or(self.shape.size, |a| a.limit().min(self.shape.size));
+        let_in.min(self.shape.size.saturating_sub(self.cooling()))
     }
 
     /// Most connections open now.

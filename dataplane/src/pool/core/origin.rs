@@ -372,6 +372,7 @@ impl<C: Connection> Origin<C> {
             return;
         }
         self.idle.push_back(Held {
+            lent: None,
             conn,
             id,
             origin: self.id,

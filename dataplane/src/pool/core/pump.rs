@@ -30,6 +30,7 @@ impl<C: Connection, W> Core<C, W> {
     /// Brings the pool to rest after a transition.
     pub(super) fn pump(&mut self, now: Duration) -> Vec<Effect<C, W>> {
         let mut effects = Vec::new();
+        self.lapse(now);
         self.weigh(now);
         self.hand_over(now, &mut effects);
         self.close_retired(&mut effects);
@@ -81,6 +82,7 @@ impl<C: Connection, W> Core<C, W> {
                 return;
             };
             held.seat = seat;
+            held.lent = self.lend();
             self.count_checkout(&held);
             effects.push(Effect::Grant {
                 waiter: waiter.waiter,
@@ -95,6 +97,7 @@ impl<C: Connection, W> Core<C, W> {
         now: Duration,
         ask: &Ask,
     ) -> Option<(Held<C>, Effects<C, W>)> {
+        self.lapse(now);
         let room = self.in_flight() < self.admitted() && self.busy() < self.limit();
         if !room || !self.line.is_empty() {
             return None;
@@ -104,6 +107,7 @@ impl<C: Connection, W> Core<C, W> {
         let mut held = self.origins.get_mut(origin)?.take(spot, now)?;
         self.put_to_trial(now, origin, &mut held);
         held.seat = self.line.serve_at_once(ask);
+        held.lent = self.lend();
         self.count_checkout(&held);
         // With one endpoint nothing else can have become due.
         let effects = match self.origins.len() {

@@ -13,7 +13,9 @@ impl<C: Connection, W> Core<C, W> {
         held: Held<C>,
         outcome: Outcome,
     ) -> Vec<Effect<C, W>> {
+        let mut held = held;
         self.line.leave(held.seat);
+        self.take_back(now, held.lent.take(), outcome);
         if let Some(origin) = self.origin_mut(held.origin) {
             origin.note_end(now, &held, outcome);
         }

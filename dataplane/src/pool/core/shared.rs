@@ -47,6 +47,7 @@ impl<C: Connection> Shared<C> {
         self.uses += 1;
         let uses = self.uses;
         Some(Held {
+            lent: None,
             conn,
             id: self.id,
             origin,

@@ -7,6 +7,7 @@ use forebay_proto::AdaptiveParams;
 use super::ejection::{Rules, State};
 pub(in crate::pool) use crate::pool::claim::{Ask, FlowId, Priority};
 use crate::pool::counters::{CloseReason, Fault};
+use crate::pool::revocation::Revocation;
 
 /// An endpoint of one generation, or one of its addresses. Whatever changes who is at the other end makes
 /// a new one.
@@ -97,7 +98,12 @@ pub(in crate::pool) trait Connection: Sized {
 /// The parameters, as the core needs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::pool) struct Shape {
+    /// Most requests in flight now. Of a fleet-wide pool it is the share that is lent to it.
     pub(in crate::pool) size: usize,
+    /// Most that it may ever be.
+    pub(in crate::pool) most: usize,
+    /// The size is lent.
+    pub(in crate::pool) fleet_wide: bool,
     pub(in crate::pool) warm: usize,
     pub(in crate::pool) max_waiting: usize,
     pub(in crate::pool) idle_timeout: Duration,
@@ -129,9 +135,16 @@ pub(in crate::pool) struct Held<C> {
     pub(super) granted: Duration,
     /// While it is on loan: whose request it carries.
     pub(super) seat: Seat,
+    /// While it is on loan from a fleet-wide pool: how its end is told.
+    pub(super) lent: Option<(u64, Revocation)>,
 }
 
 impl<C> Held<C> {
+    /// Told when the share of the limit that it uses is lost.
+    pub(in crate::pool) fn revocation(&self) -> Option<&Revocation> {
+        self.lent.as_ref().map(|(_, revocation)| revocation)
+    }
+
     /// How long it had rested when it was handed out; nothing if it was new.
     pub(in crate::pool) fn rested(&self) -> Duration {
         self.granted.saturating_sub(self.idle_since)
@@ -191,6 +204,8 @@ pub(in crate::pool) enum Effect<C, W> {
     LetGo {
         conn: C,
     },
+    /// The request is to end: what it uses is not this worker's any more.
+    Revoke(Revocation),
 }
 
 /// What a transition brings with it.
@@ -246,4 +261,10 @@ pub(in crate::pool) struct Census {
     pub(in crate::pool) admitted: usize,
     /// Flows that have requests in flight or in line.
     pub(in crate::pool) flows: usize,
+    /// Requests that wait and could be served.
+    pub(in crate::pool) wanting: usize,
+    /// Slots that count as used for a while: of requests that were cut short.
+    pub(in crate::pool) cooling: usize,
+    /// Requests in flight that do not end with the lease.
+    pub(in crate::pool) lasting: usize,
 }

@@ -104,6 +104,7 @@ fn common(data_dir: Option<&Path>) -> Common {
         probing: Arc::default(),
         discovering: Arc::new(Discovering::new(data_dir)),
         keys: Arc::default(),
+        leases: Arc::new(crate::leases::Leases::new(1)),
     }
 }
 

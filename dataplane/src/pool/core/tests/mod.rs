@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod balance;
 mod ejection;
 mod histories;
+mod leased;
 mod overload;
 mod rules;
 mod shared;
@@ -96,6 +97,8 @@ impl<C: Connection, W> Core<C, W> {
 fn shape(size: usize) -> Shape {
     Shape {
         size,
+        most: size,
+        fleet_wide: false,
         warm: 0,
         max_waiting: 100,
         idle_timeout: Duration::from_secs(4),
@@ -197,6 +200,7 @@ impl Shell {
                 Effect::Connect { ticket, origin } => self.connects.push((ticket, origin)),
                 Effect::Close { .. } => self.closed += 1,
                 Effect::LetGo { .. } => {}
+                Effect::Revoke(revocation) => revocation.revoke(),
             }
         }
     }

@@ -1,0 +1,194 @@
+//! One worker, two processes: what the one that leaves was lent goes to the one that takes its place, but for what it
+//! needs to bring its own requests to their end. That falls, and never rises; it does not run out by itself, because the
+//! heir answers for it: the heir counts it as used, and has it ended when the time of what the heir was lent is over.
+//!
+//! The sum of both is never more than the worker was lent: the old process keeps to its part before it tells of it, and
+//! the heir takes nothing before it was told.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use forebay_proto::{ModelId, limits, wire};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{Inner, Leases, book::Lent};
+use crate::{
+    live::{LiveCell, Route},
+    pool::Leased,
+};
+
+/// What a process keeps that leaves.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    kept: BTreeMap<ModelId, u32>,
+    /// When what runs is to end, if that was said.
+    ends: Option<Instant>,
+}
+
+impl Leases {
+    /// Another process takes this one's place: keeps what is needed for what is in flight and in line, and says what is
+    /// left.
+    pub(crate) fn leave(&self, live: &LiveCell) -> Vec<u8> {
+        let mut inner = self.inner.lock();
+        let now = self.born.elapsed();
+        let expires = inner.book.until().saturating_sub(now);
+        let linger = inner.book.end().saturating_sub(inner.book.until());
+        let mut leases = Vec::new();
+        let mut kept = BTreeMap::new();
+        for route in fleet_wide(live) {
+            let id = &route.model.id;
+            let lent = inner.book.lent(id).unwrap_or_default();
+            let keeps = needed(&route);
+            kept.insert(id.clone(), keeps);
+            leases.push(wire::HandedLease {
+                model: id.to_string(),
+                size: lent.size,
+                floor: lent.floor,
+                expires_millis: u64::try_from(expires.as_millis()).unwrap_or(u64::MAX),
+                kept: keeps,
+                linger_millis: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        inner.leaving = Some(Leaving { kept, ends: None });
+        // First kept to, then told.
+        self.tell(&inner, live);
+        wire::HandedLeases { leases }.encode_to_vec()
+    }
+
+    /// What a process that leaves needs by now, if that is less than it was.
+    pub(crate) fn leave_more(&self, live: &LiveCell) -> Option<Vec<u8>> {
+        let mut inner = self.inner.lock();
+        let leaving = inner.leaving.as_mut()?;
+        let mut leases = Vec::new();
+        for route in fleet_wide(live) {
+            let id = &route.model.id;
+            let Some(kept) = leaving.kept.get_mut(id) else {
+                continue;
+            };
+            let needed = needed(&route).min(*kept);
+            if needed < *kept {
+                *kept = needed;
+                leases.push(wire::HandedLease {
+                    model: id.to_string(),
+                    kept: needed,
+                    ..wire::HandedLease::default()
+                });
+            }
+        }
+        if leases.is_empty() {
+            return None;
+        }
+        self.tell(&inner, live);
+        Some(wire::HandedLeases { leases }.encode_to_vec())
+    }
+
+    /// What still runs of a process that leaves is to end, after this time: nobody answers for it any more.
+    pub(crate) fn leave_within(&self, live: &LiveCell, time: Duration) {
+        let mut inner = self.inner.lock();
+        let Some(leaving) = &mut inner.leaving else {
+            return;
+        };
+        let ends = Instant::now() + time;
+        leaving.ends = Some(leaving.ends.map_or(ends, |before| before.min(ends)));
+        self.tell(&inner, live);
+    }
+
+    /// How long what runs goes on when nobody answers for it.
+    pub(crate) fn linger(&self) -> Duration {
+        let inner = self.inner.lock();
+        inner.book.end().saturating_sub(inner.book.until())
+    }
+
+    /// The process before this one accepts no more: this one has what that was lent, but for what it keeps. It was asked at
+    /// this time. With nothing it had nothing, or is no more.
+    pub(crate) fn take_over(&self, handed: &[u8], asked: Instant, live: &LiveCell) {
+        let mut inner = self.inner.lock();
+        inner.beside_another = false;
+        let asked = asked.saturating_duration_since(self.born);
+        for lease in read(handed) {
+            let Ok(model) = ModelId::new(&lease.model) else {
+                continue;
+            };
+            let lent = Lent {
+                size: lease.size,
+                floor: lease.floor,
+            };
+            let until = asked.saturating_add(Duration::from_millis(lease.expires_millis));
+            let linger = Duration::from_millis(lease.linger_millis);
+            inner.book.inherit(&model, lent, (until, linger));
+            inner.elsewhere.insert(model, lease.kept);
+        }
+        self.tell(&inner, live);
+    }
+
+    /// The process before this one keeps less.
+    pub(crate) fn inherit_more(&self, handed: &[u8], live: &LiveCell) {
+        let mut inner = self.inner.lock();
+        for lease in read(handed) {
+            let known = inner.elsewhere.iter_mut();
+            let mut known = known.filter(|(model, _)| model.as_str() == lease.model);
+            if let Some((_, kept)) = known.next() {
+                *kept = lease.kept.min(*kept);
+            }
+        }
+        self.tell(&inner, live);
+    }
+
+    /// The process before this one is no more.
+    pub(crate) fn inherit_all(&self, live: &LiveCell) {
+        let mut inner = self.inner.lock();
+        inner.beside_another = false;
+        inner.elsewhere.clear();
+        self.tell(&inner, live);
+    }
+
+    /// True if what the process before this one keeps is to end: the time of what this one was lent is over.
+    pub(crate) fn answers_no_more(&self) -> bool {
+        let inner = self.inner.lock();
+        let kept = inner.elsewhere.values().any(|kept| *kept > 0);
+        kept && self.born.elapsed() >= inner.book.end()
+    }
+}
+
+impl Inner {
+    /// What a pool of a process that leaves has; nothing if this one does not.
+    pub(super) fn of_leaving(&self, model: &ModelId, now: Instant) -> Option<Leased> {
+        let leaving = self.leaving.as_ref()?;
+        let kept = leaving.kept.get(model).copied().unwrap_or(0) as usize;
+        Some(match leaving.ends {
+            None => Leased {
+                size: kept,
+                floor: kept,
+                until: now,
+                end: now,
+            },
+            Some(end) => Leased {
+                size: 0,
+                floor: 0,
+                until: now,
+                end,
+            },
+        })
+    }
+}
+
+fn fleet_wide(live: &LiveCell) -> Vec<Arc<Route>> {
+    let live = live.load();
+    let routes = live.models.values();
+    let routes = routes.filter(|route| route.model.pool.is_fleet_wide());
+    routes.cloned().collect()
+}
+
+/// For what is in flight and in line.
+fn needed(route: &Route) -> u32 {
+    let used = route.pool.use_of_lease();
+    let more = used.waiting.min(used.size.saturating_sub(used.in_flight));
+    u32::try_from(used.in_flight + more).unwrap_or(u32::MAX)
+}
+
+fn read(handed: &[u8]) -> Vec<wire::HandedLease> {
+    let read = wire::HandedLeases::decode(handed).unwrap_or_default();
+    let mut leases = read.leases;
+    leases.truncate(limits::FLEET_MODELS);
+    leases
+}

@@ -1,0 +1,135 @@
+//! Where the endpoints of a pool are: those that are configured, those that sources named, and their addresses, as far as they may
+//! be dialled.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use forebay_proto::{Endpoint, EndpointId, endpoint::Address};
+
+use super::{Inner, PARTS};
+use crate::pool::{
+    core::{OriginCensus, OriginId, State},
+    desk::{Effects, Upstream},
+    discovery::Doing,
+    target::{Place, Target},
+};
+
+impl<C: Upstream> Inner<C> {
+    /// What is configured, or what a source named, changed.
+    pub(in crate::pool) fn expand(&mut self, now: Duration) -> Effects<C> {
+        let before = std::mem::take(&mut self.endpoints);
+        self.endpoints = self.sources.expand(&self.configured);
+        let kept = |endpoint: &Endpoint| {
+            let mut before = before.iter();
+            let same_name =
+                before.find(|b| b.id == endpoint.id && b.url.address() == endpoint.url.address());
+            same_name.is_some()
+        };
+        let kept: BTreeSet<EndpointId> = {
+            let kept = self.endpoints.iter().filter(|endpoint| kept(endpoint));
+            kept.map(|endpoint| endpoint.id.clone()).collect()
+        };
+        self.addresses.retain(|id, _| kept.contains(id));
+        let endpoints = &self.endpoints;
+        for places in self.quarantine.values_mut() {
+            places.retain(|_, found| {
+                let mut same = endpoints.iter();
+                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
+            });
+        }
+        self.quarantine.retain(|_, places| !places.is_empty());
+        self.put_in_force(now)
+    }
+
+    /// Everywhere that an endpoint is. Of one that a source named, only where that may lead.
+    pub(super) fn targets_of(&self, endpoint: &Arc<Endpoint>) -> Vec<Target> {
+        let addresses = self.addresses_of(&endpoint.id);
+        let mut targets = Target::all(endpoint, self.tls_of(endpoint), &addresses);
+        if let Some(source) = self.sources.owner(&endpoint.id) {
+            targets.retain(|target| match &target.place {
+                Place::Tcp(at) => self.sources.check(&endpoint.id, *at).is_ok(),
+                Place::Name(_) => true,
+                Place::Unix(_) => false,
+            });
+            if targets.is_empty() {
+                // As if its name had no address: who waits for it is told why.
+                targets = Target::all(endpoint, self.tls_of(endpoint), &[]);
+                targets.retain(|target| matches!(target.place, Place::Name(_)));
+            }
+            targets
+                .iter_mut()
+                .for_each(|target| target.source = Some(source.clone()));
+        }
+        targets
+    }
+
+    /// Why none of the addresses may be dialled that the name of an endpoint has, if that is so.
+    pub(in crate::pool) fn out_of_bounds(&self, id: &EndpointId) -> Option<String> {
+        let endpoint = self.endpoints.iter().find(|endpoint| endpoint.id == *id)?;
+        let Address::Host(host, port) = endpoint.url.address() else {
+            return None;
+        };
+        let mut why = None;
+        for ip in self.addresses_of(id) {
+            let checked = self.sources.check(id, (ip, port).into());
+            why = Some(format!(
+                "{ip}, an address of `{host}`, is {}",
+                checked.err()?
+            ));
+        }
+        why
+    }
+
+    /// How the servers of a source do.
+    fn doing(&self, now: Duration, own: &dyn Fn(&EndpointId) -> bool) -> Doing {
+        let targets = self
+            .targets
+            .iter()
+            .filter(|(_, target)| own(&target.endpoint.id));
+        let census: Vec<_> = targets
+            .map(|(id, _)| self.core.census_of(now, *id))
+            .collect();
+        let lost = |c: &OriginCensus| c.unreachable || c.state != State::Healthy;
+        Doing {
+            down: !census.is_empty() && census.iter().all(lost),
+            well: census.iter().any(|c| !lost(c) && c.open > 0),
+        }
+    }
+
+    /// True if servers of another priority are to be used from now on.
+    pub(in crate::pool) fn weigh_reserves(&mut self, now: Duration) -> bool {
+        let mut sources = std::mem::take(&mut self.sources);
+        let changes = sources.weigh_reserves(now, |own| self.doing(now, own));
+        self.sources = sources;
+        changes
+    }
+
+    /// Every place that is in use now, and its weight. Of several that sources named for one address one counts.
+    pub(super) fn wanted(
+        &mut self,
+        known: &HashMap<(EndpointId, Place), OriginId>,
+    ) -> Vec<(OriginId, Target, u32)> {
+        let mut wanted = Vec::new();
+        let mut taken: HashSet<(bool, Place)> = HashSet::new();
+        for endpoint in self.endpoints.clone() {
+            let mut targets = self.targets_of(&endpoint);
+            targets.retain(|target| !self.is_quarantined(target));
+            if self.sources.owner(&endpoint.id).is_some() {
+                targets.retain(|t| !taken.contains(&(t.is_tls(), t.place.clone())));
+            }
+            let parts = u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+            let whole = self.sources.parts(&endpoint.id);
+            let weight = (whole.unwrap_or(endpoint.weight.get() * PARTS) / parts).max(1);
+            for target in targets {
+                if !matches!(target.place, Place::Name(_)) {
+                    taken.insert((target.is_tls(), target.place.clone()));
+                }
+                wanted.push((self.origin_of(known, &target), target, weight));
+            }
+        }
+        wanted
+    }
+}

@@ -1,0 +1,94 @@
+//! A crowd that always wants more: clients that ask again as soon as they are answered, at whichever of the gateways that
+//! there are, as behind a balancer; and what became of their requests.
+
+use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{Chat, Client, Ended};
+
+/// After a failure.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What became of requests, by word.
+pub type Fates = BTreeMap<String, u64>;
+
+/// Clients that ask until they are dropped.
+#[derive(Debug)]
+pub struct Crowd {
+    gateways: Arc<Mutex<Vec<SocketAddr>>>,
+    fates: Arc<Mutex<Fates>>,
+    clients: JoinSet<()>,
+}
+
+impl Crowd {
+    /// So many, each answer of so many tokens; half of them are streams.
+    #[must_use]
+    pub fn new(model: &str, clients: usize, tokens: RangeInclusive<u32>) -> Self {
+        let mut crowd = Self {
+            gateways: Arc::default(),
+            fates: Arc::default(),
+            clients: JoinSet::new(),
+        };
+        for n in 0..clients {
+            let (gateways, fates) = (crowd.gateways.clone(), crowd.fates.clone());
+            let (model, tokens) = (model.to_owned(), tokens.clone());
+            crowd.clients.spawn(async move {
+                let mut dice = fastrand::Rng::with_seed(n as u64);
+                let mut known: BTreeMap<SocketAddr, Client> = BTreeMap::new();
+                loop {
+                    let there = gateways.lock().clone();
+                    let Some(gateway) = dice.choice(there) else {
+                        sleep(PAUSE).await;
+                        continue;
+                    };
+                    let client = known.entry(gateway);
+                    let client = client.or_insert_with(|| Client::new(gateway));
+                    let chat = match n % 2 {
+                        0 => Chat::Whole,
+                        _ => Chat::Stream,
+                    };
+                    let ended = client.finish(&model, chat, dice.u32(tokens.clone())).await;
+                    let (word, failed) = word(&ended);
+                    *fates.lock().entry(word).or_default() += 1;
+                    if failed {
+                        sleep(PAUSE).await;
+                    }
+                }
+            });
+        }
+        crowd
+    }
+
+    /// From now on they ask these.
+    pub fn ask(&self, gateways: Vec<SocketAddr>) {
+        *self.gateways.lock() = gateways;
+    }
+
+    /// What became of requests since this was asked last.
+    #[must_use]
+    pub fn fates(&self) -> Fates {
+        std::mem::take(&mut self.fates.lock())
+    }
+}
+
+/// Enough to see why.
+fn end_of(text: &str) -> String {
+    let last = text.chars().rev().take(80).collect::<Vec<_>>();
+    last.into_iter().rev().collect()
+}
+
+fn word(ended: &Ended) -> (String, bool) {
+    match ended {
+        Ended::Well => ("served".to_owned(), false),
+        Ended::Status(status, text) => {
+            let code = serde_json::from_str::<serde_json::Value>(text).ok();
+            let code = code.and_then(|v| Some(v.pointer("/error/code")?.as_str()?.to_owned()));
+            (format!("{status} {}", code.unwrap_or_default()), true)
+        }
+        Ended::Cut(text) if text.contains("lease_lost") => ("cut: lease_lost".to_owned(), true),
+        Ended::Cut(text) => (format!("cut: {}", end_of(text)), true),
+        Ended::NoAnswer(_) => ("no answer".to_owned(), true),
+    }
+}
