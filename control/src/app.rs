@@ -300,11 +300,9 @@ where
     } = plan;
     // Kept to the end: who shares its store with nobody decides for as long as it runs.
     let (alone, mut leadership) = Leadership::alone();
-    let mut leads = leadership.clone();
+    let leads = leadership.clone();
     if let Some(cluster) = cluster {
         leadership = cluster.shared.leadership.clone();
-        // Where several serve, each would lend the whole: nobody does.
-        leads = watch::channel(Leadership::Follower).1;
         let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
         cluster.start(
             registry,
@@ -325,8 +323,12 @@ where
         };
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
-    let deciding = context.leases.clone();
-    sessions.spawn(deciding.run(offers.clone(), leads, shutdown.clone()));
+    let leases = context.leases.clone();
+    match leases.lends() {
+        true => sessions.spawn(leases.run(offers.clone(), leads, shutdown.clone())),
+        // Where several serve, each would lend the whole.
+        false => sessions.spawn(leases.lend_nothing(shutdown.clone())),
+    };
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();

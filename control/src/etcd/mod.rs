@@ -6,13 +6,17 @@
 
 mod access;
 mod client;
+mod ends;
 mod location;
 pub(crate) mod ops;
 
-pub(crate) use self::client::{Budget, CallError, Etcd, Watching};
 pub use self::{
     access::{EtcdAccess, EtcdError},
     location::{BadEtcd, EtcdLocation},
+};
+pub(crate) use self::{
+    client::{Budget, Etcd, Watching},
+    ends::CallError,
 };
 
 /// Generated; nothing here is written by hand.

@@ -232,9 +232,14 @@ fn save(dir: &Path, table: &Table) -> Result<(), TableError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use forebay_proto::{InstanceId, ModelId};
+    use tokio::{task::JoinSet, time::sleep};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::leases::{LeaseSettings, Leases};
 
     fn worker(id: &str) -> WorkerId {
         WorkerId::new(id).unwrap()
@@ -249,6 +254,27 @@ mod tests {
             connected,
             report: None,
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nobody_lends_nothing_piles_up() {
+        let board = Arc::new(LocalBoard::new(None));
+        let leases = Leases::new(board.clone(), LeaseSettings::default(), false);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::new(leases).lend_nothing(stop.clone()));
+        for n in 0..100 {
+            let id = worker(&format!("w{n}"));
+            drop(board.allotted(&id));
+            board.report(&id, standing(1, false));
+        }
+        sleep(Duration::from_secs(60)).await;
+        {
+            let inner = board.inner.lock();
+            assert_eq!((inner.news.len(), inner.grants.len()), (0, 0));
+        }
+        stop.cancel();
+        tasks.join_all().await;
     }
 
     fn grant(number: u64) -> Arc<Grant> {

@@ -100,6 +100,21 @@ impl Leases {
         machine.as_mut().map(|machine| change(machine, now))
     }
 
+    /// Lends nothing, until told to stop: what workers report is let go of, and so are those who left.
+    pub(crate) async fn lend_nothing(self: Arc<Self>, stopping: CancellationToken) {
+        let letting_go = async {
+            loop {
+                drop(self.board.demands().await);
+                let (Ok(()) | Err(board::Fenced)) = self.board.allot(0, Vec::new()).await;
+                sleep(IDLE).await;
+            }
+        };
+        tokio::select! {
+            () = letting_go => {}
+            () = stopping.cancelled() => {}
+        }
+    }
+
     /// Decides, for as long as this control plane leads, until told to stop.
     pub(crate) async fn run(
         self: Arc<Self>,
