@@ -233,7 +233,7 @@ mod tests {
             ),
             (
                 judge(&history(&["b", "a"]), &writes, &[]),
-                "is 11, and began",
+                "is revision 11, and began",
             ),
             (
                 judge(&history(&["a", "b", "a"]), &writes, &[]),
