@@ -246,6 +246,7 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
         "LEASES",
         "SEEN",
         "GATEWAY",
+        "CONTROL",
         "VERSION",
     ]);
     for worker in workers {
@@ -267,11 +268,22 @@ pub(crate) fn workers(workers: &[wire::Worker]) -> String {
             of_worker(&worker.leases),
             ago(worker.last_seen_time.as_ref()),
             worker.gateway_address.clone(),
+            dash(worker.control.trim_start_matches("http://").to_owned()),
             worker.build.clone(),
         ]);
     }
     let mut text = text(&table);
     for worker in workers {
+        if let Some(twin) = &worker.twin {
+            text.push_str(&format!(
+                "\n{} is the id of another process, too ({}, from {}, {}), which is turned away: give each its own \
+                 --worker-id",
+                worker.id,
+                twin.instance_id,
+                twin.peer,
+                ago(twin.last_seen_time.as_ref())
+            ));
+        }
         for refusal in &worker.refusals {
             text.push_str(&refused(worker, refusal));
         }

@@ -50,7 +50,7 @@ use crate::{
         Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
         SyncService, Watchers,
     },
-    session,
+    session::{self, Abreast},
     store::{OpenError, Recovery, StoreLocation},
 };
 
@@ -212,6 +212,7 @@ impl BoundControl {
             metrics: metrics.clone(),
         })
         .await?;
+        let (abreast, replica) = among(&own);
         let (status, exporter, cluster) = keep(own, &handle, &metrics);
         let lends = cluster.is_none();
         let dir = exporter.as_ref().map(|exporter| exporter.dir.clone());
@@ -224,6 +225,8 @@ impl BoundControl {
             metrics,
             status,
             prober: Arc::new(prober(addr, settings.probe_allow)),
+            abreast,
+            replica,
             leases: Arc::new(Leases::new(board, leases, lends)),
         };
         Ok(Self {
@@ -274,6 +277,18 @@ impl BoundControl {
             tracing::warn!("the last export did not finish in time");
         }
         served
+    }
+}
+
+/// Whether it hears from its store, and what it is called among those that have the same.
+fn among(own: &Own) -> (Abreast, Arc<str>) {
+    match own {
+        // The store is part of the process.
+        Own::Directory { .. } => (Abreast::always(), Arc::from("")),
+        Own::Shared(cluster) => {
+            let name = Arc::from(cluster.shared.replica.name.as_str());
+            (Abreast::told_by(cluster.shared.lag.watch()), name)
+        }
     }
 }
 

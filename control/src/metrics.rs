@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) rings: RingMetrics,
     pub(crate) replicas: ReplicaMetrics,
     probes: IntCounterVec,
+    pub(crate) turned_away: IntCounter,
+    twins: IntGauge,
 }
 
 /// In what form a configuration went to a worker.
@@ -79,6 +81,8 @@ pub(crate) struct RolloutCounts {
     pub(crate) pending: u32,
     pub(crate) refused: u32,
     pub(crate) gone: u32,
+    /// Workers whose id another process has, too.
+    pub(crate) twins: u32,
 }
 
 impl Metrics {
@@ -145,6 +149,14 @@ impl Metrics {
                 "Endpoints looked at before a write, by what was found.",
                 &["verdict"],
             )?,
+            turned_away: IntCounter::new(
+                "forebay_control_workers_turned_away_total",
+                "Streams refused or ended because another process with the worker's id is alive.",
+            )?,
+            twins: IntGauge::new(
+                "forebay_control_duplicate_workers",
+                "Worker ids that more than one process came under in the last two minutes.",
+            )?,
         };
         metrics.register(registry)?;
         Ok(metrics)
@@ -167,6 +179,8 @@ impl Metrics {
         registry.register(Box::new(self.push_bytes.clone()))?;
         registry.register(Box::new(self.used.clone()))?;
         registry.register(Box::new(self.probes.clone()))?;
+        registry.register(Box::new(self.turned_away.clone()))?;
+        registry.register(Box::new(self.twins.clone()))?;
         Ok(())
     }
 
@@ -207,6 +221,7 @@ impl Metrics {
         self.revision
             .set(i64::try_from(revision).unwrap_or(i64::MAX));
         self.models.set(i64::try_from(models).unwrap_or(i64::MAX));
+        self.twins.set(i64::from(rollout.twins));
         for (state, count) in [
             ("applied", rollout.applied),
             ("partial", rollout.partial),

@@ -1,6 +1,8 @@
 //! A control plane whose network and disk are somebody else's, so that a simulation can cut the one and crash
 //! beside the other. All else is the product's own code. It never starts a thread.
 
+mod replicas;
+
 use std::{io, sync::Arc, time::Duration};
 
 use forebay_proto::{Epoch, ModelId, PoolSettings, Revision, probe::AddressPolicy};
@@ -21,6 +23,7 @@ use crate::{
     registry,
     secrets::Vault,
     service::Context,
+    session::Abreast,
     store::{
         Change, Store, StoreError, Stored,
         history::{History, Past},
@@ -28,6 +31,8 @@ use crate::{
         memory::{MemoryStore, Next},
     },
 };
+
+pub use replicas::Replicas;
 
 /// Who decides on leases, without its task: for the model test.
 pub mod leases {
@@ -128,6 +133,8 @@ where
         metrics: own,
         status: Arc::new(StoreStatus::new(None)),
         prober: Arc::new(Prober::new(AddressPolicy::default())),
+        abreast: Abreast::always(),
+        replica: Arc::from(""),
         leases: Arc::new(Leases::new(
             Arc::new(LocalBoard::new(None)),
             LeaseSettings::default(),

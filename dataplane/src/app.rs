@@ -14,7 +14,9 @@ use crate::{
     admin::Admin,
     apply::{Applier, open_file_limit},
     budget::Budget,
-    config_client::{ConfigClient, ConfigStatus, Identity, Keeping, LastKnownGood, lkg_folder},
+    config_client::{
+        ConfigClient, ConfigStatus, Controls, Identity, Keeping, LastKnownGood, lkg_folder,
+    },
     ending::Ending,
     gateway::{ClientLimits, Gateway},
     handover::{self, Offer},
@@ -55,8 +57,10 @@ pub enum HandOver {
 pub struct WorkerSettings {
     /// Stable over restarts.
     pub worker_id: WorkerId,
-    /// Control planes, any of which will do.
+    /// Control planes, any of which will do. A name stands for all its addresses.
     pub control: Vec<Uri>,
+    /// How often it is looked whether another one has less to do, on average; nothing: never.
+    pub rebalance_every: Option<Duration>,
     /// Where the gateway listens.
     pub listen: SocketAddr,
     /// Where the admin port listens.
@@ -266,18 +270,24 @@ impl Parts {
         let exposed = is_exposed(settings.exposure, gateway_addr);
         let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
+        let resolver = Arc::new(Resolver::new(&settings.dns_servers));
+        let controls = Controls {
+            urls: settings.control,
+            look_every: settings.rebalance_every,
+            resolver: Some(resolver.clone()),
+        };
         let common = Common {
             tasks: tasks.clone(),
             metrics: metrics.clone(),
             budget: budget.clone(),
-            resolver: Arc::new(Resolver::new(&settings.dns_servers)),
+            resolver,
             probing: Arc::new(Probing::new(settings.probe_every, settings.probe_allow)),
             discovering: Arc::new(Discovering::new(settings.data_dir.as_deref())),
             keys: keys.clone(),
             leases: leases.clone(),
         };
         let remade = Remade {
-            control: settings.control,
+            controls,
             keys: keys.clone(),
             keeping: (lkg, settings.soak),
             open_files,
@@ -332,7 +342,7 @@ fn remaker(
     (live, status): (Arc<LiveCell>, Arc<ConfigStatus>),
 ) -> impl Fn() -> ConfigClient {
     let Remade {
-        control,
+        controls,
         keys,
         keeping: (lkg, soak),
         open_files,
@@ -340,7 +350,7 @@ fn remaker(
     let metrics = common.metrics.clone();
     move || {
         ConfigClient::new(
-            control.clone(),
+            controls.clone(),
             identity.clone(),
             Applier::new(live.clone(), common.clone(), open_files),
             (live.clone(), keys.clone()),
@@ -353,7 +363,7 @@ fn remaker(
 
 /// What each configuration client begins with.
 struct Remade {
-    control: Vec<Uri>,
+    controls: Controls,
     keys: Arc<KeyCell>,
     keeping: (Option<LastKnownGood>, Duration),
     open_files: u64,

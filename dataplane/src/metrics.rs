@@ -3,6 +3,7 @@
 //!
 //! Labels are registered model ids, paths of the allow-list and enums; never text of a client's.
 
+mod control;
 mod discovery;
 mod failures;
 
@@ -15,7 +16,9 @@ use prometheus::{
     Registry, core::Collector as _,
 };
 
-pub(crate) use self::{discovery::DiscoveryMetrics, failures::FailureMetrics};
+pub(crate) use self::{
+    control::ControlMetrics, discovery::DiscoveryMetrics, failures::FailureMetrics,
+};
 use crate::{
     apply::RefusalReason,
     gateway::{AnswerMetrics, AnswerSeries},
@@ -130,6 +133,7 @@ pub struct Metrics {
     models_rejected: IntCounterVec,
     auth_rejected: IntCounterVec,
     resyncs: IntCounter,
+    pub(crate) control: ControlMetrics,
     clients: ClientMetrics,
     /// What routes hold. The lock is never taken on the request path.
     models: Mutex<HashMap<ModelId, Arc<ModelMetrics>>>,
@@ -257,6 +261,7 @@ impl Metrics {
                 "forebay_config_resyncs_total",
                 "Deltas that could not be used; the whole configuration was asked for.",
             )?,
+            control: ControlMetrics::new(registry)?,
             answers: AnswerMetrics::new(registry)?,
             failures: FailureMetrics::new(registry)?,
             discovery: DiscoveryMetrics::new(registry)?,

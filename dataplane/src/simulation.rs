@@ -1,7 +1,7 @@
 //! A worker whose network is somebody else's, so that a simulation can cut it. It follows the control plane and
 //! puts in force what it is pushed, with the product's own code; it has no gateway and no disk.
 
-use std::{fmt, io, pin::Pin, sync::Arc};
+use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 
 use forebay_proto::{InstanceId, ModelId, Position, WorkerId};
 use http::Uri;
@@ -15,7 +15,7 @@ use tower::service_fn;
 use crate::{
     apply::Applier,
     budget::Budget,
-    config_client::{ConfigClient, ConfigStatus, Identity},
+    config_client::{ConfigClient, ConfigStatus, Controls, Identity},
     live::LiveCell,
     metrics::Metrics,
     pool::Common,
@@ -64,11 +64,12 @@ impl Connect {
 pub struct Worker {
     live: Arc<LiveCell>,
     client: ConfigClient,
+    status: Arc<ConfigStatus>,
 }
 
 /// What a worker has in force.
 #[derive(Debug, Clone)]
-pub struct InForce(Arc<LiveCell>);
+pub struct InForce(Arc<LiveCell>, Arc<ConfigStatus>);
 
 impl InForce {
     /// Which revision.
@@ -82,14 +83,33 @@ impl InForce {
     pub fn models(&self) -> Vec<ModelId> {
         self.0.load().models.keys().cloned().collect()
     }
+
+    /// The control plane that it follows; nothing while it follows none.
+    #[must_use]
+    pub fn follows(&self) -> Option<String> {
+        let followed = self.1.followed()?;
+        followed.since.map(|_| followed.control)
+    }
+
+    /// How often it went from one control plane to another.
+    #[must_use]
+    pub fn moves(&self) -> u32 {
+        self.1.moves().0
+    }
+
+    /// True while it is turned away because another process has its id.
+    #[must_use]
+    pub fn is_turned_away(&self) -> bool {
+        self.1.twin().is_some()
+    }
 }
 
 impl Worker {
-    /// One that follows this control plane over this network.
+    /// One that follows one of these control planes over this network.
     pub fn new(
         worker: WorkerId,
         instance: InstanceId,
-        control: Uri,
+        (urls, look_every): (Vec<Uri>, Option<Duration>),
         network: Connect,
     ) -> Result<Self, prometheus::Error> {
         let metrics = Arc::new(Metrics::new(&Registry::new())?);
@@ -114,22 +134,30 @@ impl Worker {
         };
         let status = Arc::new(ConfigStatus::default());
         let mut client = ConfigClient::new(
-            vec![control],
+            Controls {
+                urls,
+                look_every,
+                resolver: None,
+            },
             identity,
             applier,
             (live.clone(), Arc::default()),
-            status,
+            status.clone(),
             metrics,
             None,
         );
         client.over(network);
-        Ok(Self { live, client })
+        Ok(Self {
+            live,
+            client,
+            status,
+        })
     }
 
     /// What it has in force, as it changes.
     #[must_use]
     pub fn in_force(&self) -> InForce {
-        InForce(self.live.clone())
+        InForce(self.live.clone(), self.status.clone())
     }
 
     /// Follows until told to stop or dropped.

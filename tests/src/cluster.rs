@@ -23,6 +23,8 @@ use crate::{Client, Scrape, eventually, lasting_addr};
 const LARGEST_BODY: usize = 1 << 20;
 const BUFFERED: usize = 1 << 30;
 const GRACE: Duration = Duration::from_secs(5);
+/// How often a worker looks whether another control plane has less to do.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Shorter than what a worker waits otherwise until a configuration counts as good.
 const SOAK: Duration = Duration::from_millis(500);
 
@@ -164,13 +166,19 @@ impl Cluster {
         self.worker_of(name, &self.url()).await
     }
 
-    /// The same, but it follows this control plane.
+    /// The same, but it follows this control plane, or these, separated by commas.
     pub async fn worker_of(&self, name: &str, control: &str) -> WorkerHandle {
+        self.worker_in(name, name, control).await
+    }
+
+    /// The same, with data of its own below this name.
+    pub async fn worker_in(&self, name: &str, data: &str, control: &str) -> WorkerHandle {
+        let controls: Vec<_> = control.split(',').map(str::to_owned).collect();
         let settings = WorkerSettings {
             dns_servers: self.dns.clone(),
             clients: self.clients.clone(),
             max_buffered_bytes: self.buffered,
-            ..worker_settings(name, &[control.to_owned()], self.dir.path().join(name))
+            ..worker_settings(name, &controls, self.dir.path().join(data))
         };
         run_worker(name, settings).await
     }
@@ -331,6 +339,7 @@ pub(crate) fn worker_settings(name: &str, control: &[String], data_dir: PathBuf)
     WorkerSettings {
         worker_id: WorkerId::new(name).expect("a worker's name"),
         control: control.collect(),
+        rebalance_every: Some(LOOK_EVERY),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         exposure: forebay_dataplane::Exposure::LoopbackOnly,
@@ -380,7 +389,7 @@ pub fn model_at(id: &str, url: &str) -> wire::Model {
     }
 }
 
-async fn control(
+pub(crate) async fn control(
     dir: PathBuf,
     listen: SocketAddr,
     (stream_age, rings, leases): (Option<Duration>, Option<RolloutSettings>, LeaseSettings),

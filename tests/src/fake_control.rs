@@ -35,6 +35,13 @@ struct Service(mpsc::Sender<FakeStream>);
 impl WorkerSync for Service {
     type SyncStream = ReceiverStream<Result<wire::ToWorker, Status>>;
 
+    async fn get_standing(
+        &self,
+        _: Request<wire::GetStandingRequest>,
+    ) -> Result<Response<wire::Standing>, Status> {
+        Err(Status::unimplemented("as builds before it"))
+    }
+
     async fn sync(
         &self,
         request: Request<Streaming<wire::FromWorker>>,

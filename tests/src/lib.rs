@@ -10,6 +10,7 @@
     reason = "scenery that cannot be set up ends the test, here and now"
 )]
 
+mod balancer;
 mod bodies;
 mod client;
 mod cluster;
@@ -36,8 +37,10 @@ mod replicas;
 mod scrape;
 mod stalled;
 mod steady;
+mod trio;
 mod wait;
 
+pub use balancer::{Balancer, Behind};
 pub use bodies::{BOUNDARY, Bodies};
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
@@ -64,4 +67,5 @@ pub use replicas::Replicas;
 pub use scrape::{Sample, Scrape};
 pub use stalled::Stalled;
 pub use steady::{Rotation, Served, steady_load};
+pub use trio::Trio;
 pub use wait::{eventually, eventually_within};

@@ -256,7 +256,7 @@ impl Player {
                     .await
             }
             // It was said that workers of this build can be told; nobody does.
-            Some(Heard::Drain(_) | Heard::Leases(_)) => false,
+            Some(Heard::Drain(_) | Heard::Leases(_) | Heard::Prove(_)) => false,
             Some(Heard::Chunk(chunk)) => {
                 let Some(mut push) = coming.take() else {
                     return false;

@@ -99,6 +99,15 @@ fn stream_age(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Control planes have other things to do.
+fn rebalance_every(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match every.is_zero() || every >= Duration::from_secs(1) {
+        true => Ok(every),
+        false => Err("must be `0s` (never) or at least `1s`".to_owned()),
+    }
+}
+
 /// Engines have other things to do.
 fn probe_every(text: &str) -> Result<Duration, String> {
     let every = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -349,7 +358,8 @@ pub(crate) struct Control {
 
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// Control planes to follow, separated by commas.
+    /// Control planes to follow, separated by commas: any of them will do, as long as they serve the same registry. A
+    /// name stands for all its addresses, as long as its records say.
     #[arg(long, hide_env_values = true, env = "FOREBAY_CONTROL", value_name = "URL", value_delimiter = ',', value_parser = control_url, default_value = DEFAULT_CONTROL)]
     pub(crate) control: Vec<Uri>,
     /// Name of this worker, stable over restarts. [default: the host's name]
@@ -360,6 +370,17 @@ pub(crate) struct Worker {
         value_name = "ID"
     )]
     pub(crate) worker_id: Option<WorkerId>,
+    /// How often it is looked whether another control plane has fewer workers, on average, so that they spread again when
+    /// one returns. `0s`: never; otherwise at least `1s`.
+    #[arg(
+        long,
+        hide_env_values = true,
+        env = "FOREBAY_REBALANCE_EVERY",
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = rebalance_every
+    )]
+    pub(crate) rebalance_every: Duration,
     /// Take the place of the process of this worker that runs, if one does: its ports, the connections that wait there,
     /// and those of clients as they come to rest. It ends when its last request has. Nobody is refused.
     #[arg(long, hide_env_values = true, env = "FOREBAY_TAKE_OVER")]

@@ -66,6 +66,7 @@ pub(crate) async fn worker(log: &LogArgs, args: Worker, sockets: Sockets) -> any
     open_files::raise_limit();
     let control: Vec<_> = args.control.iter().map(ToString::to_string).collect();
     let mut settings = worker_settings(id.clone(), args.control, &args.worker, &args.role)?;
+    settings.rebalance_every = Some(args.rebalance_every).filter(|every| !every.is_zero());
     settings.hand_over = match (args.successor, args.take_over) {
         (true, _) => HandOver::Succeed,
         (false, true) => HandOver::TakeOver,
@@ -157,6 +158,7 @@ pub(crate) fn worker_settings(
     Ok(WorkerSettings {
         worker_id,
         control,
+        rebalance_every: None,
         listen: listen.listen,
         admin_listen: listen.admin_listen,
         exposure,

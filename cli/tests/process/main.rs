@@ -21,6 +21,7 @@ mod paused;
 mod poison;
 mod quarantine;
 mod roles;
+mod rolling;
 mod rollout;
 mod stopping;
 mod traces;

@@ -1,24 +1,13 @@
 //! A control plane that was paused while another one took over its store: nothing of its old state is applied.
 
-use std::{fs, path::Path};
-
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
 use forebay_tests::{eventually, model_at};
 
-use crate::roles::{ANY, Control, Worker, run};
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
-}
+use crate::{
+    roles::{ANY, Control, Worker, run},
+    rolling::copy,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_control_plane_that_was_paused_while_another_took_over_applies_nothing() {
@@ -43,7 +32,8 @@ async fn a_control_plane_that_was_paused_while_another_took_over_applies_nothing
     let worker = Worker::start(&new.url(), "w", &data, &[]).await;
     worker.ready().await;
     let wait = ["fleet", "rollout", "--wait", "--control", &new.url()];
-    assert_eq!(run(&wait).await.0, Some(0));
+    let (code, out, err) = run(&wait).await;
+    assert_eq!(code, Some(0), "{out}{err}");
     worker.process.terminate().await;
 
     // It comes back, and the worker comes to it.

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// Below this it is in touch: so often it asks.
 const USUAL: Duration = Duration::from_secs(3);
@@ -12,12 +12,15 @@ const USUAL: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Lag {
     inner: Mutex<(Instant, Option<String>)>,
+    /// Whether it was in step when that was looked at last.
+    hears: watch::Sender<bool>,
 }
 
 impl Default for Lag {
     fn default() -> Self {
         Self {
             inner: Mutex::new((Instant::now(), None)),
+            hears: watch::Sender::new(true),
         }
     }
 }
@@ -25,6 +28,7 @@ impl Default for Lag {
 impl Lag {
     /// At this moment it has everything.
     pub(crate) fn in_step(&self) {
+        self.hears(true);
         let was = std::mem::replace(&mut *self.inner.lock(), (Instant::now(), None));
         if was.1.is_some() {
             tracing::info!(seconds = was.0.elapsed().as_secs(), "etcd answers again");
@@ -33,6 +37,7 @@ impl Lag {
 
     /// It cannot know.
     pub(crate) fn away(&self, why: String) {
+        self.hears(false);
         let mut inner = self.inner.lock();
         // Once per absence: it is asked every second.
         if inner.1.replace(why.clone()).is_none() {
@@ -42,6 +47,16 @@ impl Lag {
                 "etcd does not answer; reads and streams go on, writes are refused"
             );
         }
+    }
+
+    fn hears(&self, now: bool) {
+        self.hears
+            .send_if_modified(|hears| std::mem::replace(hears, now) != now);
+    }
+
+    /// Tells whether it is in step, as that changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+        self.hears.subscribe()
     }
 
     /// How long ago.

@@ -46,6 +46,7 @@ pub(super) async fn publish(
             told.clear();
             under = now;
         }
+        fleet.meet_others();
         if let Some(lease) = under
             && let Err(error) = tell(&shared, &fleet, lease, &mut told).await
         {

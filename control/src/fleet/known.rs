@@ -1,14 +1,21 @@
 //! What is known of one worker, and how that looks: to operators, with respect to a revision, and to rollouts. It
 //! changes nothing.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use forebay_proto::{
-    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
+    Health, InstanceId, Position, Revision, convert::timestamp_to_wire, health::ModelHealth,
+    limits, wire,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{Applied, Introduction, Refused, SessionId};
+use super::{
+    Applied, Introduction, Refused,
+    across::Across,
+    contest::{Line, Twin},
+};
 use crate::rollout::{Seen, Staging};
 
 #[derive(Debug)]
@@ -29,22 +36,27 @@ pub(super) struct Known {
     pub(super) health: Health,
     /// The same for the models that were changed last.
     pub(super) changed: Arc<[ModelHealth]>,
+    /// Another process that came under its id.
+    pub(super) twin: Option<Twin>,
+    /// The question because of one that another replica has.
+    pub(super) across: Option<Across>,
+    /// The process that another replica has, against which this one was proved to be alive.
+    pub(super) turns_away: Option<InstanceId>,
     pub(super) connected: SystemTime,
+    /// Since when its process has been let in, here or elsewhere.
+    pub(super) since: SystemTime,
     pub(super) seen: SystemTime,
     pub(super) gone: Option<SystemTime>,
 }
 
-/// How its session is told.
-#[derive(Debug)]
-pub(super) struct Line {
-    pub(super) session: SessionId,
-    /// A newer one came.
-    pub(super) end: CancellationToken,
-    /// The worker is to end.
-    pub(super) drain: CancellationToken,
-}
-
 impl Known {
+    /// Its stream, if that is of another process than this one, which does not end and was not there after it.
+    pub(super) fn rival_of(&self, comer: &Introduction, now: SystemTime) -> Option<&Line> {
+        let other = self.introduction.instance != comer.instance && !self.ends;
+        let elder = self.since <= since(now, comer.let_in);
+        self.session.as_ref().filter(|_| other && elder)
+    }
+
     /// Where the worker stands with respect to a revision of the newest configuration's epoch.
     pub(super) fn state(&self, newest: &Position, revision: Revision) -> wire::WorkerState {
         // A number stands for one content: the newest number with other content is not the newest, and
@@ -120,10 +132,23 @@ impl Known {
             draining_requests: self.draining,
             draining: self.ends && self.gone.is_none(),
             keys_version: self.keys_version,
+            control: who.control.clone(),
+            moves: who.moves.0,
+            moved_because: who.moves.1.clone(),
+            twin: self.twin(SystemTime::now()),
             // Whoever shows it knows.
             leases: Vec::new(),
             in_ring: self.gone.is_none() && staging.is_some_and(|s| s.has(&who.worker)),
         }
+    }
+
+    fn twin(&self, now: SystemTime) -> Option<wire::Twin> {
+        let twin = self.twin.as_ref().filter(|twin| twin.is_fresh(now))?;
+        Some(wire::Twin {
+            instance_id: twin.instance.to_string(),
+            peer: twin.peer.clone(),
+            last_seen_time: Some(timestamp_to_wire(twin.at)),
+        })
     }
 
     /// What it did not take, as a whole or some models of it.
@@ -152,6 +177,11 @@ impl Known {
         let held = held.map_or(0, |held| held.revision.get());
         revision.get().saturating_sub(held)
     }
+}
+
+/// When it was let in. What would be before all time, was just now.
+pub(super) fn since(now: SystemTime, for_: Duration) -> SystemTime {
+    now.checked_sub(for_).unwrap_or(now)
 }
 
 /// What a worker that has this in quarantine would answer if it were pushed.

@@ -4,6 +4,9 @@
 //! Written by the sessions; bounded: workers that are gone are forgotten after a day, the longest
 //! gone first when there are too many.
 
+mod across;
+mod contest;
+mod joining;
 mod known;
 mod refusals;
 mod shared;
@@ -17,14 +20,13 @@ use std::{
 use forebay_proto::{Health, InstanceId, Position, Revision, WorkerId, health::ModelHealth, wire};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::refusals::bounded;
-use self::{
-    known::{Known, Line},
-    refusals::share_refusals,
-    shared::Others,
+pub(crate) use self::{
+    contest::{Challenge, Ousted, PROVE_WITHIN, Verdict},
+    joining::{Joined, Joining},
+    refusals::bounded,
 };
+use self::{known::Known, refusals::share_refusals, shared::Others};
 use crate::{
     metrics::RolloutCounts,
     rollout::{Seen, Staging},
@@ -77,6 +79,16 @@ pub(crate) struct Introduction {
     pub(crate) refusals: Vec<wire::Refusal>,
     /// What it will not try again.
     pub(crate) quarantined: Vec<Position>,
+    /// What its process refused last, wherever.
+    pub(crate) refused: Option<Refused>,
+    /// The control plane as it reached it.
+    pub(crate) control: String,
+    /// How often it went from one to another, and why last.
+    pub(crate) moves: (u32, String),
+    /// Its build answers whether it is alive.
+    pub(crate) proves: bool,
+    /// For how long its process has been let in, here or elsewhere.
+    pub(crate) let_in: Duration,
 }
 
 /// A configuration that a worker runs.
@@ -118,96 +130,7 @@ pub(crate) enum StillThere {
     Connected,
 }
 
-/// An opened session.
-pub(crate) struct Joined {
-    pub(crate) session: SessionId,
-    /// What it refused before, which must not be sent again.
-    pub(crate) refused: Option<Position>,
-    /// The address of an older stream of the same worker id, which is told to end.
-    pub(crate) replaces: Option<String>,
-    /// The worker is to be told to end.
-    pub(crate) drain: CancellationToken,
-}
-
 impl Fleet {
-    /// A worker opened a stream. The newest stream of an id is the one that counts; `end` is
-    /// cancelled when a newer one comes. `None` when there are too many workers.
-    pub(crate) fn join(
-        &self,
-        introduction: Introduction,
-        end: CancellationToken,
-    ) -> Option<Joined> {
-        let now = SystemTime::now();
-        let mut inner = self.inner.lock();
-        inner.forget(now);
-        let known = inner.workers.contains_key(&introduction.worker);
-        if !known && inner.workers.len() >= MOST {
-            return None;
-        }
-        inner.sessions += 1;
-        let session = SessionId(inner.sessions);
-        let old = inner.workers.remove(&introduction.worker);
-        let older = old.as_ref().and_then(|old| {
-            old.session.as_ref()?.end.cancel();
-            Some(old.introduction.peer.clone())
-        });
-        let same = old.as_ref().and_then(|old| old.applied.clone());
-        let refusals = introduction.refusals.clone();
-        let applied = introduction.applied.clone().map(|position| {
-            let same = same.filter(|same| same.position == position);
-            Applied {
-                at: same.as_ref().map_or(now, |same| same.at),
-                millis: same.map_or(0, |same| same.millis),
-                position,
-                refusals,
-            }
-        });
-        // Another process may have the files, the version or the patience that this one lacked.
-        let instance = &introduction.instance;
-        let same = old.filter(|old| old.introduction.instance == *instance);
-        let health = same.as_ref().map_or_else(Health::default, |old| old.health);
-        let ends = same.as_ref().is_some_and(|old| old.ends);
-        let refused = same.and_then(|old| old.refused);
-        let refused = refused.or_else(|| inner.refused_elsewhere(&introduction.worker, instance));
-        let position = refused.as_ref().map(|refused| refused.position.clone());
-        let worker = introduction.worker.clone();
-        let drain = CancellationToken::new();
-        if ends {
-            drain.cancel();
-        }
-        let line = Line {
-            session,
-            end,
-            drain: drain.clone(),
-        };
-        inner.workers.insert(
-            worker,
-            Known {
-                introduction,
-                session: Some(line),
-                drains: false,
-                ends,
-                applied,
-                refused,
-                draining: 0,
-                keys_version: 0,
-                health,
-                changed: Arc::default(),
-                connected: now,
-                seen: now,
-                gone: None,
-            },
-        );
-        drop(inner);
-        self.changed.send_replace(());
-        Some(Joined {
-            session,
-            refused: position,
-            replaces: older,
-            drain,
-        })
-    }
-
     /// The worker was heard.
     pub(crate) fn seen(&self, worker: &WorkerId, session: SessionId) {
         self.with(worker, session, |_| false);
@@ -394,7 +317,9 @@ impl Fleet {
     /// The counts alone, for metrics.
     pub(crate) fn counts(&self, newest: &Position) -> RolloutCounts {
         let mut counts = RolloutCounts::default();
+        let now = SystemTime::now();
         for known in self.inner.lock().all().into_values() {
+            counts.twins += u32::from(known.twin.as_ref().is_some_and(|twin| twin.is_fresh(now)));
             match known.state(newest, newest.revision) {
                 wire::WorkerState::Applied => counts.applied += 1,
                 wire::WorkerState::Partial => counts.partial += 1,
@@ -444,6 +369,9 @@ impl Fleet {
         };
         if let Some(known) = known.filter(current) {
             known.seen = SystemTime::now();
+            if let Some(line) = &known.session {
+                line.heard();
+            }
             let told = change(known);
             drop(inner);
             if told {
@@ -476,6 +404,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use forebay_proto::{Digest, Epoch, limits};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -490,30 +419,15 @@ mod tests {
     fn join(fleet: &Fleet, id: &str, applied: Option<Position>) -> (Joined, CancellationToken) {
         let end = CancellationToken::new();
         let introduction = Introduction {
-            worker: WorkerId::new(id).unwrap(),
-            instance: InstanceId::new("i").unwrap(),
-            build: String::new(),
             peer: id.into(),
-            gateway: String::new(),
-            applied,
-            refusals: Vec::new(),
-            quarantined: Vec::new(),
+            ..introduction(id, applied)
         };
-        (fleet.join(introduction, end.clone()).unwrap(), end)
+        (fleet.joined(introduction, end.clone()), end)
     }
 
     fn introduced(fleet: &Fleet, instance: &str) -> Joined {
-        let introduction = Introduction {
-            worker: WorkerId::new("w").unwrap(),
-            instance: InstanceId::new(instance).unwrap(),
-            build: String::new(),
-            peer: String::new(),
-            gateway: String::new(),
-            applied: None,
-            refusals: Vec::new(),
-            quarantined: Vec::new(),
-        };
-        fleet.join(introduction, CancellationToken::new()).unwrap()
+        let introduction = Introduction::plain("w", instance, None);
+        fleet.joined(introduction, CancellationToken::new())
     }
 
     #[test]
@@ -524,8 +438,11 @@ mod tests {
             position: newest.clone(),
             refusals: Vec::new(),
         };
-        fleet.refused(&WorkerId::new("w").unwrap(), joined.session, refused);
-        assert_eq!(introduced(&fleet, "first").refused, Some(newest));
+        let worker = WorkerId::new("w").unwrap();
+        fleet.refused(&worker, joined.session, refused);
+        let again = introduced(&fleet, "first");
+        assert_eq!(again.refused, Some(newest));
+        fleet.leave(&worker, again.session);
         assert_eq!(introduced(&fleet, "second").refused, None);
     }
 
@@ -538,16 +455,7 @@ mod tests {
     }
 
     fn introduction(id: &str, applied: Option<Position>) -> Introduction {
-        Introduction {
-            worker: WorkerId::new(id).unwrap(),
-            instance: InstanceId::new("i").unwrap(),
-            build: String::new(),
-            peer: String::new(),
-            gateway: String::new(),
-            applied,
-            refusals: Vec::new(),
-            quarantined: Vec::new(),
-        }
+        Introduction::plain(id, "i", applied)
     }
 
     #[test]
@@ -586,7 +494,7 @@ mod tests {
             refusals: vec![refusal("m")],
             ..introduction("w", Some(newest.clone()))
         };
-        fleet.join(introduction, CancellationToken::new()).unwrap();
+        fleet.joined(introduction, CancellationToken::new());
         assert_eq!(fleet.rollout(newest.revision, &newest).partial, 1);
     }
 
@@ -600,7 +508,7 @@ mod tests {
             }],
             ..introduction("w", Some(position("aa", 2)))
         };
-        fleet.join(introduction, CancellationToken::new()).unwrap();
+        fleet.joined(introduction, CancellationToken::new());
         let rollout = fleet.rollout(newest.revision, &newest);
         assert_eq!((rollout.refused, rollout.complete), (1, false));
         let shown = &rollout.workers[0];
@@ -620,7 +528,7 @@ mod tests {
                 refusals: (0..100).map(|n| refusal(&format!("m{n}"))).collect(),
                 ..introduction(&format!("w{n}"), Some(newest.clone()))
             };
-            fleet.join(introduction, CancellationToken::new()).unwrap();
+            fleet.joined(introduction, CancellationToken::new());
         }
         let rollout = fleet.rollout(newest.revision, &newest);
         let shown: usize = rollout.workers.iter().map(|w| w.refusals.len()).sum();

@@ -4,7 +4,10 @@
 //! A worker that moved from one to another is told of by both: the one it is connected to counts, and of two of those
 //! the later. What was told by one that is gone is forgotten with it.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use forebay_proto::{
     Health, InstanceId, Position, WorkerId, convert::timestamp_to_wire, health::ModelHealth, wire,
@@ -75,6 +78,16 @@ struct WorkerMessage {
     health: Option<wire::Health>,
     #[prost(message, repeated, tag = "19")]
     changed: Vec<wire::ModelHealth>,
+    #[prost(message, optional, tag = "20")]
+    since: Option<prost_types::Timestamp>,
+    #[prost(string, tag = "21")]
+    turns_away: String,
+    #[prost(string, tag = "22")]
+    control: String,
+    #[prost(uint32, tag = "23")]
+    moves: u32,
+    #[prost(string, tag = "24")]
+    moved_because: String,
 }
 
 impl WorkerMessage {
@@ -106,6 +119,14 @@ impl WorkerMessage {
             gone: known.gone.map(timestamp_to_wire),
             health,
             changed: changed.map(Into::into).collect(),
+            since: Some(timestamp_to_wire(known.since)),
+            turns_away: known
+                .turns_away
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
+            control: who.control.clone(),
+            moves: who.moves.0,
+            moved_because: who.moves.1.clone(),
         }
     }
 
@@ -117,6 +138,7 @@ impl WorkerMessage {
         let changed = self.changed.into_iter();
         let changed = changed.filter_map(|told| ModelHealth::try_from(told).ok());
         let gone = self.gone.map(time);
+        let connected = self.connected.map_or(now, time);
         Some(Known {
             introduction: Introduction {
                 worker: WorkerId::new(self.id).ok()?,
@@ -127,6 +149,11 @@ impl WorkerMessage {
                 applied: applied.clone(),
                 refusals: Vec::new(),
                 quarantined: quarantined.filter_map(|q| q.try_into().ok()).collect(),
+                refused: None,
+                control: self.control,
+                moves: (self.moves, self.moved_because),
+                proves: false,
+                let_in: Duration::ZERO,
             },
             session: None,
             drains: false,
@@ -145,7 +172,11 @@ impl WorkerMessage {
             keys_version: self.keys_version,
             health: self.health.map_or_else(Health::default, Health::from),
             changed: changed.collect::<Vec<_>>().into(),
-            connected: self.connected.map_or(now, time),
+            twin: None,
+            across: None,
+            turns_away: InstanceId::new(self.turns_away).ok(),
+            connected,
+            since: self.since.map_or(connected, time),
             seen: gone.unwrap_or(now),
             gone,
         })
@@ -204,6 +235,7 @@ impl Fleet {
             Some((known.introduction.worker.clone(), known))
         });
         other.parts.insert(n, workers.collect());
+        inner.meet();
         drop(inner);
         self.changed.send_replace(());
     }
@@ -263,6 +295,15 @@ impl Inner {
     }
 }
 
+/// The workers that are connected to others, each with the name of that one.
+pub(super) fn connected(others: &Others) -> impl Iterator<Item = (&WorkerId, &str, &Known)> {
+    let each = others.values().flat_map(|other| {
+        let parts = other.parts.values().flatten();
+        parts.map(|(id, known)| (id, other.name.as_str(), known))
+    });
+    each.filter(|(.., known)| known.gone.is_none())
+}
+
 /// The same for the same id, on every machine.
 fn part_of(id: &WorkerId, parts: u32) -> u32 {
     let hash = id.as_str().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
@@ -292,16 +333,13 @@ mod tests {
 
     fn join(fleet: &Fleet, id: &str) -> crate::fleet::Joined {
         let introduction = Introduction {
-            worker: WorkerId::new(id).unwrap(),
-            instance: InstanceId::new("i").unwrap(),
             build: "1".into(),
             peer: "p".into(),
             gateway: "g".into(),
-            applied: Some(position(3)),
-            refusals: Vec::new(),
             quarantined: vec![position(2)],
+            ..Introduction::plain(id, "i", Some(position(3)))
         };
-        fleet.join(introduction, CancellationToken::new()).unwrap()
+        fleet.joined(introduction, CancellationToken::new())
     }
 
     fn tell(from: &Fleet, name: &str, to: &Fleet) {

@@ -153,6 +153,12 @@ impl RegistryHandle {
         self.published.borrow().clone()
     }
 
+    /// The same registry, as one sees it who hears of it later.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn seen_as(self, published: watch::Receiver<Arc<Published>>) -> Self {
+        Self { published, ..self }
+    }
+
     /// What is in force, as it changes.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Published>> {
         self.published.clone()

@@ -1,6 +1,6 @@
 //! The task on a clock that stands still, with a registry that is played.
 
-use forebay_proto::{Digest, Epoch, InstanceId, PoolSettings, PoolSize, Revision, WorkerId};
+use forebay_proto::{Digest, Epoch, PoolSettings, PoolSize, Revision, WorkerId};
 use parking_lot::Mutex;
 use prometheus::Registry;
 
@@ -100,17 +100,8 @@ impl World {
         }
         let fleet = Arc::<Fleet>::default();
         let sessions = ["a", "b", "c", "d"].map(|id| {
-            let introduction = Introduction {
-                worker: WorkerId::new(id).unwrap(),
-                instance: InstanceId::new("i").unwrap(),
-                build: String::new(),
-                peer: String::new(),
-                gateway: String::new(),
-                applied: Some(position(1)),
-                refusals: Vec::new(),
-                quarantined: Vec::new(),
-            };
-            let joined = fleet.join(introduction, CancellationToken::new()).unwrap();
+            let introduction = Introduction::plain(id, "i", Some(position(1)));
+            let joined = fleet.joined(introduction, CancellationToken::new());
             (WorkerId::new(id).unwrap(), joined.session)
         });
         let first = Offer::to_all(Target::alone(published(newest)));

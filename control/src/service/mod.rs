@@ -35,6 +35,7 @@ use crate::{
     metrics::Metrics,
     probe::Prober,
     registry::{Answer, Command, RegistryHandle, Write, WriteError},
+    session::Abreast,
     store::history::Origin,
     trace_context,
 };
@@ -50,6 +51,10 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<StoreStatus>,
     pub(crate) prober: Arc<Prober>,
+    /// Whether this control plane hears from its store.
+    pub(crate) abreast: Abreast,
+    /// Its name among the replicas; empty if there is one.
+    pub(crate) replica: Arc<str>,
     pub(crate) leases: Arc<Leases>,
 }
 

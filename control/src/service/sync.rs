@@ -47,6 +47,20 @@ impl SyncService {
 
 #[tonic::async_trait]
 impl WorkerSync for SyncService {
+    async fn get_standing(
+        &self,
+        _: Request<wire::GetStandingRequest>,
+    ) -> Result<Response<wire::Standing>, Status> {
+        let (workers, room) = self.context.fleet.load();
+        let newest = &self.context.registry.published().position;
+        Ok(Response::new(wire::Standing {
+            newest: Some(newest.into()),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
+            open: room && self.context.abreast.is() && !self.stopping.is_cancelled(),
+            replica: self.context.replica.to_string(),
+        }))
+    }
+
     type SyncStream = Map<ReceiverStream<Box<Word>>, fn(Box<Word>) -> Word>;
 
     async fn sync(
@@ -61,6 +75,8 @@ impl WorkerSync for SyncService {
             registry,
             fleet,
             metrics,
+            abreast,
+            replica,
             leases,
             ..
         } = self.context.clone();
@@ -79,8 +95,8 @@ impl WorkerSync for SyncService {
             leases.board.clone(),
             say,
             peer,
-            self.stopping.clone(),
-            self.age(),
+            (self.stopping.clone(), abreast),
+            (self.age(), replica),
         );
         let heard = request.into_inner();
         self.sessions.spawn(async move {

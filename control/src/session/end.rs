@@ -1,8 +1,10 @@
 //! How a stream comes to its end, and the worker's own end that it may be told of.
 
-use forebay_proto::wire;
+use forebay_proto::{WorkerId, wire};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+
+use crate::fleet::{Challenge, Joined};
 
 /// How a stream ends.
 #[derive(Debug)]
@@ -26,4 +28,17 @@ pub(super) async fn told(drain: Option<&CancellationToken>) {
         Some(drain) => drain.cancelled().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits until the worker is to prove that it is alive.
+pub(super) async fn challenged(joined: Option<&mut (WorkerId, Joined)>) -> Challenge {
+    let Some((_, joined)) = joined else {
+        return std::future::pending().await;
+    };
+    while joined.challenge.changed().await.is_ok() {
+        if let Some(challenge) = joined.challenge.borrow_and_update().clone() {
+            return challenge;
+        }
+    }
+    std::future::pending().await
 }

@@ -9,7 +9,8 @@
 //!
 //! Invariants: at most one push is unanswered; meanwhile only the newest target is kept. What the
 //! worker holds is not sent, what it refused or has in quarantine is not sent again, and nothing older than what it holds
-//! is ever sent within an epoch. A delta begins with what the worker said that it holds; one that it cannot
+//! is ever sent within an epoch: who holds more than we do waits for us to catch up, as a replica whose store is ahead of
+//! it does, and is sent elsewhere if we do not. A delta begins with what the worker said that it holds; one that it cannot
 //! use is followed by the whole, at once and once. The first
 //! push after a pause goes at once; then they keep [`APART`], so that a storm of writes costs no more. An old
 //! stream is ended when nothing is unanswered.
@@ -22,6 +23,8 @@ use forebay_proto::{Digest, Position};
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// From a push to its answer: applying includes warming.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How long a worker that is ahead of us waits until we have what it has.
+const BEHIND_WITHIN: Duration = Duration::from_secs(5);
 /// From one push to the next, unless the worker asks for the whole.
 const APART: Duration = Duration::from_millis(50);
 /// How often each side gives a sign of life.
@@ -57,6 +60,8 @@ pub(super) enum Event {
     },
     /// There is a newer configuration.
     Target(Position),
+    /// We have not heard from our store for so long that the worker is to go elsewhere.
+    CutOff,
     /// Nothing but time.
     Time,
 }
@@ -69,7 +74,7 @@ impl Event {
             | Self::Heartbeat { applied }
             | Self::Resync { applied, .. } => Some(applied.as_ref()),
             Self::Ack { applied, .. } => Some(Some(applied)),
-            Self::Nack { .. } | Self::Target(_) | Self::Time => None,
+            Self::Nack { .. } | Self::Target(_) | Self::CutOff | Self::Time => None,
         }
     }
 }
@@ -99,8 +104,10 @@ pub(super) enum Why {
     Silent,
     /// A message that has no place in this state.
     OutOfTurn,
-    /// The worker holds a newer revision of this epoch than we do.
+    /// The worker holds a newer revision of this epoch than we do, and we did not catch up.
     WorkerAhead,
+    /// We do not hear from our store.
+    CutOff,
     /// It is old: nothing is wrong.
     Age,
 }
@@ -132,6 +139,8 @@ pub(super) struct Machine {
     ticked: Duration,
     /// When the next push may go.
     paced: Duration,
+    /// Since when the worker has been ahead of us.
+    behind: Option<Duration>,
     /// When the stream is old.
     old: Duration,
 }
@@ -149,6 +158,7 @@ impl Machine {
             heard: Duration::ZERO,
             ticked: Duration::ZERO,
             paced: Duration::ZERO,
+            behind: None,
             old,
         }
     }
@@ -166,6 +176,10 @@ impl Machine {
                 self.push_if_needed(now)
             }
             Event::Time => self.on_time(now),
+            Event::CutOff => match self.phase {
+                Phase::Closed => Vec::new(),
+                Phase::AwaitHello | Phase::Idle | Phase::Pushing { .. } => self.close(Why::CutOff),
+            },
             Event::Hello {
                 applied,
                 refused,
@@ -184,6 +198,8 @@ impl Machine {
             Phase::AwaitHello => HELLO_WITHIN,
             Phase::Idle => {
                 let alive = (self.ticked + TICK).min(self.heard + SILENCE).min(self.old);
+                let caught_up = self.behind.map(|since| since + BEHIND_WITHIN);
+                let alive = caught_up.map_or(alive, |within| within.min(alive));
                 match self.wanted() {
                     true => alive.min(self.paced),
                     false => alive,
@@ -308,6 +324,13 @@ impl Machine {
         if now >= self.heard + SILENCE {
             return self.close(Why::Silent);
         }
+        self.note_ahead(now);
+        if self
+            .behind
+            .is_some_and(|since| now >= since + BEHIND_WITHIN)
+        {
+            return self.close(Why::WorkerAhead);
+        }
         if now >= self.old && matches!(self.phase, Phase::Idle) {
             return self.close(Why::Age);
         }
@@ -320,16 +343,32 @@ impl Machine {
         effects
     }
 
-    /// The worker neither holds nor refused the target, nor has its content in quarantine.
+    /// The worker neither holds nor refused the target, nor has its content in quarantine, nor anything newer.
     fn wanted(&self) -> bool {
         let settled = [&self.applied, &self.refused];
         settled
             .iter()
             .all(|held| held.as_ref() != Some(&self.target))
             && !self.quarantined.contains(&self.target.digest)
+            && !self.is_ahead()
+    }
+
+    /// The worker holds a newer revision of our epoch than we do.
+    fn is_ahead(&self) -> bool {
+        let ahead = |held: &Position| {
+            held.epoch == self.target.epoch && held.revision > self.target.revision
+        };
+        self.applied.as_ref().is_some_and(ahead)
+    }
+
+    fn note_ahead(&mut self, now: Duration) {
+        let idle = matches!(self.phase, Phase::Idle);
+        let since = self.behind.unwrap_or(now);
+        self.behind = (idle && self.is_ahead()).then_some(since);
     }
 
     fn push_if_needed(&mut self, now: Duration) -> Vec<Effect> {
+        self.note_ahead(now);
         if !matches!(self.phase, Phase::Idle) || !self.wanted() || now < self.paced {
             return Vec::new();
         }
@@ -341,12 +380,6 @@ impl Machine {
     }
 
     fn push(&mut self, now: Duration, base: Option<Position>) -> Vec<Effect> {
-        let ahead = |held: &Position| {
-            held.epoch == self.target.epoch && held.revision > self.target.revision
-        };
-        if self.applied.as_ref().is_some_and(ahead) {
-            return self.close(Why::WorkerAhead);
-        }
         self.pushes += 1;
         let push_id = self.pushes;
         self.phase = Phase::Pushing {
@@ -521,9 +554,13 @@ mod tests {
 
     #[test]
     fn nothing_older_is_pushed() {
+        let (mut machine, effects) = greeted(3, Some(4));
+        assert_eq!(effects, [Effect::Welcome], "it waits for us to catch up");
+        assert_eq!(machine.next_deadline(), BEHIND_WITHIN);
+        assert_eq!(machine.on(ms(4_999), Event::Time), []);
         assert_eq!(
-            greeted(3, Some(4)).1,
-            [Effect::Welcome, Effect::Close(Why::WorkerAhead)]
+            machine.on(BEHIND_WITHIN, Event::Time),
+            [Effect::Close(Why::WorkerAhead)]
         );
         let mut machine = Machine::new(position(3), NEVER);
         let other = Position {
@@ -685,6 +722,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_worker_that_was_ahead_stays_when_we_catch_up() {
+        let (mut machine, _) = greeted(3, Some(5));
+        assert_eq!(machine.on(at(1), Event::Target(position(4))), []);
+        assert_eq!(machine.on(at(2), Event::Target(position(5))), []);
+        assert_eq!(
+            machine.on(at(9), Event::Time),
+            [],
+            "nothing is sent, nobody goes"
+        );
+        assert_eq!(
+            machine.on(at(9), Event::Target(position(6))),
+            [push(1, Some(5))]
+        );
+    }
+
+    #[test]
+    fn who_does_not_hear_from_its_store_sends_the_worker_elsewhere() {
+        let (mut machine, _) = greeted(3, Some(3));
+        assert_eq!(
+            machine.on(at(1), Event::CutOff),
+            [Effect::Close(Why::CutOff)]
+        );
+        assert_eq!(machine.on(at(1), Event::CutOff), []);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let revision = || (1_u64..6).prop_map(position);
         let held = || proptest::option::of(revision());
@@ -697,6 +760,7 @@ mod tests {
             (push_id(), held()).prop_map(|(push_id, applied)| Event::Resync { push_id, applied }),
             held().prop_map(|applied| Event::Heartbeat { applied }),
             Just(Event::Time),
+            Just(Event::CutOff),
         ]
     }
 
@@ -727,7 +791,11 @@ mod tests {
                         [Effect::Push { base: None, .. }] => {
                             assert!(asked.is_some_and(|a| a.1), "a whole after a whole");
                         }
-                        [] => assert!([applied, &self.refused].contains(&&Some(target.clone()))),
+                        [] => {
+                            let ahead = |held: &Position| held.revision > target.revision;
+                            let settled = [applied, &self.refused].contains(&&Some(target.clone()));
+                            assert!(settled || applied.as_ref().is_some_and(ahead));
+                        }
                         other => assert!(matches!(other, [Effect::Close(_)]), "{other:?}"),
                     }
                     (self.unanswered, self.pushed_at) = (None, None);

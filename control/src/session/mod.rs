@@ -2,6 +2,8 @@
 //! the fleet what they mean. It holds state, not a queue: a slow worker costs one configuration, and
 //! never delays another. While the stream is full the worker is listened to all the same.
 
+mod abreast;
+mod admit;
 mod end;
 mod feed;
 mod keys;
@@ -15,7 +17,7 @@ mod words;
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_proto::{Health, KeysPosition, Position, WorkerId, health::CHANGED, wire};
+use forebay_proto::{Health, Position, WorkerId, health::CHANGED, wire};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -25,17 +27,18 @@ use tonic::{Status, Streaming};
 use tracing::Span;
 use wire::{from_worker::Message as Heard, to_worker::Message as Say};
 
+pub(crate) use self::{
+    abreast::Abreast,
+    feed::{Target, follow, targets},
+    offer::Offer,
+};
 use self::{
-    end::{End, stopping, told},
+    end::{End, challenged, stopping, told},
     keys::KeyPushes,
     leases::{LEASES, LeaseLine, allotted},
     machine::{Effect, Event, Machine, TICK, Why},
     outbox::Outbox,
-    words::{introduce, position, welcome},
-};
-pub(crate) use self::{
-    feed::{Target, follow, targets},
-    offer::Offer,
+    words::{position, welcome},
 };
 use crate::{
     fleet::{self, Fleet, Joined, Refused},
@@ -81,6 +84,12 @@ pub(crate) struct Session {
     /// A child of it: a newer stream of the same worker came.
     end: CancellationToken,
     joined: Option<(WorkerId, Joined)>,
+    /// Whether we hear from our store.
+    abreast: Abreast,
+    /// Its name among the replicas.
+    replica: Arc<str>,
+    /// The worker proves that it is alive when it is asked, and understands why it is sent elsewhere.
+    proves: bool,
     /// The worker is to be told to end, and was not yet.
     drain: Option<CancellationToken>,
     /// That it knows no keys was said.
@@ -109,8 +118,8 @@ impl Session {
         board: Arc<dyn Board>,
         say: Outbound,
         peer: String,
-        stopping: CancellationToken,
-        old: Duration,
+        (stopping, abreast): (CancellationToken, Abreast),
+        (old, replica): (Duration, Arc<str>),
     ) -> Self {
         let end = stopping.child_token();
         let offer = offers.borrow_and_update().clone();
@@ -138,6 +147,9 @@ impl Session {
             stopping,
             end,
             joined,
+            abreast: abreast.of_stream(),
+            replica,
+            proves: false,
             drain,
             warned: false,
             push_span,
@@ -193,7 +205,7 @@ impl Session {
                     continue;
                 }
                 message = heard.message() => match message {
-                    Ok(Some(message)) => self.event_of(message),
+                    Ok(Some(message)) => self.event_of(message).await,
                     Ok(None) | Err(_) => return End::Closed,
                 },
                 changed = self.offers.changed() => match changed {
@@ -221,6 +233,14 @@ impl Session {
                     },
                 },
                 () = self.end.cancelled() => return self.ended(),
+                behind = self.abreast.next(), if self.proves => match behind {
+                    true => Ok(Some(Event::CutOff)),
+                    false => continue,
+                },
+                challenge = challenged(self.joined.as_mut()) => {
+                    self.ask(challenge);
+                    continue;
+                }
                 () = told(self.drain.as_ref()) => {
                     self.drain = None;
                     self.outbox.say(Say::Drain(wire::Drain {}));
@@ -267,19 +287,12 @@ impl Session {
         Some(Event::Target(self.current.published.position.clone()))
     }
 
-    fn ended(&self) -> End {
-        match self.stopping.is_cancelled() {
-            true => stopping(),
-            false => End::Told(Status::aborted("a newer stream of this worker id has come")),
-        }
-    }
-
-    fn event_of(&mut self, message: wire::FromWorker) -> Result<Option<Event>, Status> {
+    async fn event_of(&mut self, message: wire::FromWorker) -> Result<Option<Event>, Status> {
         if let Some((worker, joined)) = &self.joined {
             self.fleet.seen(worker, joined.session);
         }
         match message.message {
-            Some(Heard::Hello(hello)) => self.hello(hello).map(Some),
+            Some(Heard::Hello(hello)) => self.hello(hello).await.map(Some),
             Some(Heard::Ack(ack)) => {
                 let applied = position("ack.applied", ack.applied)?;
                 self.answer = Some(Answer::Ack {
@@ -339,71 +352,15 @@ impl Session {
             if beat.stopping {
                 self.fleet.ends(worker, joined.session);
             }
+            if beat.proves > 0 {
+                self.fleet.proved(worker, joined.session, beat.proves);
+            }
+            if beat.moves {
+                tracing::info!(%worker, peer = self.peer, "worker goes on with another control plane");
+                self.fleet.moves(worker, joined.session);
+            }
         }
         Ok(Event::Heartbeat { applied })
-    }
-
-    fn hello(&mut self, hello: wire::Hello) -> Result<Event, Status> {
-        if self.joined.is_some() {
-            return Err(Why::OutOfTurn.status());
-        }
-        self.protocol = hello.protocol_max.min(*PROTOCOLS.end());
-        if self.protocol < hello.protocol_min || !PROTOCOLS.contains(&self.protocol) {
-            return Err(Status::failed_precondition(format!(
-                "the worker speaks protocol {} to {}, this control plane speaks {} to {}",
-                hello.protocol_min,
-                hello.protocol_max,
-                PROTOCOLS.start(),
-                PROTOCOLS.end()
-            )));
-        }
-        let keys = hello.keys.clone().map(KeysPosition::try_from).transpose();
-        let keys = keys.map_err(|violations| {
-            Status::invalid_argument(violations.under("hello.keys").to_string())
-        })?;
-        let takes_over = hello.takes_over;
-        let introduction = introduce(hello, &self.peer)
-            .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
-        let worker = introduction.worker.clone();
-        let instance = introduction.instance.clone();
-        let applied = introduction.applied.clone();
-        let quarantined = introduction.quarantined.iter().map(|q| q.digest).collect();
-        let joined = self
-            .fleet
-            .join(introduction, self.end.clone())
-            .ok_or_else(|| {
-                Status::resource_exhausted("this control plane knows as many workers as it can")
-            })?;
-        if let Some(older) = &joined.replaces {
-            tracing::warn!(
-                %worker, peer = self.peer, older,
-                "worker id connected again, the older stream is ended"
-            );
-        }
-        let applied_revision = applied.as_ref().map_or(0, |applied| applied.revision.get());
-        tracing::info!(%worker, peer = self.peer, applied_revision, "worker connected");
-        if self.protocol >= DRAINS {
-            self.fleet.drains(&worker, joined.session);
-            self.drain = Some(joined.drain.clone());
-        }
-        let line = (joined.session.number(), instance);
-        self.leases = Some(LeaseLine::open(
-            &self.board,
-            worker.clone(),
-            line,
-            takes_over,
-            self.protocol,
-        ));
-        let refused = joined.refused.clone();
-        let version = keys.as_ref().map_or(0, |held| held.version);
-        self.fleet.holds_keys(&worker, joined.session, version);
-        self.key_pushes.hello(keys);
-        self.joined = Some((worker, joined));
-        Ok(Event::Hello {
-            applied,
-            refused,
-            quarantined,
-        })
     }
 
     /// What the worker said counts.
@@ -442,7 +399,8 @@ impl Session {
         match effect {
             Effect::Welcome => {
                 let often = self.fleet.report_every().unwrap_or(TICK);
-                let welcome = welcome(self.protocol, &self.current.published.position, often);
+                let target = &self.current.published.position;
+                let welcome = welcome((self.protocol, &self.replica), target, often);
                 self.outbox.say(Say::Welcome(welcome));
                 // Before any configuration: it may need them.
                 self.push_keys();
@@ -463,6 +421,10 @@ impl Session {
             Effect::Close(Why::Age) => {
                 let status = Why::Age.status();
                 return Err(End::Goodbye(wire::goodbye::Reason::Age, status));
+            }
+            Effect::Close(why @ (Why::WorkerAhead | Why::CutOff)) if self.proves => {
+                let reason = wire::goodbye::Reason::Behind;
+                return Err(End::Goodbye(reason, why.status()));
             }
             Effect::Close(why) => return Err(End::Told(why.status())),
         }

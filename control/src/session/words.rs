@@ -9,9 +9,13 @@ use forebay_proto::{
 use tonic::Status;
 
 use super::machine::{SILENCE, Why};
-use crate::fleet::{self, Introduction};
+use crate::fleet::{self, Introduction, Refused};
 
-pub(super) fn welcome(protocol: u32, target: &Position, often: Duration) -> wire::Welcome {
+pub(super) fn welcome(
+    (protocol, replica): (u32, &str),
+    target: &Position,
+    often: Duration,
+) -> wire::Welcome {
     // Jitter, so that a fleet that reconnected together does not beat together.
     let tick = often.mul_f64(0.8 + 0.4 * fastrand::f64());
     wire::Welcome {
@@ -19,6 +23,7 @@ pub(super) fn welcome(protocol: u32, target: &Position, often: Duration) -> wire
         target: Some(target.into()),
         tick_interval: Some(duration_to_wire(tick)),
         silence_limit: Some(duration_to_wire(SILENCE)),
+        replica: replica.to_owned(),
     }
 }
 
@@ -36,17 +41,35 @@ pub(super) fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, 
     let quarantined: Vec<Position> = quarantined
         .filter_map(|q| violations.part("hello.quarantined", Position::try_from(q)))
         .collect();
-    let all = worker.zip(instance).zip(applied);
-    violations.finish(all.map(|((worker, instance), applied)| Introduction {
-        worker,
-        instance,
-        build: plain(&hello.build, 64),
-        peer: peer.to_owned(),
-        gateway: plain(&hello.gateway_address, 256),
-        applied,
-        refusals: fleet::bounded(hello.refusals),
-        quarantined,
-    }))
+    let refused = match hello.refused {
+        Some(refused) => violations.part("hello.refused", refusal(refused)).map(Some),
+        None => Some(None),
+    };
+    let all = worker.zip(instance).zip(applied).zip(refused);
+    violations.finish(
+        all.map(|(((worker, instance), applied), refused)| Introduction {
+            worker,
+            instance,
+            build: plain(&hello.build, 64),
+            peer: peer.to_owned(),
+            gateway: plain(&hello.gateway_address, 256),
+            applied,
+            refusals: fleet::bounded(hello.refusals),
+            quarantined,
+            refused,
+            control: plain(&hello.control, 256),
+            moves: (hello.moves, plain(&hello.moved_because, 32)),
+            proves: hello.proves,
+            let_in: Duration::from_millis(hello.let_in_millis),
+        }),
+    )
+}
+
+fn refusal(nack: wire::Nack) -> Result<Refused, Violations> {
+    Ok(Refused {
+        position: Position::try_from(nack.attempted.unwrap_or_default())?,
+        refusals: fleet::bounded(nack.refusals),
+    })
 }
 
 /// Text that will stand on an operator's terminal.
@@ -73,6 +96,7 @@ impl Why {
             Self::WorkerAhead => Status::failed_precondition(
                 "the worker runs a newer revision than this control plane has; is it on an old store?",
             ),
+            Self::CutOff => Status::unavailable("this control plane does not hear from its store"),
             Self::Age => Status::unavailable("the stream is old enough; a new one is welcome"),
         }
     }

@@ -25,6 +25,7 @@ pub(super) fn document(live: &Live, keys: &KeyCell, status: &ConfigStatus) -> Va
     };
     json!({
         "source": source,
+        "control": control(status),
         "stale_seconds": status.stale_for().map(|stale| stale.as_secs()),
         "epoch": live.position.as_ref().map(|position| position.epoch.as_str()),
         "revision": live.position.as_ref().map(|position| position.revision.get()),
@@ -37,6 +38,20 @@ pub(super) fn document(live: &Live, keys: &KeyCell, status: &ConfigStatus) -> Va
         },
         "models": live.models.values().map(|route| model(live, route)).collect::<Vec<_>>(),
         "refusals": live.refusals.iter().map(refusal).collect::<Vec<_>>(),
+    })
+}
+
+/// Which control plane is followed, or was last.
+fn control(status: &ConfigStatus) -> Value {
+    let (followed, (moves, because)) = (status.followed(), status.moves());
+    let since = followed.as_ref().and_then(|followed| followed.since);
+    json!({
+        "url": followed.as_ref().map(|followed| &followed.control),
+        "replica": followed.as_ref().map(|followed| &followed.replica),
+        "connected": since.is_some(),
+        "moves": moves,
+        "moved_because": because,
+        "turned_away": status.twin(),
     })
 }
 

@@ -70,11 +70,22 @@ async fn ready(State(admin): State<Admin>) -> Response {
         ConfigSource::LastKnownGood => ", last known good",
         ConfigSource::ControlPlane | ConfigSource::None => "",
     };
-    let age = match admin.status.stale_for() {
-        Some(stale) => format!("stale for {}", rounded(stale)),
-        None => "live".to_owned(),
+    let age = match (admin.status.stale_for(), admin.status.followed()) {
+        (Some(stale), _) => format!("stale for {}", rounded(stale)),
+        (None, Some(followed)) => format!("live from {}", followed.control),
+        (None, None) => "live".to_owned(),
     };
-    format!("ready: revision {}{source}, {age}\n", position.revision).into_response()
+    let twin = match admin.status.twin() {
+        Some(_) => {
+            "; another process has this worker's id and is alive: give each its own --worker-id"
+        }
+        None => "",
+    };
+    format!(
+        "ready: revision {}{source}, {age}{twin}\n",
+        position.revision
+    )
+    .into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -12,6 +12,7 @@ use crate::pool::{LeaseSnapshot, PoolSnapshot};
 pub(super) fn text(admin: &Admin) -> Result<String, Error> {
     let now = Registry::new();
     configuration(admin, &now)?;
+    control(admin, &now)?;
     let live = admin.live.load();
     let pools: Vec<PoolSnapshot> = live
         .models
@@ -98,6 +99,30 @@ fn configuration(admin: &Admin, registry: &Registry) -> Result<(), Error> {
         "When the configuration in force was put in force, in seconds since 1970.",
         applied.unwrap_or_default().as_secs_f64(),
     )
+}
+
+/// One series, of the one that is followed: addresses come and go.
+fn control(admin: &Admin, registry: &Registry) -> Result<(), Error> {
+    let connection = gauge(
+        registry,
+        "forebay_control_connection",
+        "Whether there is a stream to the control plane that is followed, or was last.",
+        &["control"],
+    )?;
+    if let Some(followed) = admin.status.followed() {
+        let connected = i64::from(followed.since.is_some());
+        let series = connection.with_label_values(&[followed.control.as_str()]);
+        series.set(connected);
+    }
+    let twin = gauge(
+        registry,
+        "forebay_control_turned_away",
+        "Whether another process with this worker's id is alive and this one is turned away.",
+        &[],
+    )?;
+    let turned_away = i64::from(admin.status.twin().is_some());
+    twin.with_label_values::<&str>(&[]).set(turned_away);
+    Ok(())
 }
 
 fn gauge(

@@ -1,43 +1,46 @@
-//! Follows the control plane: keeps one stream open, applies what is pushed, answers, and has what proved good kept
-//! on disk. What ended the process twice is not applied again.
+//! Follows the control plane: keeps one stream open to one of its replicas, applies what is pushed, answers, and has what
+//! proved good kept on disk. What ended the process twice is not applied again.
 //!
 //! States: starting (from the file, if there is one) → connecting ⇄ following. The worker serves in
-//! all of them; only the age of its configuration differs.
+//! all of them; only the age of its configuration differs. Which replica it follows, and when it goes to another, is for
+//! `roam.rs`.
 
 mod attempts;
 mod backoff;
+mod chooser;
 mod connector;
+mod ended;
 mod follow;
 mod incoming;
 mod keeper;
 mod keys;
 mod leases;
+mod line;
 mod lkg;
+mod look;
+mod names;
+mod roam;
 mod session;
 mod status;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use forebay_proto::{InstanceId, Position, WorkerId};
+use forebay_proto::{InstanceId, Position, WorkerId, wire};
 use http::Uri;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
-pub(crate) use self::follow::{Order, follow};
 use self::{
     attempts::Tried,
-    backoff::{Backoff, Class},
     keeper::{Keeper, Marks},
     keys::KeysFollower,
-    session::Session,
+    roam::Shared,
+};
+pub(crate) use self::{
+    chooser::Left,
+    follow::{Order, follow},
 };
 pub use self::{
     lkg::{Kept, LastKnownGood},
-    status::{ConfigSource, ConfigStatus},
+    status::{ConfigSource, ConfigStatus, Followed},
 };
 use crate::{
     apply::{Applied, Applier, Refusal, RefusalReason},
@@ -45,7 +48,19 @@ use crate::{
     keys::KeyCell,
     live::LiveCell,
     metrics::Metrics,
+    resolve::Resolver,
 };
+
+/// Which control planes there are, and how they are found.
+#[derive(Debug, Clone)]
+pub struct Controls {
+    /// Any of which will do. A name stands for all its addresses.
+    pub urls: Vec<Uri>,
+    /// How often it is looked whether another one has less to do, on average; nothing: never.
+    pub look_every: Option<Duration>,
+    /// Whom to ask for addresses; nobody: names are connected to as they are.
+    pub(crate) resolver: Option<Arc<Resolver>>,
+}
 
 /// Where configurations that proved good are kept, and when they have.
 #[derive(Debug)]
@@ -74,7 +89,7 @@ pub struct Identity {
 /// The follower. There is exactly one per worker.
 #[derive(Debug)]
 pub struct ConfigClient {
-    control: Vec<Uri>,
+    shared: Arc<Shared>,
     identity: Identity,
     applier: Applier,
     live: Arc<LiveCell>,
@@ -87,17 +102,17 @@ pub struct ConfigClient {
     quarantined: Vec<Position>,
     /// What is in force, as it was pushed: what deltas change.
     held: Option<Kept>,
+    /// What was refused last, if nothing was applied since: the next control plane need not try it.
+    refused: Option<wire::Nack>,
     /// How requests went for what was changed lately.
     changed: ChangedHealth,
-    #[cfg(feature = "simulation")]
-    network: Option<crate::simulation::Connect>,
 }
 
 impl ConfigClient {
     /// Follows one of these control planes.
     #[must_use]
     pub fn new(
-        control: Vec<Uri>,
+        controls: Controls,
         identity: Identity,
         applier: Applier,
         (live, keys): (Arc<LiveCell>, Arc<KeyCell>),
@@ -109,7 +124,7 @@ impl ConfigClient {
         let keeper = keeping.map(|keeping| Keeper::new(keeping.lkg, keeping.soak));
         let (keeper, marks) = keeper.unzip();
         Self {
-            control,
+            shared: Arc::new(Shared::new(controls)),
             identity,
             applier,
             live,
@@ -120,25 +135,17 @@ impl ConfigClient {
             marks,
             quarantined: Vec::new(),
             held: None,
+            refused: None,
             changed: ChangedHealth::default(),
-            #[cfg(feature = "simulation")]
-            network: None,
         }
     }
 
     /// From now on it connects over this.
     #[cfg(feature = "simulation")]
     pub(crate) fn over(&mut self, network: crate::simulation::Connect) {
-        self.network = Some(network);
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
-        #[cfg(feature = "simulation")]
-        if let Some(network) = &self.network {
-            return network.open(endpoint).await;
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.line.network = Some(network);
         }
-        let connector = connector::connector(session::CONNECT);
-        endpoint.connect_with_connector(connector).await
     }
 
     /// Puts the newest configuration on disk in force that is not refused and did not end the process twice, if there
@@ -189,6 +196,7 @@ impl ConfigClient {
             tracing::info!(%position, "serving the last known good configuration");
         }
         self.status.applied(source);
+        self.refused = None;
         let kept = Kept {
             retained: applied.retained,
             ..kept
@@ -216,47 +224,6 @@ impl ConfigClient {
             self.metrics.rejected(refusal.reason);
             let (field, why) = (refusal.field, refusal.message);
             tracing::error!(%position, field, why, "last known good configuration refused");
-        }
-    }
-
-    /// Follows until told to stop.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut keeper = JoinSet::new();
-        if let Some(keep) = self.keeper.take() {
-            keeper.spawn(keep.run());
-        }
-        let mut backoff = Backoff::default();
-        let mut next = fastrand::usize(..self.control.len().max(1));
-        while let Some(uri) = self.control.get(next % self.control.len().max(1)).cloned() {
-            let began = Instant::now();
-            let ended = Session::follow(&mut self, &uri, &shutdown).await;
-            self.status.disconnected();
-            if shutdown.is_cancelled() {
-                break;
-            }
-            let pause = backoff.after(began.elapsed(), ended.class());
-            match ended.class() {
-                Class::Told => tracing::info!(
-                    control = %uri, reason = %ended, ?pause, "stream ended in good order, serving on"
-                ),
-                Class::Lost | Class::Busy | Class::Refused => tracing::warn!(
-                    control = %uri, reason = %ended, ?pause, "control plane lost, serving on"
-                ),
-            }
-            next = next.wrapping_add(1);
-            tokio::select! {
-                () = sleep(pause) => {}
-                () = shutdown.cancelled() => break,
-            }
-        }
-        // Who comes next begins with what is on disk.
-        self.keys.save().await;
-        // Its end is the keeper's.
-        drop(self.marks.take());
-        while let Some(ended) = keeper.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "the last-known-good keeper failed");
-            }
         }
     }
 }

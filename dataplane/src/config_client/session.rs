@@ -4,33 +4,38 @@
 //! is applied, but for models that cannot be taken, or refused as a whole, and answered at once, a delta that cannot be used with the wish for the whole. At most one push is
 //! unanswered, so the outbound queue cannot fill; if it does, the peer is broken and the stream ends. Every wait has
 //! a deadline.
+//!
+//! A worker that goes elsewhere says so and lets the stream end, between two messages and never in the middle of a push.
 
-use std::{error::Error as _, ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 use forebay_proto::{Position, limits, wire};
-use http::Uri;
 use tokio::{
-    sync::mpsc,
+    sync::{
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
     time::{Instant, Interval, interval_at, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Streaming, transport::Endpoint};
+use tonic::{Streaming, transport::Channel};
 use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 
 use super::{
     ConfigClient, ConfigSource, Kept,
-    backoff::Class,
-    incoming::{Broken, Came, Incoming, Pushed, WITHIN},
+    chooser::{Left, Replica},
+    ended::Ended,
+    incoming::{Came, Incoming, Pushed, WITHIN},
     keys::OutOfOrder,
     leases::{LEASES, LeaseFollower},
+    line,
 };
 use crate::{apply::Refusal, leases::Unreadable, trace_context};
 
 /// Versions of the protocol that this build speaks: 2 has deltas and chunks, 3 clients' keys and the word to end, 4
 /// leases.
 const PROTOCOLS: RangeInclusive<u32> = 1..=LEASES;
-pub(super) const CONNECT: Duration = Duration::from_secs(3);
 const WELCOME: Duration = Duration::from_secs(5);
 /// How long an answer may wait for pools to be warm.
 const WARM_WITHIN: Duration = Duration::from_secs(5);
@@ -43,79 +48,18 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 const DRAINING: Duration = Duration::from_secs(1);
 /// What the control plane may say instead.
 const SANE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
-/// How much may be on its way to a worker: what does not fit waits at the control plane, in memory that is shared.
-const WINDOW: u32 = 64 << 10;
-/// A connection that has gone is noticed within the sum of both. Not later: TCP, which waits twice as long after each try,
-/// would find out by itself that the network is back only after as long again as that was away.
-const PING: Duration = Duration::from_secs(5);
-const PING_ANSWER: Duration = Duration::from_secs(5);
-
-/// Why a stream ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
-    #[error("cannot connect: {0}")]
-    Connect(#[from] tonic::transport::Error),
-    #[error("{}: {}", .0.code(), .0.message())]
-    Status(#[from] tonic::Status),
-    #[error("no answer within {0:?}")]
-    NoAnswer(Duration),
-    #[error("silent for {0:?}")]
-    Silent(Duration),
-    #[error("closed by the control plane")]
-    Closed,
-    #[error("protocol error: {0}")]
-    Protocol(&'static str),
-    #[error("{0}")]
-    Told(&'static str),
-    #[error("stopping")]
-    Stopping,
-}
-
-impl From<Broken> for Ended {
-    fn from(broken: Broken) -> Self {
-        Self::Protocol(broken.text())
-    }
-}
-
-impl Ended {
-    /// What it means for coming back.
-    pub(super) fn class(&self) -> Class {
-        match self {
-            Self::Told(_) | Self::Stopping => Class::Told,
-            Self::Connect(_) | Self::NoAnswer(_) | Self::Silent(_) | Self::Closed => Class::Lost,
-            Self::Protocol(_) => Class::Refused,
-            Self::Status(status) => match status.code() {
-                Code::InvalidArgument
-                | Code::FailedPrecondition
-                | Code::PermissionDenied
-                | Code::Unauthenticated
-                | Code::Unimplemented
-                | Code::OutOfRange
-                | Code::NotFound
-                | Code::AlreadyExists
-                // A newer stream of the same worker id: two that share one must not chase each other.
-                | Code::Aborted => Class::Refused,
-                Code::Ok
-                | Code::Cancelled
-                | Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::ResourceExhausted
-                | Code::Internal
-                | Code::Unavailable
-                | Code::DataLoss => match status.source() {
-                    // Made here, of what became of the connection.
-                    Some(_) => Class::Lost,
-                    None => Class::Busy,
-                },
-            },
-        }
-    }
-}
+/// How long a control plane may take to end the stream of a worker that goes elsewhere.
+const PARTED: Duration = Duration::from_secs(1);
+/// Most characters of what a control plane calls itself.
+const NAME: usize = 64;
 
 /// One stream.
 pub(super) struct Session<'a> {
     client: &'a mut ConfigClient,
+    replica: &'a Replica,
     say: mpsc::Sender<wire::FromWorker>,
+    /// Its connection, to be shown once we are welcome.
+    channel: Channel,
     silence: Duration,
     last_heard: Instant,
     heartbeat: Interval,
@@ -128,20 +72,23 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Follows one control plane until the stream ends.
+    /// Follows one control plane until the stream ends, or it is told to leave.
     pub(super) async fn follow(
         client: &'a mut ConfigClient,
-        uri: &Uri,
+        replica: &'a Replica,
+        leave: watch::Receiver<Option<Left>>,
         shutdown: &CancellationToken,
     ) -> Ended {
         let followed = async {
-            let (say, heard) = open(client, uri).await?;
+            let (say, mut heard, channel) = open(client, replica).await?;
             client.keys.begin();
             let leases = LeaseFollower::new(client.applier.leases().clone());
             let heartbeat = ticker(HEARTBEAT);
             let mut session = Session {
                 client,
+                replica,
                 say,
+                channel,
                 silence: SILENCE,
                 last_heard: Instant::now(),
                 heartbeat,
@@ -150,7 +97,9 @@ impl<'a> Session<'a> {
                 incoming: Incoming::default(),
                 leases,
             };
-            session.listen(heard, shutdown).await
+            let left = session.listen(&mut heard, leave, shutdown).await?;
+            session.part(heard).await;
+            Err(Ended::Away(left))
         };
         let over = async {
             shutdown.cancelled().await;
@@ -159,18 +108,30 @@ impl<'a> Session<'a> {
         };
         tokio::select! {
             result = followed => match result {
-                Ok(never) => match never {},
+                Ok::<std::convert::Infallible, _>(never) => match never {},
                 Err(ended) => ended,
             },
             () = over => Ended::Stopping,
         }
     }
 
+    /// Goes, in good order: the control plane is not to take this worker for gone.
+    async fn part(mut self, mut heard: Streaming<wire::ToWorker>) {
+        if self.beat_with(None, true).is_err() {
+            return;
+        }
+        drop(self);
+        let ended = async { while let Ok(Some(_)) = heard.message().await {} };
+        // One that does not answer finds out by itself.
+        drop(timeout(PARTED, ended).await);
+    }
+
     async fn listen(
         &mut self,
-        mut heard: Streaming<wire::ToWorker>,
+        heard: &mut Streaming<wire::ToWorker>,
+        mut leave: watch::Receiver<Option<Left>>,
         shutdown: &CancellationToken,
-    ) -> Result<std::convert::Infallible, Ended> {
+    ) -> Result<Left, Ended> {
         let stopping = self.client.status.clone();
         loop {
             let silent = self.last_heard + self.silence;
@@ -195,6 +156,7 @@ impl<'a> Session<'a> {
                     self.beat()?;
                     continue;
                 }
+                left = told_to_leave(&mut leave), if complete.is_none() => return Ok(left),
                 () = sleep_until(look.unwrap_or(due)), if look.is_some() => {
                     if let Some(report) = self.leases.look(&self.client.live, ending) {
                         self.say(Say::Leases(report))?;
@@ -228,7 +190,8 @@ impl<'a> Session<'a> {
                 self.client.status.ask_to_end();
                 return Ok(());
             }
-            Heard::Goodbye(goodbye) => return Err(Ended::Told(told(goodbye.reason()))),
+            Heard::Goodbye(goodbye) => return Err(Ended::Told(goodbye.reason())),
+            Heard::Prove(prove) => return self.prove(&prove),
             Heard::Keys(push) => return self.keys(push).await,
             Heard::Leases(grant) => {
                 let taken = self.leases.take(grant, &self.client.live);
@@ -251,7 +214,7 @@ impl<'a> Session<'a> {
     }
 
     /// What is held of fleet-wide limits is free from now on, if the worker ends.
-    async fn farewell(&mut self, mut heard: Streaming<wire::ToWorker>) -> Ended {
+    async fn farewell(&mut self, heard: &mut Streaming<wire::ToWorker>) -> Ended {
         if let Some(report) = self.leases.farewell()
             && self.say(Say::Leases(report)).is_ok()
         {
@@ -286,9 +249,43 @@ impl<'a> Session<'a> {
         self.leases.welcome(welcome.protocol);
         self.silence = read(welcome.silence_limit, SILENCE);
         self.heartbeat = ticker(read(welcome.tick_interval, HEARTBEAT));
+        self.check_store(welcome.target.clone())?;
         self.note_target(welcome.target.clone());
-        tracing::info!(worker = %self.client.identity.worker, "following the control plane");
+        let replica: String = welcome.replica.chars().take(NAME).collect();
+        tracing::info!(
+            worker = %self.client.identity.worker, control = %self.replica, replica, "following the control plane"
+        );
+        if let Some(because) = self.client.status.arrived(self.replica, replica) {
+            self.client.metrics.control.moved(because);
+        }
+        *self.client.shared.channel.lock() = Some(self.channel.clone());
         Ok(())
+    }
+
+    /// What is in force is not given up for what another store has, unless that is the store of most control planes.
+    fn check_store(&self, theirs: Option<wire::Position>) -> Result<(), Ended> {
+        // A build that does not say what it has will say so when it pushes.
+        let Some(Ok(theirs)) = theirs.map(Position::try_from) else {
+            return Ok(());
+        };
+        let mut chooser = self.client.shared.chooser.lock();
+        chooser.speaks(self.replica, &theirs.epoch);
+        match self.client.live.load().position.clone() {
+            Some(ours) if ours.epoch != theirs.epoch && !chooser.most_speak_of(&theirs.epoch) => {
+                Err(Ended::Foreign { theirs, ours })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Another process has come under our id. That one is alive who answers.
+    fn prove(&mut self, prove: &wire::Prove) -> Result<(), Ended> {
+        let (instance, peer) = (plain(&prove.instance_id), plain(&prove.peer));
+        tracing::error!(
+            worker = %self.client.identity.worker, instance, peer,
+            "another process connects to the control plane under this worker's id; give each its own --worker-id"
+        );
+        self.beat_with(Some(prove.number), false)
     }
 
     /// What the control plane wants may be what the last known good file already had.
@@ -301,6 +298,7 @@ impl<'a> Session<'a> {
     async fn push(&mut self, push: Pushed) -> Result<(), Ended> {
         let position = push.to;
         let to = wire::Position::from(&position);
+        self.check_store(Some(to.clone()))?;
         if let Some(refusal) = self.client.refuses(&position) {
             return self.refuse(push.push_id, to, &position, vec![refusal]);
         }
@@ -354,7 +352,7 @@ impl<'a> Session<'a> {
     }
 
     fn refuse(
-        &self,
+        &mut self,
         push_id: u64,
         to: wire::Position,
         position: &Position,
@@ -367,15 +365,20 @@ impl<'a> Session<'a> {
                 why = refusal.message, "configuration refused, serving on what is in force"
             );
         }
-        let refusals = refusals.iter().map(to_wire).collect();
-        self.say(Say::Nack(wire::Nack {
+        let nack = wire::Nack {
             push_id,
             attempted: Some(to),
-            refusals,
-        }))
+            refusals: refusals.iter().map(to_wire).collect(),
+        };
+        self.client.refused = Some(nack.clone());
+        self.say(Say::Nack(nack))
     }
 
     fn beat(&mut self) -> Result<(), Ended> {
+        self.beat_with(None, false)
+    }
+
+    fn beat_with(&mut self, proves: Option<u64>, moves: bool) -> Result<(), Ended> {
         let draining = self.client.live.draining_requests();
         self.draining = (draining > 0).then(|| Instant::now() + DRAINING);
         let changed = self.client.changed.read();
@@ -386,6 +389,8 @@ impl<'a> Session<'a> {
             health: Some((&self.client.metrics.health.read()).into()),
             changed,
             stopping: self.client.status.is_stopping(),
+            proves: proves.unwrap_or_default(),
+            moves,
         }))
     }
 
@@ -397,41 +402,42 @@ impl<'a> Session<'a> {
         let message = wire::FromWorker {
             message: Some(message),
         };
-        self.say
-            .try_send(message)
-            .map_err(|_| Ended::Protocol("the control plane does not read our answers"))
+        match self.say.try_send(message) {
+            // What the control plane said at its end is still to be heard, and is the reason.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(Ended::Protocol(
+                "the control plane does not read our answers",
+            )),
+        }
     }
 }
 
-async fn open(
-    client: &ConfigClient,
-    uri: &Uri,
-) -> Result<(mpsc::Sender<wire::FromWorker>, Streaming<wire::ToWorker>), Ended> {
-    let endpoint = Endpoint::from(uri.clone())
-        .connect_timeout(CONNECT)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .http2_keep_alive_interval(PING)
-        .keep_alive_timeout(PING_ANSWER)
-        .keep_alive_while_idle(true);
-    let channel = timeout(CONNECT * 2, client.connect(&endpoint)).await;
-    let channel = channel.map_err(|_| Ended::NoAnswer(CONNECT * 2))??;
-    let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel)
+type Opened = (
+    mpsc::Sender<wire::FromWorker>,
+    Streaming<wire::ToWorker>,
+    Channel,
+);
+
+async fn open(client: &ConfigClient, replica: &Replica) -> Result<Opened, Ended> {
+    let channel = timeout(line::WITHIN, client.shared.line.connect(replica)).await;
+    let channel = channel.map_err(|_| Ended::NoAnswer(line::WITHIN))??;
+    let mut stub = wire::worker_sync_client::WorkerSyncClient::new(channel.clone())
         .max_decoding_message_size(limits::MESSAGE_BYTES)
         .max_encoding_message_size(limits::WORKER_MESSAGE_BYTES);
     let (say, said) = mpsc::channel(8);
     let hello = wire::FromWorker {
-        message: Some(Say::Hello(hello(client))),
+        message: Some(Say::Hello(hello(client, replica))),
     };
     say.try_send(hello)
         .map_err(|_| Ended::Protocol("no room for the first word"))?;
     let opened = timeout(WELCOME, stub.sync(ReceiverStream::new(said))).await;
     let heard = opened.map_err(|_| Ended::NoAnswer(WELCOME))??;
-    Ok((say, heard.into_inner()))
+    Ok((say, heard.into_inner(), channel))
 }
 
-fn hello(client: &ConfigClient) -> wire::Hello {
+fn hello(client: &ConfigClient, replica: &Replica) -> wire::Hello {
     let (identity, live) = (&client.identity, client.live.load());
+    let (moves, because) = client.status.moves_with(replica);
     wire::Hello {
         worker_id: identity.worker.to_string(),
         instance_id: identity.instance.to_string(),
@@ -443,17 +449,29 @@ fn hello(client: &ConfigClient) -> wire::Hello {
         quarantined: client.quarantined.iter().map(Into::into).collect(),
         refusals: live.refusals.iter().map(to_wire).collect(),
         keys: client.keys.held(),
+        control: replica.to_string(),
+        moves,
+        moved_because: because.map_or_else(String::new, |left| left.word().to_owned()),
+        proves: true,
+        refused: client.refused.clone(),
         takes_over: client.identity.takes_over,
+        let_in_millis: u64::try_from(client.status.let_in_for().as_millis()).unwrap_or_default(),
     }
 }
 
-fn told(reason: wire::goodbye::Reason) -> &'static str {
-    use wire::goodbye::Reason;
-    match reason {
-        Reason::Stopping => "the control plane stops",
-        Reason::Age => "the stream is old enough",
-        Reason::Unspecified => "the control plane says goodbye",
+/// Waits until it is time to go.
+async fn told_to_leave(leave: &mut watch::Receiver<Option<Left>>) -> Left {
+    let told = leave.wait_for(Option::is_some).await;
+    match told.map(|left| *left) {
+        Ok(Some(left)) => left,
+        Ok(None) | Err(_) => std::future::pending().await,
     }
+}
+
+/// Text of somebody else's, for the log.
+fn plain(text: &str) -> String {
+    let plain = text.chars().filter(|c| !c.is_control());
+    plain.take(NAME).collect()
 }
 
 fn to_wire(refusal: &Refusal) -> wire::Refusal {

@@ -7,6 +7,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::chooser::{Left, Replica};
+
+/// After so long without a word of a control plane another process with our id may have taken our place: it is let in
+/// when we do not answer for 8 s. Signs of life come every 10 s or so.
+const PLACE_KEPT: Duration = Duration::from_secs(18);
+
 /// Where the configuration in force comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigSource {
@@ -16,6 +22,17 @@ pub enum ConfigSource {
     LastKnownGood,
     /// A control plane, in this run.
     ControlPlane,
+}
+
+/// The control plane that is followed, or was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// As it was named, with the address if it is a name's.
+    pub control: String,
+    /// What it calls itself; may be empty.
+    pub replica: String,
+    /// Since when; nothing while there is no stream.
+    pub since: Option<SystemTime>,
 }
 
 /// Shared between the configuration client, which writes it, and the admin port.
@@ -35,6 +52,16 @@ struct Known {
     quarantined: usize,
     last_contact: Option<Instant>,
     started: Instant,
+    followed: Option<Followed>,
+    /// How often it went from one to another, and why it did so last.
+    moves: u32,
+    moved_because: Option<Left>,
+    /// Why the last stream ended.
+    left: Option<Left>,
+    /// Since when control planes let us in, without a pause in which another process could have taken our place.
+    let_in: Option<Instant>,
+    /// What was said when we were turned away because another process has our id.
+    twin: Option<String>,
 }
 
 impl Default for ConfigStatus {
@@ -46,12 +73,25 @@ impl Default for ConfigStatus {
             quarantined: 0,
             last_contact: None,
             started: Instant::now(),
+            followed: None,
+            moves: 0,
+            moved_because: None,
+            left: None,
+            let_in: None,
+            twin: None,
         };
         Self {
             known: Mutex::new(known),
             asked_to_end: CancellationToken::new(),
             stopping: CancellationToken::new(),
         }
+    }
+}
+
+impl Known {
+    fn still_let_in(&self) -> Option<Instant> {
+        let heard = self.last_contact?;
+        self.let_in.filter(|_| heard.elapsed() < PLACE_KEPT)
     }
 }
 
@@ -74,6 +114,7 @@ impl ConfigStatus {
 
     pub(super) fn heard(&self) {
         let mut known = self.known.lock();
+        known.let_in = known.still_let_in();
         known.connected = true;
         known.last_contact = Some(Instant::now());
     }
@@ -87,7 +128,70 @@ impl ConfigStatus {
     }
 
     pub(super) fn disconnected(&self) {
-        self.known.lock().connected = false;
+        let mut known = self.known.lock();
+        known.connected = false;
+        if let Some(followed) = &mut known.followed {
+            followed.since = None;
+        }
+    }
+
+    /// This one has let us in. Tells why we left the one before, if that is another one.
+    pub(super) fn arrived(&self, control: &Replica, replica: String) -> Option<Left> {
+        let (moves, because) = self.moves_with(control);
+        let mut known = self.known.lock();
+        let moved = moves != known.moves;
+        (known.moves, known.moved_because) = (moves, because);
+        (known.left, known.twin) = (None, None);
+        known.let_in.get_or_insert_with(Instant::now);
+        known.followed = Some(Followed {
+            control: control.to_string(),
+            replica,
+            since: Some(SystemTime::now()),
+        });
+        because.filter(|_| moved)
+    }
+
+    /// How often we have gone from one to another once we follow this one, and why we did so last.
+    pub(super) fn moves_with(&self, control: &Replica) -> (u32, Option<Left>) {
+        let known = self.known.lock();
+        let other = |followed: &Followed| followed.control != control.to_string();
+        match known.followed.as_ref().is_some_and(other) {
+            true => (known.moves.saturating_add(1), known.left),
+            false => (known.moves, known.moved_because),
+        }
+    }
+
+    /// A stream ended, or did not come about.
+    pub(super) fn left(&self, left: Left, said: &str) {
+        let mut known = self.known.lock();
+        // Why the one that was followed was left, not why others did not let us in after it.
+        known.left.get_or_insert(left);
+        known.twin = (left == Left::Twin).then(|| said.to_owned());
+        if left == Left::Twin {
+            known.let_in = None;
+        }
+    }
+
+    /// For how long control planes have let us in. Zero if another process may have taken our place meanwhile.
+    pub(super) fn let_in_for(&self) -> Duration {
+        let let_in = self.known.lock().still_let_in();
+        let_in.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// The control plane that is followed, or was last.
+    pub fn followed(&self) -> Option<Followed> {
+        self.known.lock().followed.clone()
+    }
+
+    /// How often the worker went from one control plane to another, and why it did so last.
+    pub fn moves(&self) -> (u32, Option<&'static str>) {
+        let known = self.known.lock();
+        (known.moves, known.moved_because.map(Left::word))
+    }
+
+    /// What the control plane said when it turned this process away because another one with its id is alive.
+    pub fn twin(&self) -> Option<String> {
+        self.known.lock().twin.clone()
     }
 
     /// The worker stops: no new requests.

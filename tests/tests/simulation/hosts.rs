@@ -12,6 +12,7 @@ use forebay_control::simulation::Disk;
 use forebay_dataplane::simulation::{Connect, Io, Worker};
 use forebay_proto::{InstanceId, WorkerId, wire};
 use forebay_tests::model_at;
+use futures_util::stream::{BoxStream, StreamExt as _};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -32,7 +33,7 @@ use super::world::{Expected, World};
 pub(super) const PORT: u16 = 50_051;
 const MODELS: u64 = 6;
 /// How long an operator waits for an answer before it asks again.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection that was accepted.
 pub(super) struct Accepted<T>(pub(super) T);
@@ -72,27 +73,38 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Accepted<T> {
 }
 
 pub(super) async fn control(disk: Disk) -> turmoil::Result {
+    let incoming = incoming().await?;
+    forebay_control::simulation::run(disk, incoming, CancellationToken::new()).await?;
+    Ok(())
+}
+
+/// What connects to the control port.
+pub(super) async fn incoming() -> io::Result<BoxStream<'static, io::Result<Accepted<TcpStream>>>> {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     let incoming = futures_util::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await;
         Some((accepted.map(|(socket, _)| Accepted(socket)), listener))
     });
-    forebay_control::simulation::run(disk, Box::pin(incoming), CancellationToken::new()).await?;
-    Ok(())
+    Ok(incoming.boxed())
 }
 
-pub(super) async fn worker(world: Arc<World>, number: usize) -> turmoil::Result {
-    let network = Connect::new(|uri: Uri| async move {
+/// The network of the machine that calls it.
+pub(super) fn network() -> Connect {
+    Connect::new(|uri: Uri| async move {
         let host = uri.host().unwrap_or_default().to_owned();
         let socket = TcpStream::connect((host, PORT)).await?;
         Ok(Box::new(socket) as Box<dyn Io>)
-    });
+    })
+}
+
+pub(super) async fn worker(world: Arc<World>, number: usize) -> turmoil::Result {
     let instance = world.next_instance();
+    let control = vec![format!("http://control:{PORT}").parse()?];
     let worker = Worker::new(
         WorkerId::new(format!("w{number}"))?,
         InstanceId::new(format!("i{instance}"))?,
-        format!("http://control:{PORT}").parse()?,
-        network,
+        (control, None),
+        network(),
     )?;
     world.started(number, worker.in_force());
     worker.run(CancellationToken::new()).await;
@@ -157,7 +169,7 @@ impl Write {
 
     /// Gives the revision; or why it was refused; or nothing, when it is not known what became of it.
     pub(super) async fn send(self, model: &str, request_id: &str) -> Result<u64, Option<String>> {
-        let mut registry = registry().await.ok_or(None)?;
+        let mut registry = registry("control").await.ok_or(None)?;
         let request_id = request_id.to_owned();
         let shown = self.leaves().map(|number| showing(model, number));
         let answered = timeout(PATIENCE, async {
@@ -208,7 +220,7 @@ fn refusal(status: &Status) -> Option<String> {
     refused.then(|| status.message().to_owned())
 }
 
-fn showing(model: &str, number: u64) -> wire::Model {
+pub(super) fn showing(model: &str, number: u64) -> wire::Model {
     let total = prost_types::Duration {
         seconds: i64::try_from(number).unwrap_or(i64::MAX),
         nanos: 0,
@@ -222,18 +234,19 @@ fn showing(model: &str, number: u64) -> wire::Model {
     }
 }
 
-async fn registry() -> Option<ModelRegistryClient<Channel>> {
+/// The registry at this control plane.
+pub(super) async fn registry(host: &str) -> Option<ModelRegistryClient<Channel>> {
     let connector = service_fn(|uri: Uri| async move {
         let host = uri.host().unwrap_or_default().to_owned();
         TcpStream::connect((host, PORT)).await.map(TokioIo::new)
     });
-    let endpoint = Endpoint::from_shared(format!("http://control:{PORT}")).ok()?;
+    let endpoint = Endpoint::from_shared(format!("http://{host}:{PORT}")).ok()?;
     let connected = timeout(PATIENCE, endpoint.connect_with_connector(connector)).await;
     Some(ModelRegistryClient::new(connected.ok()?.ok()?))
 }
 
 async fn list() -> Option<Expected> {
-    let mut registry = registry().await?;
+    let mut registry = registry("control").await?;
     let answer = timeout(
         PATIENCE,
         registry.list_models(wire::ListModelsRequest::default()),

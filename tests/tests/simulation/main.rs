@@ -23,6 +23,7 @@
 
 mod hosts;
 mod partitions;
+mod replicas;
 mod tcp;
 mod trouble;
 mod world;

@@ -120,7 +120,7 @@ async fn worker(world: Arc<World>, network: Network, number: usize) -> turmoil::
     let worker = Worker::new(
         WorkerId::new(format!("w{number}"))?,
         InstanceId::new(format!("i{number}"))?,
-        format!("http://{CONTROL}:{PORT}").parse()?,
+        (vec![format!("http://{CONTROL}:{PORT}").parse()?], None),
         connect,
     )?;
     world.workers.lock()[number] = Some(worker.in_force());

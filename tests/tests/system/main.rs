@@ -11,6 +11,7 @@ mod admission;
 mod bad_input;
 mod budget;
 mod cancel;
+mod controls;
 mod disconnects;
 mod discovery;
 mod ejection;
