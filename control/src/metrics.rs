@@ -149,14 +149,8 @@ impl Metrics {
                 "Endpoints looked at before a write, by what was found.",
                 &["verdict"],
             )?,
-            turned_away: IntCounter::new(
-                "forebay_control_workers_turned_away_total",
-                "Streams refused or ended because another process with the worker's id is alive.",
-            )?,
-            twins: IntGauge::new(
-                "forebay_control_duplicate_workers",
-                "Worker ids that more than one process came under in the last two minutes.",
-            )?,
+            turned_away: turned_away()?,
+            twins: twins()?,
         };
         metrics.register(registry)?;
         Ok(metrics)
@@ -243,6 +237,20 @@ fn used() -> Result<GaugeVec, Error> {
             "Share of a limit that the configuration uses.",
         ),
         &["limit"],
+    )
+}
+
+fn turned_away() -> Result<IntCounter, Error> {
+    IntCounter::new(
+        "forebay_control_workers_turned_away_total",
+        "Streams refused or ended because another process with the worker's id is alive.",
+    )
+}
+
+fn twins() -> Result<IntGauge, Error> {
+    IntGauge::new(
+        "forebay_control_duplicate_workers",
+        "Worker ids that more than one process came under in the last two minutes.",
     )
 }
 

@@ -257,16 +257,14 @@ impl Parts {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
         let metrics = Arc::new(metrics.map_err(|e| WorkerError::Internal(e.to_string()))?);
-        let live = Arc::new(LiveCell::default());
-        let status = Arc::new(ConfigStatus::default());
+        let (live, status) = <(Arc<LiveCell>, Arc<ConfigStatus>)>::default();
+        let budget = Arc::new(Budget::default());
         let tasks = TaskTracker::new();
         let leases = Arc::new(Leases::new(settings.fleet_weight));
-        let (worker, build) = (settings.worker_id, settings.build);
-        let identity = identity(worker, build, gateway_addr, takes_over)?;
+        let identity = identity(settings.worker_id, settings.build, gateway_addr, takes_over)?;
         if takes_over {
             leases.begin_beside();
         }
-        let budget = Arc::new(Budget::default());
         let exposed = is_exposed(settings.exposure, gateway_addr);
         let keys = Arc::new(KeyCell::new(settings.auth, exposed));
         let open_files = open_file_limit();
@@ -295,17 +293,15 @@ impl Parts {
         let remake = remaker(remade, identity, common, (live.clone(), status.clone()));
         let mut client = remake();
         client.start_from_disk();
-        let ending = Arc::new(Ending::default());
-        let bodies = (settings.max_body_bytes, settings.max_buffered_bytes);
-        let grace = settings.grace;
         warn_of_exposure(exposed && keys.load().is_empty(), gateway_addr);
+        let ending = Arc::new(Ending::default());
         let serving = Gateway::new(
             (live.clone(), keys.clone()),
             metrics.clone(),
-            bodies,
+            (settings.max_body_bytes, settings.max_buffered_bytes),
             settings.clients,
             ending.clone(),
-            grace,
+            settings.grace,
             open_files,
         );
         let admin = Admin {

@@ -4,6 +4,7 @@
 
 use std::{fs, net::SocketAddr, path::Path};
 
+use forebay_control::LeaseSettings;
 use forebay_proto::wire;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -89,7 +90,12 @@ impl Trio {
 
     /// Starts one where it was.
     pub async fn start_one(&mut self, n: usize) {
-        let (_, running) = control(self.store(n), self.addr(n), None, None).await;
+        let (_, running) = control(
+            self.store(n),
+            self.addr(n),
+            (None, None, LeaseSettings::default()),
+        )
+        .await;
         if let Some(place) = self.running.get_mut(n) {
             *place = Some(running);
         }
@@ -98,7 +104,8 @@ impl Trio {
     /// Starts one with a store of its own, of which nobody else knows.
     pub async fn start_foreign(&mut self, n: usize) {
         let store = self.dir.path().join("foreign");
-        let (_, running) = control(store, self.addr(n), None, None).await;
+        let (_, running) =
+            control(store, self.addr(n), (None, None, LeaseSettings::default())).await;
         if let Some(place) = self.running.get_mut(n) {
             *place = Some(running);
         }

@@ -1,9 +1,11 @@
 //! How a stream comes to its end, and the worker's own end that it may be told of.
 
 use forebay_proto::{WorkerId, wire};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::machine::{Event, Why};
 use crate::fleet::{Challenge, Joined};
 
 /// How a stream ends.
@@ -20,6 +22,23 @@ pub(super) enum End {
 pub(super) fn stopping() -> End {
     let status = Status::unavailable("the control plane is stopping");
     End::Goodbye(wire::goodbye::Reason::Stopping, status)
+}
+
+/// What it means that a deadline is over: of an answer to keys, of a reader that does not read, or the machine's own.
+pub(super) fn time_of(
+    late: Option<Instant>,
+    stalled: Option<Instant>,
+) -> Result<Option<Event>, Status> {
+    let over = |due: Option<Instant>| due.is_some_and(|due| due <= Instant::now());
+    if over(late) {
+        return Err(Why::NoAnswer.status());
+    }
+    if over(stalled) {
+        return Err(Status::deadline_exceeded(
+            "the worker has not read for too long",
+        ));
+    }
+    Ok(Some(Event::Time))
 }
 
 /// Waits until the worker is to be told.

@@ -33,7 +33,7 @@ pub(crate) use self::{
     offer::Offer,
 };
 use self::{
-    end::{End, challenged, stopping, told},
+    end::{End, challenged, stopping, time_of, told},
     keys::KeyPushes,
     leases::{LEASES, LeaseLine, allotted},
     machine::{Effect, Event, Machine, TICK, Why},
@@ -225,13 +225,7 @@ impl Session {
                     }
                     Err(_) => return stopping(),
                 },
-                () = sleep_until(deadline) => match late.is_some_and(|late| late <= Instant::now()) {
-                    true => Err(Why::NoAnswer.status()),
-                    false => match stalled.is_some_and(|s| s <= Instant::now()) {
-                    true => Err(Status::deadline_exceeded("the worker has not read for too long")),
-                    false => Ok(Some(Event::Time)),
-                    },
-                },
+                () = sleep_until(deadline) => time_of(late, stalled),
                 () = self.end.cancelled() => return self.ended(),
                 behind = self.abreast.next(), if self.proves => match behind {
                     true => Ok(Some(Event::CutOff)),

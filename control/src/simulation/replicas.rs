@@ -38,11 +38,14 @@ const CONTROLS: usize = 3;
 /// How often replicas compare whom they have.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
+/// Who serves it, by name.
+type Fleets = Vec<(String, Weak<Fleet>)>;
+
 /// The registry and who serves it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Replicas {
     registry: RegistryHandle,
-    fleets: Arc<Mutex<Vec<(String, Weak<Fleet>)>>>,
+    fleets: Arc<Mutex<Fleets>>,
 }
 
 impl Replicas {

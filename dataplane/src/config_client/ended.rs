@@ -27,13 +27,21 @@ pub(super) enum Ended {
     #[error("{}", went(*.0))]
     Away(Left),
     #[error(
-        "it has {theirs}, of another store than {ours}, which is in force, and most of the control planes that are \
+        "it has {}, of another store than {}, which is in force, and most of the control planes that are \
          named do not; staying with what is in force. Name control planes of one store in --control; to go over to \
-         the other store, name only its control planes"
+         the other store, name only its control planes",
+        .0.theirs, .0.ours
     )]
-    Foreign { theirs: Position, ours: Position },
+    Foreign(Box<Foreign>),
     #[error("stopping")]
     Stopping,
+}
+
+/// What a control plane of another store has, and what is in force.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    pub(super) theirs: Position,
+    pub(super) ours: Position,
 }
 
 impl From<Broken> for Ended {
@@ -52,7 +60,7 @@ impl Ended {
             Self::Told(Reason::Stopping) => Left::Stopping,
             Self::Told(Reason::Behind) => Left::Behind,
             Self::Told(Reason::Age | Reason::Unspecified) => Left::Age,
-            Self::Foreign { .. } => Left::Foreign,
+            Self::Foreign(_) => Left::Foreign,
             Self::Connect(_) | Self::NoAnswer(_) | Self::Silent(_) | Self::Closed => Left::Lost,
             Self::Protocol(_) => Left::Refused,
             Self::Status(status) => match (of_code(status.code()), status.source()) {

@@ -25,7 +25,7 @@ use wire::{from_worker::Message as Say, to_worker::Message as Heard};
 use super::{
     ConfigClient, ConfigSource, Kept,
     chooser::{Left, Replica},
-    ended::Ended,
+    ended::{Ended, Foreign},
     incoming::{Came, Incoming, Pushed, WITHIN},
     keys::OutOfOrder,
     leases::{LEASES, LeaseFollower},
@@ -272,7 +272,7 @@ impl<'a> Session<'a> {
         chooser.speaks(self.replica, &theirs.epoch);
         match self.client.live.load().position.clone() {
             Some(ours) if ours.epoch != theirs.epoch && !chooser.most_speak_of(&theirs.epoch) => {
-                Err(Ended::Foreign { theirs, ours })
+                Err(Ended::Foreign(Box::new(Foreign { theirs, ours })))
             }
             _ => Ok(()),
         }
