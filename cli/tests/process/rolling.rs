@@ -1,7 +1,12 @@
 //! Workers and control planes restarted one after the other behind a balancer, under load with streams: nothing fails and
 //! nothing is cut. The long run of this is `tests/zero-loss/forebay-rolling.sh`, see docs/bench/rolling.md.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forebay_proto::wire;
 use forebay_tests::{Balancer, Behind, Process, eventually, lasting_addr, model_at};
@@ -101,14 +106,11 @@ fn load(gateway: &str, upstreams: &str) -> Process {
     Process::start(FOREBAY, &args, &[])
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn workers_and_control_planes_are_restarted_one_by_one_and_nothing_is_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let upstreams = [lasting_addr(), lasting_addr()];
-    // One registry, copied: what is registered is the same at all three.
-    let stores: Vec<_> = (0..3).map(|n| dir.path().join(format!("c{n}"))).collect();
+/// One registry, copied: what is registered is the same at all three.
+async fn stores(dir: &Path, upstream: SocketAddr) -> Vec<PathBuf> {
+    let stores: Vec<_> = (0..3).map(|n| dir.join(format!("c{n}"))).collect();
     let first = Control::start(ANY, &stores[0], &[]).await;
-    let mut model = model_at("m", &format!("http://{}", upstreams[0]));
+    let mut model = model_at("m", &format!("http://{upstream}"));
     // A machine that is busy with other tests makes a long line; that is not what this is about.
     model.pool = Some(wire::Pool {
         queue: Some(wire::Queue {
@@ -120,6 +122,33 @@ async fn workers_and_control_planes_are_restarted_one_by_one_and_nothing_is_lost
     first.create(model).await;
     first.process.terminate().await;
     stores[1..].iter().for_each(|store| copy(&stores[0], store));
+    stores
+}
+
+async fn members(dir: &Path, controls: &str) -> Vec<Member> {
+    let mut members = Vec::new();
+    for n in 0..3 {
+        let id = format!("w{n}");
+        let mut member = Member {
+            behind: Behind {
+                gateway: lasting_addr(),
+                admin: lasting_addr(),
+            },
+            data: dir.join(&id).to_str().unwrap().to_owned(),
+            id,
+            process: None,
+        };
+        member.start(controls).await;
+        members.push(member);
+    }
+    members
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_and_control_planes_are_restarted_one_by_one_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstreams = [lasting_addr(), lasting_addr()];
+    let stores = stores(dir.path(), upstreams[0]).await;
     let addresses: Vec<_> = (0..3).map(|_| lasting_addr().to_string()).collect();
     let mut controls = Vec::new();
     for n in 0..3 {
@@ -127,25 +156,7 @@ async fn workers_and_control_planes_are_restarted_one_by_one_and_nothing_is_lost
     }
     let urls: Vec<_> = addresses.iter().map(|a| format!("http://{a}")).collect();
     let urls = urls.join(",");
-    let mut members: Vec<_> = (0..3)
-        .map(|n| Member {
-            id: format!("w{n}"),
-            behind: Behind {
-                gateway: lasting_addr(),
-                admin: lasting_addr(),
-            },
-            data: dir
-                .path()
-                .join(format!("w{n}"))
-                .to_str()
-                .unwrap()
-                .to_owned(),
-            process: None,
-        })
-        .collect();
-    for member in &mut members {
-        member.start(&urls).await;
-    }
+    let mut members = members(dir.path(), &urls).await;
     let behind = members.iter().map(|member| member.behind).collect();
     let balancer = Balancer::start(ANY.parse().unwrap(), behind).await;
     let all_ready = async || {
