@@ -15,8 +15,10 @@ begin
 start first "$forebay" control --control-listen "${controls[0]}" --data-dir "$dir/control-0" --log-level warn
 listening "${controls[0]}"
 export FOREBAY_CONTROL=http://${controls[0]}
-"$forebay" models create m1 --alias chat --endpoint "http://$upstream_a" --max-waiting 10000 >/dev/null
-"$forebay" models create m2 --endpoint "http://$upstream_a" --endpoint "http://$upstream_b" --max-waiting 10000 >/dev/null
+# Room for streams of seconds on two of three workers.
+"$forebay" pool set --max-models-concurrent 16 >/dev/null
+"$forebay" models create m1 --alias chat --endpoint "http://$upstream_a" --max-concurrent 400 --max-waiting 10000 >/dev/null
+"$forebay" models create m2 --endpoint "http://$upstream_a" --endpoint "http://$upstream_b" --max-concurrent 400 --max-waiting 10000 >/dev/null
 kill "${started[0]}"
 wait "${started[0]}" || true
 for n in 1 2; do cp -r "$dir/control-0" "$dir/control-$n"; done
