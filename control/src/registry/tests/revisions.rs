@@ -479,6 +479,40 @@ async fn a_version_that_makes_something_else_of_it_makes_a_new_revision_of_it() 
     }
 }
 
+/// The newest revision may be one that soaks elsewhere, or that was refused: who holds one before it opens credentials.
+#[tokio::test]
+async fn workers_have_the_seal_keys_for_what_they_may_still_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let settings = forebay_proto::PoolSettings::default();
+        let store = SledStore::open(dir.path(), &settings).unwrap();
+        let metrics = Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap());
+        start(store, metrics, Vault::throwaway()).unwrap()
+    };
+    let (registry, writer) = open();
+    assert!(registry.keys().seal.is_empty(), "there is nothing to open");
+    registry
+        .write(write(Command::Create(model("plain"))))
+        .await
+        .unwrap();
+    let mut sealed = model("a");
+    sealed.endpoints[0].credential = Some(wire::Credential {
+        bearer_token: "token".into(),
+        ..wire::Credential::default()
+    });
+    registry.vault().seal_tokens(&mut sealed).unwrap();
+    for asked in [Command::Create(sealed), remove("a")] {
+        registry.write(write(asked)).await.unwrap();
+        assert_eq!(registry.keys().seal.len(), 1);
+    }
+    drop(registry);
+    writer.join().unwrap();
+    let (registry, writer) = open();
+    assert_eq!(registry.keys().seal.len(), 1, "after a restart, too");
+    drop(registry);
+    writer.join().unwrap();
+}
+
 /// What a rollout takes back need not be in the history any more.
 #[test]
 fn content_that_is_held_is_gone_back_to_without_the_history() {
