@@ -57,7 +57,7 @@ pub(super) struct Inner<C: Upstream> {
     /// Origins that may get requests.
     serving: usize,
     /// How fast the line drains, for `retry-after`.
-    drain: Drain,
+    pub(super) drain: Drain,
     /// How soon answers begin, for the patience of clients.
     prompt: Prompt,
 }
@@ -195,11 +195,11 @@ impl<C: Upstream> Inner<C> {
         places.is_some_and(|places| places.contains_key(&target.place))
     }
 
-    /// Why nothing may be used, if that is so.
-    pub(super) fn all_wrong(&self) -> Option<Arc<str>> {
+    /// Why nothing may be used, if that is so: an endpoint, and what it serves. It is put into words outside of the lock.
+    pub(super) fn all_wrong(&self) -> Option<(EndpointId, Arc<str>)> {
         let (id, places) = self.quarantine.iter().next()?;
         let found = places.values().next().filter(|_| self.serving == 0)?;
-        Some(format!("endpoint `{id}`: {}", found.why).into())
+        Some((id.clone(), found.why.clone()))
     }
 
     /// True if the endpoint is asked and has no connection: what comes now is the first.
@@ -398,24 +398,6 @@ impl<C: Upstream> Inner<C> {
     pub(super) fn prompt(&self) -> Duration {
         self.prompt.get()
     }
-
-    /// Most requests in flight now.
-    fn slots(&self, now: Duration) -> usize {
-        let admitted = self.core.census(now).admitted;
-        self.core.cap().clamp(1, admitted.max(1))
-    }
-
-    /// Slots a second that come free while somebody waits.
-    pub(super) fn drain_rate(&self, now: Duration) -> f64 {
-        self.drain.per_second(now, self.slots(now))
-    }
-
-    /// When one who is sent away should come again: when the line ahead will have drained, and not all at once.
-    pub(super) fn retry_after(&self, now: Duration, waiting: usize) -> Duration {
-        let dice = fastrand::f64();
-        self.drain
-            .retry_after(now, waiting + 1, self.slots(now), dice)
-    }
 }
 
 pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
@@ -528,7 +510,8 @@ mod tests {
         // It is asked all the same.
         assert_eq!(inner.to_ask().unwrap().1.len(), 2);
         drop(inner.found(secs(2), &asked, &targets[1], Some("other")));
-        assert_eq!(inner.all_wrong().as_deref(), Some("endpoint `a`: other"));
+        let (endpoint, why) = inner.all_wrong().unwrap();
+        assert_eq!((endpoint.as_str(), &*why), ("a", "other"));
         drop(inner.found(secs(3), &asked, &targets[0], None));
         assert_eq!(serving(&inner), ["127.0.1.1:8000"]);
         assert_eq!(inner.all_wrong(), None);
