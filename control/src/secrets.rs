@@ -201,6 +201,12 @@ impl Vault {
         &self.seal
     }
 
+    /// Of these the ones that are not there any more.
+    pub(crate) fn lost_seal_keys(&self, needed: &BTreeSet<u32>) -> Vec<u32> {
+        let there = |id: &u32| self.seal.iter().any(|key| key.id() == *id);
+        needed.iter().filter(|id| !there(id)).copied().collect()
+    }
+
     /// Makes a key.
     pub(crate) fn new_key(&self) -> Option<NewKey> {
         let verify = self.verify.first()?;

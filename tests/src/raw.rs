@@ -26,6 +26,8 @@ pub enum After {
     Keep,
     /// It closes the connection.
     Close,
+    /// It breaks the connection off (RST).
+    Reset,
     /// It closes the connection after this long, whatever comes meanwhile.
     CloseAfter(Duration),
 }
@@ -99,7 +101,7 @@ async fn serve(
     (requests, heads): (Arc<AtomicU64>, Arc<Mutex<Vec<String>>>),
 ) {
     let limit = match after {
-        After::Keep | After::Close => SOON,
+        After::Keep | After::Close | After::Reset => SOON,
         After::CloseAfter(limit) => limit,
     };
     let mut within = SOON;
@@ -109,8 +111,17 @@ async fn serve(
         if socket.write_all(answer.as_bytes()).await.is_err() || after == After::Close {
             return;
         }
+        if after == After::Reset {
+            return reset(&socket);
+        }
         within = limit;
     }
+}
+
+/// Once it is dropped the other end gets a RST in place of a FIN.
+fn reset(socket: &TcpStream) {
+    let linger = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    linger.expect("the socket is ours");
 }
 
 /// Reads a request with a content-length to its end, and gives its head. Nothing when there is none.
@@ -154,6 +165,16 @@ impl RawClient {
             .expect("the server is there");
     }
 
+    /// Asks for a chat in this version (`HTTP/1.0`).
+    pub async fn chat_in(&mut self, version: &str, model: &str, stream: bool) {
+        let body = format!(r#"{{"model":"{model}","stream":{stream},"messages":[]}}"#);
+        let head = format!(
+            "POST /v1/chat/completions {version}\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.write(format!("{head}{body}").as_bytes()).await;
+    }
+
     /// Asks for a chat.
     pub async fn chat(&mut self, model: &str, stream: bool, tokens: u32) {
         let body = format!(
@@ -191,16 +212,20 @@ impl RawClient {
 
     /// Reads to the end of the connection.
     pub async fn read_to_end(&mut self) -> String {
+        // A reset is an end, too.
+        self.read_to_its_end().await.0
+    }
+
+    /// The same, and whether that was a clean one (FIN).
+    pub async fn read_to_its_end(&mut self) -> (String, bool) {
         let mut bytes = Vec::new();
         let read = timeout(SOON, self.0.read_to_end(&mut bytes)).await;
-        // A reset is an end, too.
-        drop(read.expect("the connection ends"));
-        String::from_utf8_lossy(&bytes).into_owned()
+        let clean = read.expect("the connection ends").is_ok();
+        (String::from_utf8_lossy(&bytes).into_owned(), clean)
     }
 
     /// Leaves with a RST instead of a FIN.
     pub fn reset(self) {
-        let linger = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
-        linger.expect("the socket is ours");
+        reset(&self.0);
     }
 }

@@ -3,7 +3,11 @@
 //! What was looked at is what is changed: each model that exists is written with the etag that it had, and one that did
 //! not exist is created. Files of more models than a batch holds are written in several, each of which is all or nothing.
 
-use std::{collections::BTreeMap, io::Read as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read as _,
+    path::Path,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use forebay_proto::{limits, wire};
@@ -31,6 +35,9 @@ pub(super) async fn run(
     let wanted = document::read_models(&text).with_context(|| file.display().to_string())?;
     let mut registry = registry(client).await?;
     let there = all(&mut registry, None).await?.models;
+    for told in missing_fallbacks(&wanted, &there, prune) {
+        ui::error(&told);
+    }
     let items = items(wanted, there, prune)?;
     if items.is_empty() {
         bail!("the file has no models; nothing was changed");
@@ -61,6 +68,8 @@ async fn one(
         items: items.clone(),
         request_id: request_id(write.request_id.as_ref().filter(|_| !validate_only)),
         validate_only,
+        // What was exported is taken, wherever it is applied; what may be misspelt was told of.
+        allow_missing_fallbacks: true,
     };
     let send = |request| {
         let mut registry = registry.clone();
@@ -147,6 +156,24 @@ fn counts(made: &wire::BatchUpdateModelsResponse) -> String {
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
     told.join(", ")
+}
+
+/// What is told of fallbacks that are not registered when all is written: deleted some day, or misspelt.
+fn missing_fallbacks(wanted: &[wire::Model], there: &[wire::Model], prune: bool) -> Vec<String> {
+    let kept = there.iter().filter(|_| !prune);
+    let registered: BTreeSet<&str> = wanted.iter().chain(kept).map(|m| m.id.as_str()).collect();
+    let mut told = Vec::new();
+    for model in wanted {
+        for (n, name) in model.fallbacks.iter().enumerate() {
+            if !registered.contains(name.as_str()) {
+                let id = &model.id;
+                told.push(format!(
+                    "warning: model {id}: fallbacks[{n}]: `{name}` is not registered; it is passed over until it is"
+                ));
+            }
+        }
+    }
+    told
 }
 
 /// What makes the models that are there the ones that are wanted.
@@ -244,6 +271,28 @@ mod tests {
         assert_eq!(lines(&kept), ["create new", "update old 1", "update own 3"]);
         let pruned = items(wanted, there, true).unwrap();
         assert_eq!(lines(&pruned)[3], "delete rest 4");
+    }
+
+    #[test]
+    fn a_fallback_that_is_not_there_in_the_end_is_told_of() {
+        let falls_back = |id: &str, to: &[&str]| wire::Model {
+            fallbacks: to.iter().map(ToString::to_string).collect(),
+            ..model(id, "")
+        };
+        let wanted = [
+            falls_back("a", &["b", "rest", "gone"]),
+            falls_back("b", &["a"]),
+        ];
+        let there = [model("rest", "1")];
+        let kept = missing_fallbacks(&wanted, &there, false);
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert!(
+            kept[0].contains("model a: fallbacks[2]: `gone`"),
+            "{kept:?}"
+        );
+        let pruned = missing_fallbacks(&wanted, &there, true);
+        assert_eq!(pruned.len(), 2, "{pruned:?}");
+        assert!(pruned[0].contains("fallbacks[1]: `rest`"), "{pruned:?}");
     }
 
     #[test]

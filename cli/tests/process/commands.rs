@@ -204,6 +204,40 @@ async fn what_is_exported_can_be_applied_elsewhere() {
     );
 }
 
+/// One that stands in for another was deleted: what is exported then is taken here, elsewhere, and by a fresh control
+/// plane, and what may be misspelt is told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_exported_without_a_fallback_can_be_applied_too() {
+    let (dir, _control, typed) = setup().await;
+    let url = "http://10.0.0.1:80";
+    typed
+        .ok(&["models", "create", "gone", "--endpoint", url])
+        .await;
+    let create = ["models", "create", "a", "--endpoint", url, "--fallback"];
+    typed.ok(&[&create[..], &["gone"]].concat()).await;
+    typed.ok(&["models", "delete", "gone"]).await;
+    let exported = typed.ok(&["models", "export"]).await;
+    assert!(exported.contains("gone"), "{exported}");
+    let file = dir.path().join("models.yaml");
+    fs::write(&file, &exported).unwrap();
+    let apply = ["models", "apply", "-f", file.to_str().unwrap()];
+    typed.ok(&apply).await;
+
+    let (_other_dir, _other, other) = setup().await;
+    let (code, _, err) = other.typed(&apply).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        err.contains("model a: fallbacks[0]: `gone` is not registered"),
+        "{err}"
+    );
+    assert_eq!(other.ok(&["models", "export"]).await, exported);
+    // By hand it is misspelt, most likely.
+    let misspelt = ["models", "update", "a", "--fallback", "gome"];
+    let (code, _, err) = other.typed(&misspelt).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("model.fallbacks[0]: `gome`"), "{err}");
+}
+
 /// `b` gives its alias away to `a`, which comes first in the file.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alias_can_move_between_the_models_of_a_file() {

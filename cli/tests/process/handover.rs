@@ -242,6 +242,46 @@ async fn one_that_is_stopped_before_it_is_ready_leaves_the_old_one_serving() {
     is_as_before(&scene, &worker, "m").await;
 }
 
+/// Killed while it warms its pools, again and again: the old one serves what it served, and nothing speaks against that.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_killed_before_it_is_ready_is_no_crash_of_the_worker() {
+    let scene = Scene::new().await;
+    let worker = scene.worker(&[]).await;
+    // Nobody answers there: who waits until it is warm waits.
+    let silent = tokio::net::TcpListener::bind(ANY).await.unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let slow = wire::Model {
+        pool: Some(wire::Pool {
+            warm: Some(1),
+            ..wire::Pool::default()
+        }),
+        ..model_at("slow", &url)
+    };
+    let revision = scene.control.create(slow).await.revision;
+    let serves = async |instance: &str| {
+        eventually("it serves the newest revision", async || {
+            let known = scene.known().await;
+            let here = known.instance_id == instance && known.gone_time.is_none();
+            (here && known.applied_revision == revision).then_some(())
+        })
+        .await;
+    };
+    let instance = scene.known().await.instance_id;
+    for _ in 0..3 {
+        serves(&instance).await;
+        let heir = ["--take-over"];
+        let next = Worker::start_with(&scene.control.url(), "w", &scene.data(), &heir).await;
+        next.process.kill().await;
+    }
+    serves(&instance).await;
+    let said = worker.process.err();
+    assert!(!said.contains("the process ended"), "{said}");
+    let attempts = scene.data().join("worker/w/last-known-good/attempts");
+    let attempts = std::fs::read_to_string(attempts).unwrap_or_default();
+    assert!(!attempts.contains("crashed 1"), "{attempts}");
+    assert_eq!(worker.client().status("m").await.unwrap(), 200);
+}
+
 /// The heir ends while the old process still answers: its place is free, and the stream goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_heir_ends_another_one_can_come() {
@@ -367,6 +407,22 @@ async fn a_worker_accepts_until_balancers_had_time_to_notice() {
     assert_eq!(code, Some(0), "{err}");
 }
 
+/// A model whose limit is that of all workers together.
+fn fleet_wide(engine: &MockServer, limit: u32) -> wire::Model {
+    wire::Model {
+        pool: Some(wire::Pool {
+            max_concurrent: Some(limit),
+            scope: wire::PoolScope::Fleet.into(),
+            queue: Some(wire::Queue {
+                max_waiting: Some(100),
+                ..wire::Queue::default()
+            }),
+            ..wire::Pool::default()
+        }),
+        ..model_at("f", &engine.url())
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_processes_together_keep_to_what_the_worker_is_lent() {
     const LIMIT: u32 = 8;
@@ -376,19 +432,7 @@ async fn both_processes_together_keep_to_what_the_worker_is_lent() {
         ..MockConfig::serving("f")
     });
     let engine = engine.await.unwrap();
-    let model = wire::Model {
-        pool: Some(wire::Pool {
-            max_concurrent: Some(LIMIT),
-            scope: wire::PoolScope::Fleet.into(),
-            queue: Some(wire::Queue {
-                max_waiting: Some(100),
-                ..wire::Queue::default()
-            }),
-            ..wire::Pool::default()
-        }),
-        ..model_at("f", &engine.url())
-    };
-    scene.control.create(model).await;
+    scene.control.create(fleet_wide(&engine, LIMIT)).await;
     let mut worker = scene.worker(&[]).await;
     let crowd = Crowd::new("f", 24, 20..=60);
     crowd.ask(vec![worker.gateway]);
@@ -415,4 +459,88 @@ async fn both_processes_together_keep_to_what_the_worker_is_lent() {
     assert_eq!(stats.over_limit, 0, "{} at once", stats.peak_in_flight);
     let fates = crowd.fates();
     assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
+}
+
+/// The oldest process still answers when the third takes over from the second, which has nothing to do itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_rest_in_the_oldest_of_three_processes_comes_to_the_newest() {
+    let scene = Scene::new().await;
+    let oldest = scene.worker(&[]).await;
+    let gateway = oldest.gateway;
+    let mut streams = Vec::new();
+    for tokens in [700, 1_400] {
+        let mut streaming = RawClient::connect(gateway).await;
+        streaming.chat("m", true, tokens).await;
+        streaming.read_until("token1 ").await;
+        streams.push(streaming);
+    }
+    let mut resting = RawClient::connect(gateway).await;
+    resting.chat("m", false, 1).await;
+    resting.read_until("usage").await;
+    let take_over = async || {
+        let heir = ["--take-over"];
+        Worker::start_with(&scene.control.url(), "w", &scene.data(), &heir).await
+    };
+    let second = take_over().await;
+    let newest = take_over().await;
+    assert_eq!(newest.gateway, gateway);
+    for streaming in &mut streams {
+        let rest = streaming.read_until("\r\n0\r\n\r\n").await;
+        let whole = rest.contains("data: [DONE]") && !rest.contains("\"error\"");
+        assert!(whole, "{rest}");
+    }
+    for (name, process) in [("oldest", oldest.process), ("second", second.process)] {
+        let (code, _, err) = process.end().await;
+        assert_eq!(code, Some(0), "{name}: {err}");
+        assert!(err.contains("handed over"), "{name}: {err}");
+    }
+    for kept in streams.iter_mut().chain([&mut resting]) {
+        kept.chat("m", false, 1).await;
+        kept.read_until("usage").await;
+    }
+}
+
+/// Of a limit, each of three processes has its part, and all of them together no more than all.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_processes_together_keep_to_what_the_worker_is_lent() {
+    const LIMIT: u32 = 8;
+    let scene = Scene::new().await;
+    let engine = MockServer::start(MockConfig {
+        max_in_flight: Some(LIMIT as usize),
+        ..MockConfig::serving("f")
+    });
+    let engine = engine.await.unwrap();
+    scene.control.create(fleet_wide(&engine, LIMIT)).await;
+    let mut workers = vec![scene.worker(&[]).await];
+    let gateway = workers[0].gateway;
+    let mut long = JoinSet::new();
+    for _ in 0..LIMIT - 2 {
+        let client = Client::new(gateway);
+        long.spawn(async move { client.finish("f", Chat::Stream, 1_400).await });
+    }
+    eventually("they run", async || {
+        (engine.stats().in_flight == u64::from(LIMIT - 2)).then_some(())
+    })
+    .await;
+    let crowd = Crowd::new("f", 24, 20..=60);
+    crowd.ask(vec![gateway]);
+    for _ in 0..2 {
+        let heir = ["--take-over"];
+        workers.push(Worker::start_with(&scene.control.url(), "w", &scene.data(), &heir).await);
+    }
+    assert_eq!(long.join_all().await, vec![Ended::Well; LIMIT as usize - 2]);
+    let newest = workers.pop().unwrap();
+    for worker in workers {
+        let (code, _, err) = worker.process.end().await;
+        assert_eq!(code, Some(0), "{err}");
+    }
+    eventually("the newest uses all of it", async || {
+        (engine.stats().in_flight == u64::from(LIMIT)).then_some(())
+    })
+    .await;
+    let stats = engine.stats();
+    assert_eq!(stats.over_limit, 0, "{} at once", stats.peak_in_flight);
+    let fates = crowd.fates();
+    assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
+    drop(newest);
 }

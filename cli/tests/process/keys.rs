@@ -1,9 +1,9 @@
 //! Keys and credentials on the command line, and that no secret of theirs is where it must not be: neither in logs at
 //! their most talkative, nor in files, metrics, documents or errors.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
-use forebay_tests::{After, Chat, RawUpstream, eventually};
+use forebay_tests::{After, Chat, RawUpstream, eventually, eventually_within};
 use serde_json::Value;
 
 use crate::roles::{ANY, Control, Worker, run};
@@ -230,4 +230,121 @@ async fn without_its_pepper(control: Control, dir: &Path) {
     let control = Control::start(ANY, dir, &[]).await;
     let (_, out, _) = typed(&control, &["keys", "list"]).await;
     assert!(out.contains("other"), "{out}");
+}
+
+/// The credential that a worker's next request carries; nothing if it has none.
+async fn credential(worker: &Worker, upstream: &RawUpstream) -> String {
+    let status = worker.client().status("m").await.unwrap();
+    assert_eq!(status, 200);
+    let heads = upstream.heads();
+    let lines = heads.last().unwrap().lines();
+    let mut found = lines.filter_map(|line| line.strip_prefix("authorization: Bearer "));
+    found.next().unwrap_or_default().to_owned()
+}
+
+/// Those of all of them.
+async fn credentials(workers: &[Worker], upstream: &RawUpstream) -> Vec<String> {
+    let mut all = Vec::new();
+    for worker in workers {
+        all.push(credential(worker, upstream).await);
+    }
+    all.sort();
+    all
+}
+
+/// Stops the control plane, has the seal keys be these, and starts it where it was. Gives what it says.
+async fn started_anew(
+    control: Control,
+    dir: &Path,
+    lines: &[&str],
+    env: &[(&str, &str)],
+) -> (Control, String) {
+    let listen = control.addr.to_string();
+    control.process.terminate().await;
+    fs::write(dir.join("control/seal.key"), lines.join("\n")).unwrap();
+    let control = Control::start(&listen, dir, env).await;
+    eventually("both workers are back", async || {
+        let asked = forebay_proto::wire::ListWorkersRequest::default();
+        let workers = control.fleet().list_workers(asked).await.ok()?.into_inner();
+        (workers.workers.len() == 2).then_some(())
+    })
+    .await;
+    let said = control.process.err();
+    (control, said)
+}
+
+/// Seal keys are rotated while one of two workers has a new credential, and the other the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_open_on_both_sides_of_a_rollout_whatever_seal_keys_come_first() {
+    let (dir, apart) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dir = dir.path();
+    let rings = [("FOREBAY_RINGS", "1"), ("FOREBAY_RING_SOAK", "8s")];
+    let control = Control::start(ANY, dir, &rings).await;
+    let mut workers = Vec::new();
+    for id in ["w1", "w2"] {
+        workers.push(Worker::start(&control.url(), id, &apart.path().join(id), &[]).await);
+    }
+    let upstream = RawUpstream::start(ANSWER, After::Keep).await;
+    let token = |token: &str| {
+        let file = apart.path().join(token);
+        fs::write(&file, token).unwrap();
+        file.display().to_string()
+    };
+    let (url, first) = (upstream.url(), token("one"));
+    let create = ["--endpoint", &url, "--credential-file", &first];
+    let create = [&["models", "create", "m"], &create[..]].concat();
+    let revision = json(&control, &create).await["revision"].clone();
+    let stable = format!(
+        "forebay_rollout_stable_revision {}\n",
+        revision.as_str().unwrap()
+    );
+    let page = format!("{}/metrics", control.url());
+    eventually_within(Duration::from_secs(30), "it is stable", async || {
+        let text = reqwest::get(&page).await.ok()?.text().await.ok()?;
+        text.contains(&stable).then_some(())
+    })
+    .await;
+    let update = async |control: &Control, name: &str| {
+        let file = format!("e1={}", token(name));
+        let update = ["models", "update", "m", "--credential-file", &file];
+        let (code, _, err) = typed(control, &update).await;
+        assert_eq!(code, Some(0), "{err}");
+    };
+    let until = async |workers: &[Worker], wanted: [&str; 2], patience: u64| {
+        let patience = Duration::from_secs(patience);
+        eventually_within(patience, "credentials", async || {
+            (credentials(workers, &upstream).await == wanted).then_some(())
+        })
+        .await;
+    };
+    update(&control, "two").await;
+    until(&workers, ["one", "two"], 10).await;
+
+    let old = fs::read_to_string(dir.join("control/seal.key")).unwrap();
+    let (old, new) = (old.trim(), "ab".repeat(32));
+    let (control, said) = started_anew(control, dir, &[&new, old], &rings).await;
+    assert!(!said.contains("seal key"), "{said}");
+    for _ in 0..20 {
+        let all = credentials(&workers, &upstream).await;
+        assert!(all == ["one", "two"] || all == ["two", "two"], "{all:?}");
+    }
+    // Sealed with the new one, beside what was sealed with the old one; and from disk.
+    update(&control, "three").await;
+    until(&workers, ["one", "three"], 10).await;
+    // Not that of the ring: it comes back as another process, which speaks against a revision.
+    let outside = match credential(&workers[0], &upstream).await == "one" {
+        true => 0,
+        false => 1,
+    };
+    workers.remove(outside).process.terminate().await;
+    let id = ["w1", "w2"][outside];
+    workers.push(Worker::start(&control.url(), id, &apart.path().join(id), &[]).await);
+    workers[1].ready().await;
+    let all = credentials(&workers, &upstream).await;
+    assert!(all.iter().all(|token| !token.is_empty()), "{all:?}");
+    until(&workers, ["three", "three"], 60).await;
+    // Nothing that anybody holds was sealed with the old one.
+    let (_control, said) = started_anew(control, dir, &[&new], &rings).await;
+    assert!(!said.contains("seal key"), "{said}");
+    assert_eq!(credentials(&workers, &upstream).await, ["three", "three"]);
 }

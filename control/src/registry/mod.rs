@@ -49,7 +49,12 @@ pub(crate) enum Command {
         mask: Option<Vec<String>>,
     },
     /// Several of the first three as one.
-    Batch(Vec<Command>),
+    Batch {
+        items: Vec<Command>,
+        /// Fallbacks may be named that are not registered, as those are that were deleted: what was exported is written
+        /// again.
+        allow_missing_fallbacks: bool,
+    },
     /// The content of an earlier revision; if the newest one is what it is expected to be.
     Rollback {
         to: Revision,
@@ -67,7 +72,7 @@ impl Command {
             Self::Update { .. } => "UpdateModel",
             Self::Delete { .. } => "DeleteModel",
             Self::UpdateSettings { .. } => "UpdatePoolSettings",
-            Self::Batch(_) => "BatchUpdateModels",
+            Self::Batch { .. } => "BatchUpdateModels",
             Self::Rollback { .. } => "RollbackRevision",
         }
     }
@@ -153,7 +158,7 @@ impl Command {
             Self::Create(_) => "create",
             Self::Update { .. } => "update",
             Self::Delete { .. } => "delete",
-            Self::UpdateSettings { .. } | Self::Batch(_) | Self::Rollback { .. } => "change",
+            Self::UpdateSettings { .. } | Self::Batch { .. } | Self::Rollback { .. } => "change",
         };
         format!("items[{n}].{kind}")
     }
@@ -163,7 +168,7 @@ impl Command {
         match self {
             Self::Create(model) | Self::Update { model, .. } => &model.id,
             Self::Delete { id, .. } => id,
-            Self::UpdateSettings { .. } | Self::Batch(_) | Self::Rollback { .. } => "",
+            Self::UpdateSettings { .. } | Self::Batch { .. } | Self::Rollback { .. } => "",
         }
     }
 }

@@ -34,7 +34,16 @@ pub(crate) struct RegistryPast(pub(crate) RegistryHandle);
 
 impl Past for RegistryPast {
     async fn at(&self, revision: Revision) -> Result<Arc<Published>, String> {
-        self.0.published_at(revision).await
+        let published = self.0.published_at(revision).await?;
+        let needed = published.state.seal_keys();
+        for lost in self.0.vault().lost_seal_keys(&needed) {
+            tracing::error!(
+                %revision, secret = format!("{lost:08x}"),
+                "credentials of a revision that workers still hold were made with a seal key that is not in the file: \
+                 their requests go without; put its line back until the rollout is over"
+            );
+        }
+        Ok(published)
     }
 
     /// Whatever is the newest by now: what was written meanwhile was built on what is taken back.

@@ -138,6 +138,7 @@ impl ModelRegistry for ModelsService {
             self.0.seal_batch(&mut request.items)?;
             let items = batch::commands(&request.items);
             let items = items.map_err(|violations| status::violated(&violations))?;
+            let items = (items, request.allow_missing_fallbacks);
             let (request_id, trial) = (request.request_id.clone(), request.validate_only);
             let unnamed = wire::BatchUpdateModelsRequest {
                 request_id: String::new(),

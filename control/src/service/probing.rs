@@ -64,14 +64,17 @@ impl Context {
     /// Makes a batch, and says what is found at the endpoints of those of its models whose endpoints are asked.
     pub(super) async fn write_batch(
         &self,
-        items: Vec<Command>,
+        (items, allow_missing_fallbacks): (Vec<Command>, bool),
         origin: Origin,
         request_id: &str,
         fingerprint: &impl Message,
         validate_only: bool,
     ) -> Result<wire::BatchUpdateModelsResponse, Status> {
         let write = |items, trial| {
-            let command = Command::Batch(items);
+            let command = Command::Batch {
+                items,
+                allow_missing_fallbacks,
+            };
             self.write(command, origin.clone(), request_id, fingerprint, trial)
         };
         if !items.iter().any(|item| self.may_ask(item)) {
@@ -128,7 +131,7 @@ impl Context {
                 let registered = || self.registry.published().state.model(&model.id);
                 on(model) || registered().is_some_and(|model| on(&model))
             }
-            Command::Batch(items) => items.iter().any(|item| self.may_ask(item)),
+            Command::Batch { items, .. } => items.iter().any(|item| self.may_ask(item)),
             // Of a rollback the endpoints were asked when they were registered; it must not wait for them.
             Command::Delete { .. } | Command::UpdateSettings { .. } | Command::Rollback { .. } => {
                 false

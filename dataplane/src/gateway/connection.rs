@@ -106,13 +106,15 @@ pub(super) async fn serve(
             }
             () = hangups.told() => {
                 // What it did not read in all that time is not kept for it.
-                let reset = SockRef::from(&*socket).set_linger(Some(Duration::ZERO));
-                tracing::debug!(?reset, "client hung up on");
+                reset(&socket);
+                tracing::debug!("client hung up on");
                 return;
             }
         },
     };
     match ended {
+        // Before anything else that closes it.
+        Ended::Cut => reset(&socket),
         Ended::Broken => linger(&socket).await,
         _ if presence.has_unread() => linger(&socket).await,
         Ended::Over => {}
@@ -238,6 +240,15 @@ async fn gone(socket: &TcpStream) {
             Ok(ready) if !ready.is_read_closed() => sleep(GONE_EVERY).await,
             Ok(_) | Err(_) => return,
         }
+    }
+}
+
+/// Once it is dropped the client gets a RST in place of a FIN.
+fn reset(socket: &TcpStream) {
+    // An error says that the client was faster.
+    let reset = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    if let Err(error) = reset {
+        tracing::debug!(%error, "not reset, closed");
     }
 }
 

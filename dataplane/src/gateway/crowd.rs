@@ -68,21 +68,29 @@ impl Crowd {
 
     /// Lets everybody finish, for so long; who still comes from another process goes on to the next one, or is closed.
     /// False if somebody did not.
+    ///
+    /// With an heir, the process before this one may still have streams whose connections have no other way to it: they
+    /// are waited for, too.
     pub(super) async fn finish(
         &mut self,
         within: Duration,
         adopted: &mut mpsc::Receiver<Resting>,
     ) -> bool {
         let deadline = Instant::now() + within;
+        let has_heir = self.proxy.ending.heir().is_some();
+        let mut more_come = true;
         loop {
+            if self.connections.is_empty() && !(has_heir && more_come) {
+                return true;
+            }
             tokio::select! {
-                ended = self.connections.join_next_with_id() => match ended {
-                    Some(ended) => self.gone(ended),
-                    None => return true,
+                Some(ended) = self.connections.join_next_with_id() => self.gone(ended),
+                resting = adopted.recv(), if more_come => match resting {
+                    Some(resting) => self.take_over(resting),
+                    None => more_come = false,
                 },
-                Some(resting) = adopted.recv() => self.take_over(resting),
                 _ = self.ticks.tick() => self.sweep(),
-                () = sleep_until(deadline) => return false,
+                () = sleep_until(deadline) => return self.connections.is_empty(),
             }
         }
     }

@@ -28,6 +28,8 @@ pub(super) enum Ended {
     Over,
     /// The client broke the rules, or the connection.
     Broken,
+    /// An answer broke off whose end is that of the connection: a clean one would make it look whole.
+    Cut,
     /// The worker ends; the client has a right to its next request, of which it has sent this much.
     AtRest(Bytes),
 }
@@ -41,12 +43,18 @@ pub(super) struct Lasting {
     closes: AtomicBool,
     /// hyper says from now on that it ends.
     draining: AtomicBool,
+    /// The last request came over HTTP/1.0, which knows no chunks.
+    unchunked: AtomicBool,
+    /// The answer to it has no length: it ends with the connection.
+    until_close: AtomicBool,
 }
 
 impl Lasting {
     /// A request came.
     pub(super) fn asked(&self, request: &Request<Incoming>) {
         self.asked.store(true, Ordering::Relaxed);
+        let unchunked = request.version() <= Version::HTTP_10;
+        self.unchunked.store(unchunked, Ordering::Relaxed);
         let closes = request.version() != Version::HTTP_11 || says_close(request.headers());
         self.closes.fetch_or(closes, Ordering::Relaxed);
     }
@@ -55,6 +63,9 @@ impl Lasting {
     pub(super) fn answers(&self, headers: &HeaderMap) {
         let closes = self.draining.load(Ordering::Relaxed) || says_close(headers);
         self.closes.fetch_or(closes, Ordering::Relaxed);
+        let lengthed = headers.contains_key(header::CONTENT_LENGTH);
+        let until_close = self.unchunked.load(Ordering::Relaxed) && !lengthed;
+        self.until_close.store(until_close, Ordering::Relaxed);
     }
 }
 
@@ -100,6 +111,11 @@ where
     let at_rest =
         lasting.draining.load(Ordering::Relaxed) && !lasting.closes.load(Ordering::Relaxed);
     match ended {
+        // Ours is the error of an answer's body.
+        Err(error) if error.is_user() && lasting.until_close.load(Ordering::Relaxed) => {
+            tracing::debug!(%error, "client connection reset: its answer is not whole");
+            Ended::Cut
+        }
         Err(error) => {
             tracing::debug!(%error, "client connection ended");
             Ended::Broken

@@ -17,12 +17,13 @@
 //!
 //! The listening sockets stay the same, and with them the line of those that are not accepted yet: nobody is refused.
 //! Until `Ready` the old one goes back to what it was when the new one closes, says nothing for too long, or breaks the
-//! protocol: then it says so (`Refused`), and begins to follow the control plane again. If the old one dies meanwhile, the
+//! protocol: then it says so (`Refused`), forgets what the new one tried (`trial.rs`), and begins to follow the control plane again. If the old one dies meanwhile, the
 //! new one has its listeners, and serves. It must not know of HTTP; what rests is for the gateway
 //! to say.
 
 mod offer;
 mod take;
+mod trial;
 mod wire;
 
 use std::{

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     HandoverError, READY_WITHIN, Resting, SAY_WITHIN, VERSION,
+    trial::Trial,
     wire::{Word, hear, say, speaks},
 };
 use crate::{
@@ -172,12 +173,14 @@ impl Offer {
         let ordered = lines.orders.send(Order::Rest(rested)).await;
         let stopped = || HandoverError::Protocol("came when this one had stopped");
         ordered.map_err(|_| stopped())?;
+        let mut trial = None;
         let taken = async {
             // What is in force is on disk once it rests.
             let rested = timeout(READY_WITHIN, resting).await;
             let rested = rested
                 .map_err(|_| HandoverError::Protocol("came while this one could not rest"))?;
             rested.map_err(|_| stopped())?;
+            trial = Some(Trial::begin(self.path.parent().unwrap_or(&self.path)).await?);
             let [gateway, admin] = &lines.listeners;
             say(
                 stream,
@@ -208,6 +211,12 @@ impl Offer {
         };
         let why = taken.to_string();
         drop(say(stream, Word::Refused, &[], why.as_bytes()).await);
+        // Before this one begins with what is on disk.
+        if let Some(trial) = trial
+            && let Err(error) = trial.undo().await
+        {
+            tracing::warn!(%error, "what the other process tried may be taken for a crash of this one");
+        }
         drop(lines.orders.send(Order::GoOn).await);
         Err(taken)
     }
@@ -282,6 +291,56 @@ mod tests {
         stream
     }
 
+    fn lines(orders: mpsc::Sender<Order>, ending: &Arc<Ending>) -> Lines {
+        let listener = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        Lines {
+            listeners: [listener(), listener()],
+            orders,
+            ending: ending.clone(),
+            leases: Arc::new(Leases::new(1)),
+            live: Arc::default(),
+        }
+    }
+
+    /// It is gone without a word before it is ready, twice; once there were marks before, once there were none.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_one_tried_that_did_not_take_over_is_held_against_nobody() {
+        for before in [Some("crashed 0 ab 7"), None] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = crate::config_client::lkg_folder(dir.path());
+            std::fs::create_dir(&folder).unwrap();
+            let marks = folder.join("attempts");
+            let there = || std::fs::read_to_string(&marks).ok();
+            if let Some(before) = before {
+                std::fs::write(&marks, before).unwrap();
+            }
+            let place = dir.path().join("s");
+            let offer = Offer::bind(&place).await.unwrap();
+            let (orders, mut ordered) = mpsc::channel(1);
+            let (stop, ending) = (CancellationToken::new(), Arc::<Ending>::default());
+            let mut tasks = JoinSet::new();
+            tasks.spawn(offer.run(lines(orders, &ending), stop.clone(), stop.clone()));
+            for _ in 0..2 {
+                let mut stream = UnixStream::connect(&place).await.unwrap();
+                say(&mut stream, Word::Hello, &[], VERSION).await.unwrap();
+                let Some(Order::Rest(rested)) = ordered.recv().await else {
+                    panic!("it is to rest");
+                };
+                rested.send(()).unwrap();
+                let listeners = hear(&mut stream).await.unwrap().unwrap();
+                assert_eq!(listeners.word, Word::Listeners);
+                std::fs::write(&marks, "trying ab 7").unwrap();
+                drop(stream);
+                let Some(Order::GoOn) = ordered.recv().await else {
+                    panic!("it is to go on");
+                };
+                assert_eq!(there().as_deref(), before);
+            }
+            stop.cancel();
+            tasks.join_all().await;
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn what_comes_to_rest_as_it_begins_has_its_heir() {
         for _ in 0..20 {
@@ -289,15 +348,8 @@ mod tests {
             let place = dir.path().join("s");
             let offer = Offer::bind(&place).await.unwrap();
             let ending = Arc::<Ending>::default();
-            let listener = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
             let (orders, mut ordered) = mpsc::channel(1);
-            let lines = Lines {
-                listeners: [listener(), listener()],
-                orders,
-                ending: ending.clone(),
-                leases: Arc::new(Leases::new(1)),
-                live: Arc::default(),
-            };
+            let lines = lines(orders, &ending);
             let stop = CancellationToken::new();
             let mut tasks = JoinSet::new();
             tasks.spawn(offer.run(lines, stop.clone(), stop.clone()));

@@ -21,6 +21,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     kept: BTreeMap<ModelId, u32>,
+    /// What the heir was told that is kept: with what a process before this one still keeps, for which the heir answers
+    /// from now on.
+    told: BTreeMap<ModelId, u32>,
     /// When what runs is to end, if that was said.
     ends: Option<Instant>,
 }
@@ -34,22 +37,28 @@ impl Leases {
         let expires = inner.book.until().saturating_sub(now);
         let linger = inner.book.end().saturating_sub(inner.book.until());
         let mut leases = Vec::new();
-        let mut kept = BTreeMap::new();
+        let (mut kept, mut told) = (BTreeMap::new(), BTreeMap::new());
         for route in fleet_wide(live) {
             let id = &route.model.id;
             let lent = inner.book.lent(id).unwrap_or_default();
             let keeps = needed(&route);
+            let both = keeps.saturating_add(inner.kept_before(id));
             kept.insert(id.clone(), keeps);
+            told.insert(id.clone(), both);
             leases.push(wire::HandedLease {
                 model: id.to_string(),
                 size: lent.size,
                 floor: lent.floor,
                 expires_millis: u64::try_from(expires.as_millis()).unwrap_or(u64::MAX),
-                kept: keeps,
+                kept: both,
                 linger_millis: u64::try_from(linger.as_millis()).unwrap_or(u64::MAX),
             });
         }
-        inner.leaving = Some(Leaving { kept, ends: None });
+        inner.leaving = Some(Leaving {
+            kept,
+            told,
+            ends: None,
+        });
         // First kept to, then told.
         self.tell(&inner, live);
         wire::HandedLeases { leases }.encode_to_vec()
@@ -58,19 +67,23 @@ impl Leases {
     /// What a process that leaves needs by now, if that is less than it was.
     pub(crate) fn leave_more(&self, live: &LiveCell) -> Option<Vec<u8>> {
         let mut inner = self.inner.lock();
+        let inner = &mut *inner;
         let leaving = inner.leaving.as_mut()?;
         let mut leases = Vec::new();
         for route in fleet_wide(live) {
             let id = &route.model.id;
-            let Some(kept) = leaving.kept.get_mut(id) else {
+            let (Some(kept), Some(told)) = (leaving.kept.get_mut(id), leaving.told.get_mut(id))
+            else {
                 continue;
             };
-            let needed = needed(&route).min(*kept);
-            if needed < *kept {
-                *kept = needed;
+            *kept = needed(&route).min(*kept);
+            let before = inner.elsewhere.get(id).copied().unwrap_or(0);
+            let both = kept.saturating_add(before);
+            if both < *told {
+                *told = both;
                 leases.push(wire::HandedLease {
                     model: id.to_string(),
-                    kept: needed,
+                    kept: both,
                     ..wire::HandedLease::default()
                 });
             }
@@ -78,7 +91,7 @@ impl Leases {
         if leases.is_empty() {
             return None;
         }
-        self.tell(&inner, live);
+        self.tell(inner, live);
         Some(wire::HandedLeases { leases }.encode_to_vec())
     }
 
@@ -142,15 +155,25 @@ impl Leases {
         self.tell(&inner, live);
     }
 
-    /// True if what the process before this one keeps is to end: the time of what this one was lent is over.
+    /// True if what the process before this one keeps is to end: the time of what this one was lent is over, or the heir,
+    /// which answers for both, has said so.
     pub(crate) fn answers_no_more(&self) -> bool {
         let inner = self.inner.lock();
         let kept = inner.elsewhere.values().any(|kept| *kept > 0);
-        kept && self.born.elapsed() >= inner.book.end()
+        let over = match &inner.leaving {
+            Some(leaving) => leaving.ends.is_some_and(|ends| ends <= Instant::now()),
+            None => self.born.elapsed() >= inner.book.end(),
+        };
+        kept && over
     }
 }
 
 impl Inner {
+    /// What the process before this one may still use.
+    fn kept_before(&self, model: &ModelId) -> u32 {
+        self.elsewhere.get(model).copied().unwrap_or(0)
+    }
+
     /// What a pool of a process that leaves has; nothing if this one does not.
     pub(super) fn of_leaving(&self, model: &ModelId, now: Instant) -> Option<Leased> {
         let leaving = self.leaving.as_ref()?;

@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 const SPREAD: f64 = 0.5;
 
 /// The rate at which slots came free while somebody waited for one.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Drain {
     rate: f64,
     /// Time with a line so far.

@@ -26,6 +26,8 @@ use forebay_proto::{
 
 /// An endpoint's weight is shared by its addresses; in these parts, so that little is lost.
 pub(super) const PARTS: u32 = 5_040;
+/// Origins that the core knows, by the endpoint and its place.
+pub(super) type Known = HashMap<(EndpointId, Place), Vec<OriginId>>;
 /// An address that is in no answer for this long is gone.
 const KEPT: Duration = Duration::from_secs(30);
 
@@ -57,7 +59,7 @@ pub(super) struct Inner<C: Upstream> {
     /// Origins that may get requests.
     serving: usize,
     /// How fast the line drains, for `retry-after`.
-    drain: Drain,
+    pub(super) drain: Drain,
     /// How soon answers begin, for the patience of clients.
     prompt: Prompt,
 }
@@ -195,11 +197,11 @@ impl<C: Upstream> Inner<C> {
         places.is_some_and(|places| places.contains_key(&target.place))
     }
 
-    /// Why nothing may be used, if that is so.
-    pub(super) fn all_wrong(&self) -> Option<Arc<str>> {
+    /// Why nothing may be used, if that is so: an endpoint, and what it serves. It is put into words outside of the lock.
+    pub(super) fn all_wrong(&self) -> Option<(EndpointId, Arc<str>)> {
         let (id, places) = self.quarantine.iter().next()?;
         let found = places.values().next().filter(|_| self.serving == 0)?;
-        Some(format!("endpoint `{id}`: {}", found.why).into())
+        Some((id.clone(), found.why.clone()))
     }
 
     /// True if the endpoint is asked and has no connection: what comes now is the first.
@@ -273,18 +275,21 @@ impl<C: Upstream> Inner<C> {
 
     /// Tells the core which origins there are now.
     fn put_in_force(&mut self, now: Duration) -> Effects<C> {
-        let mut known: HashMap<(EndpointId, Place), OriginId> = HashMap::new();
+        let mut known = Known::new();
         for (id, target) in self.targets.iter().filter(|(id, _)| self.core.knows(**id)) {
-            known.insert((target.endpoint.id.clone(), target.place.clone()), *id);
+            let place = (target.endpoint.id.clone(), target.place.clone());
+            known.entry(place).or_default().push(*id);
         }
         let wanted = self.wanted(&known);
         self.serving = wanted.len();
+        let renamed = self.renamed(&known, &wanted);
         let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
-        let before: HashSet<OriginId> = known.values().copied().collect();
+        let before: HashSet<OriginId> = known.values().flatten().copied().collect();
         let stays = wanted.iter().filter(|(id, ..)| before.contains(id));
         let stays: HashSet<EndpointId> = stays.map(|(_, target, _)| target.belongs_to()).collect();
         let gone: Vec<(OriginId, Target)> = known
             .into_values()
+            .flatten()
             .filter(|id| !current.contains(id))
             .filter_map(|id| Some((id, self.targets.get(&id)?)))
             // What serves another model has not moved, and serves nobody while its heirs are warmed.
@@ -305,6 +310,7 @@ impl<C: Upstream> Inner<C> {
                 _ if moved.contains(&target.belongs_to()) => Standing::Heir,
                 _ => Standing::Plain,
             },
+            like: renamed.get(id).copied(),
         };
         let specs: Vec<OriginSpec> = wanted.iter().map(spec).collect();
         let changed = self.changed(gone);
@@ -346,22 +352,45 @@ impl<C: Upstream> Inner<C> {
         }
     }
 
-    /// The same endpoint at the same place keeps its origin, and with it its connections.
-    fn origin_of(
-        &mut self,
-        known: &HashMap<(EndpointId, Place), OriginId>,
-        target: &Target,
-    ) -> OriginId {
+    /// The same endpoint at the same place keeps its origin, and with it its connections. Others may be at that place
+    /// that were spoken to in another way, and still have requests.
+    fn origin_of(&mut self, known: &Known, target: &Target) -> OriginId {
         let same = |id: &&OriginId| {
             let known = self.targets.get(id);
             known.is_some_and(|known| known.endpoint.same_connections(&target.endpoint))
         };
         let place = (target.endpoint.id.clone(), target.place.clone());
-        if let Some(id) = known.get(&place).filter(same) {
+        let there = known.get(&place).into_iter().flatten();
+        if let Some(id) = there.filter(same).max_by_key(|id| id.0) {
             return *id;
         }
         self.next_origin += 1;
         OriginId(self.next_origin)
+    }
+
+    /// Of those that are new, the ones that are the same server as one that leaves, under another name: ids move on when
+    /// the first of a list goes. Each with the one that it was before.
+    fn renamed(
+        &self,
+        known: &Known,
+        wanted: &[(OriginId, Target, u32)],
+    ) -> HashMap<OriginId, OriginId> {
+        let current: HashSet<OriginId> = wanted.iter().map(|(id, ..)| *id).collect();
+        let mut leaving: HashMap<&Place, Vec<OriginId>> = HashMap::new();
+        for ((_, place), ids) in known {
+            let gone = ids.iter().filter(|id| !current.contains(id));
+            leaving.entry(place).or_default().extend(gone);
+        }
+        let was = |(id, target, _): &(OriginId, Target, u32)| {
+            let same = |was: &&OriginId| {
+                let was = self.targets.get(was);
+                was.is_some_and(|was| was.endpoint.same_server(&target.endpoint))
+            };
+            let there = leaving.get(&target.place)?.iter();
+            let newest = there.filter(same).max_by_key(|was| was.0)?;
+            (!self.core.knows(*id)).then_some((*id, *newest))
+        };
+        wanted.iter().filter_map(was).collect()
     }
 
     /// Of those that are no more, the ones whose endpoint is: it moved. Where trust changed, nothing of what
@@ -398,24 +427,6 @@ impl<C: Upstream> Inner<C> {
     pub(super) fn prompt(&self) -> Duration {
         self.prompt.get()
     }
-
-    /// Most requests in flight now.
-    fn slots(&self, now: Duration) -> usize {
-        let admitted = self.core.census(now).admitted;
-        self.core.cap().clamp(1, admitted.max(1))
-    }
-
-    /// Slots a second that come free while somebody waits.
-    pub(super) fn drain_rate(&self, now: Duration) -> f64 {
-        self.drain.per_second(now, self.slots(now))
-    }
-
-    /// When one who is sent away should come again: when the line ahead will have drained, and not all at once.
-    pub(super) fn retry_after(&self, now: Duration, waiting: usize) -> Duration {
-        let dice = fastrand::f64();
-        self.drain
-            .retry_after(now, waiting + 1, self.slots(now), dice)
-    }
 }
 
 pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
@@ -441,10 +452,16 @@ pub(super) fn shape(params: &PoolParams, failure: &FailureSpec) -> Shape {
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::{EndpointUrl, ModelSpec, PoolSettings, Revision, probe::ServedName};
+    use forebay_proto::{
+        EndpointUrl, ModelSpec, PoolSettings, Revision, endpoint::Weight, failure::CheckPath,
+        probe::ServedName,
+    };
 
     use super::*;
-    use crate::pool::conn::Conn;
+    use crate::pool::{
+        conn::Conn,
+        core::{Ask, Connection, Effect, Place as Where, State, Wish},
+    };
 
     fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
@@ -528,7 +545,8 @@ mod tests {
         // It is asked all the same.
         assert_eq!(inner.to_ask().unwrap().1.len(), 2);
         drop(inner.found(secs(2), &asked, &targets[1], Some("other")));
-        assert_eq!(inner.all_wrong().as_deref(), Some("endpoint `a`: other"));
+        let (endpoint, why) = inner.all_wrong().unwrap();
+        assert_eq!((endpoint.as_str(), &*why), ("a", "other"));
         drop(inner.found(secs(3), &asked, &targets[0], None));
         assert_eq!(serving(&inner), ["127.0.1.1:8000"]);
         assert_eq!(inner.all_wrong(), None);
@@ -564,6 +582,122 @@ mod tests {
         drop(inner.reshape(secs(6), &model));
         assert!(inner.quarantine.is_empty());
         assert_eq!(serving(&inner), ["127.0.0.9:8000"]);
+    }
+
+    /// A connection that is in use for as long as the test has it.
+    #[derive(Debug)]
+    struct Idle;
+
+    impl Connection for Idle {
+        fn is_shared(&self) -> bool {
+            false
+        }
+
+        fn streams(&self) -> usize {
+            1
+        }
+
+        fn another(&self) -> Option<Self> {
+            None
+        }
+    }
+
+    impl Upstream for Idle {
+        fn close(self) {}
+
+        fn is_closed(&self) -> bool {
+            false
+        }
+
+        fn is_live(&self) -> bool {
+            true
+        }
+    }
+
+    /// A model with an endpoint at each of these urls, by the ids that they get when none are given.
+    fn at_urls(urls: &[&str]) -> ResolvedModel {
+        let endpoint = |(n, url): (usize, &&str)| {
+            let id = EndpointId::new(format!("e{}", n + 1)).unwrap();
+            Endpoint::new(id, EndpointUrl::parse(url).unwrap())
+        };
+        let endpoints = urls.iter().enumerate().map(endpoint).collect();
+        let spec = ModelSpec::new(ModelId::new("m").unwrap(), vec![], endpoints).unwrap();
+        spec.resolve(&PoolSettings::default(), Revision::new(1))
+            .unwrap()
+    }
+
+    /// Which origin is at each url.
+    fn origins(inner: &Inner<Idle>) -> BTreeMap<String, OriginId> {
+        let of = |(id, target): (&OriginId, &Target)| (target.endpoint.url.to_string(), *id);
+        inner.targets.iter().map(of).collect()
+    }
+
+    fn connect(inner: &mut Inner<Idle>, effects: Effects<Idle>) {
+        for effect in effects {
+            if let Effect::Connect { ticket, .. } = effect {
+                drop(inner.core.connected(secs(0), ticket, Idle));
+            }
+        }
+    }
+
+    /// A request that takes long is at what was there before, spoken to in another way.
+    #[test]
+    fn what_is_left_of_one_that_changed_costs_its_heir_nothing() {
+        let (plain, tls) = ("http://127.0.0.1:8000", "https://127.0.0.1:8000");
+        for _ in 0..16 {
+            let mut inner = Inner::new(&at_urls(&[plain]), usize::MAX, 1);
+            let effects = inner.reshape(secs(0), &at_urls(&[plain]));
+            connect(&mut inner, effects);
+            let (waiter, _answer) = tokio::sync::oneshot::channel();
+            let (_, effects) = inner.core.acquire(
+                secs(0),
+                &Ask::default(),
+                waiter,
+                Where::Back,
+                Wish::default(),
+            );
+            connect(&mut inner, effects);
+            drop(inner.reshape(secs(1), &at_urls(&[tls])));
+            let before = origins(&inner);
+            assert_eq!(before.len(), 2, "one with a request, and its heir");
+            let mut model = at_urls(&[tls]);
+            model.endpoints[0].weight = Weight::new(7).unwrap();
+            drop(inner.reshape(secs(2), &model));
+            assert_eq!(origins(&inner), before, "a weight is no other endpoint");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_whose_id_moved_on_is_as_sound_as_before_and_another_at_its_id_is_not() {
+        let (one, two, three) = (
+            "http://127.0.0.1:1",
+            "http://127.0.0.2:1",
+            "http://127.0.0.3:1",
+        );
+        // Checks are asked for, so that what they find is heeded.
+        let checked = |urls: &[&str]| {
+            let mut model = at_urls(urls);
+            model.failure.health.path = CheckPath::new("/health").ok();
+            model
+        };
+        let mut inner = Inner::<Idle>::new(&checked(&[one, two]), usize::MAX, 1);
+        let effects = inner.reshape(secs(0), &checked(&[one, two]));
+        connect(&mut inner, effects);
+        let out = origins(&inner)[two];
+        for _ in 0..3 {
+            drop(inner.core.checked(secs(0), out, false, (3, 1)));
+        }
+        let state = |inner: &Inner<Idle>, url: &str| {
+            let id = origins(inner)[url];
+            inner.core.census_of(secs(0), id).state
+        };
+        assert_eq!(state(&inner, two), State::Ejected);
+        // The first goes, and `e2` is `e1`.
+        drop(inner.reshape(secs(0), &checked(&[two])));
+        assert_eq!(state(&inner, two), State::Ejected);
+        // Another server has its id.
+        drop(inner.reshape(secs(0), &checked(&[three])));
+        assert_eq!(state(&inner, three), State::Healthy);
     }
 
     #[test]

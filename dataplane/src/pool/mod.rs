@@ -18,6 +18,7 @@ mod lease;
 mod leased;
 mod lock;
 mod probe;
+mod refusal;
 mod request_body;
 mod retry;
 mod revocation;
@@ -254,7 +255,9 @@ impl Pool {
             Some(Err(Refused::QueueFull | Refused::Displaced)) => {
                 return Err(AcquireError::QueueFull(self.busy()));
             }
-            Some(Err(Refused::Crowded)) => return Err(AcquireError::Crowded(self.busy())),
+            Some(Err(Refused::Crowded)) => {
+                return Err(AcquireError::Crowded(self.busy()));
+            }
             Some(Err(Refused::ConnectFailed(error))) => {
                 let model = self.model.clone();
                 // It may have been found out while this one waited.
@@ -275,25 +278,6 @@ impl Pool {
             false => inner.prompt(),
         });
         Some(until.checked_sub(needed).unwrap_or(until))
-    }
-
-    fn too_late(&self, began: Instant, claim: &Claim, patience: Option<Instant>) -> AcquireError {
-        let impatient = patience.filter(|until| *until < claim.deadline);
-        let reason = match impatient {
-            Some(_) => TurnedAway::Impatient,
-            None => TurnedAway::Timeout,
-        };
-        self.desk
-            .with(|inner, _| inner.core.counters.count_turned_away(reason));
-        let (waited, busy) = (began.elapsed(), self.busy());
-        match impatient.and(claim.patience) {
-            Some(until) => AcquireError::Impatient {
-                waited,
-                patience: until.saturating_duration_since(began),
-                busy,
-            },
-            None => AcquireError::Timeout { waited, busy },
-        }
     }
 
     /// The head of a stream came, so long after its request of so many bytes was sent; what the engine's own
@@ -367,12 +351,6 @@ impl Pool {
             self.common.tasks.spawn(ask);
         }
         self.reconnects.wake();
-    }
-
-    fn all_wrong(&self) -> Option<AcquireError> {
-        let why = self.desk.with(|inner, _| inner.all_wrong())?;
-        let model = self.model.clone();
-        Some(AcquireError::WrongModel { model, why })
     }
 
     /// Has the names of its endpoints resolved, if there are any.
@@ -466,22 +444,6 @@ impl Pool {
     pub fn snapshot(&self) -> PoolSnapshot {
         self.desk
             .with(|inner, now| PoolSnapshot::new(&self.model, now, inner))
-    }
-
-    fn busy(&self) -> Busy {
-        self.desk.with(|inner, now| {
-            let census = inner.core.census(now);
-            let size = inner.core.size();
-            Busy {
-                model: self.model.clone(),
-                size,
-                active: census.in_flight,
-                waiting: census.waiting,
-                max_waiting: inner.params.max_waiting as usize,
-                budget: (inner.core.cap() < size).then(|| self.common.budget.limit()),
-                retry_after: inner.retry_after(now, census.waiting),
-            }
-        })
     }
 }
 

@@ -236,7 +236,7 @@ impl PoolSnapshot {
             max_waiting: params.max_waiting,
             admission_limit: census.admitted,
             flows: census.flows,
-            drain_per_second: inner.drain_rate(now),
+            drain_per_second: inner.crowd(now).drain_rate(),
             turned_away: counters
                 .turned_away()
                 .map(|(reason, count)| (reason.label(), count))

@@ -47,10 +47,13 @@ impl Endpoint {
     /// and the credential, which goes with each request.
     #[must_use]
     pub fn same_connections(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.url == other.url
-            && self.protocol == other.protocol
-            && self.tls == other.tls
+        self.id == other.id && self.same_server(other)
+    }
+
+    /// True if it is the same server that is spoken to in the same way, under whatever name.
+    #[must_use]
+    pub fn same_server(&self, other: &Self) -> bool {
+        self.url == other.url && self.protocol == other.protocol && self.tls == other.tls
     }
 }
 

@@ -38,6 +38,7 @@ fn put(model: wire::Model) -> wire::BatchItem {
 
 fn batch(items: Vec<wire::BatchItem>, request_id: &str) -> wire::BatchUpdateModelsRequest {
     wire::BatchUpdateModelsRequest {
+        allow_missing_fallbacks: false,
         items,
         request_id: request_id.to_owned(),
         validate_only: false,

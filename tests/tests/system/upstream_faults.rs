@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Cluster, Ended, WorkerHandle, model_at};
+use forebay_tests::{After, Chat, Cluster, Ended, RawClient, RawUpstream, WorkerHandle, model_at};
 use futures_util::StreamExt as _;
 
 async fn setup() -> (Cluster, WorkerHandle, MockServer) {
@@ -158,4 +158,64 @@ async fn an_error_of_the_upstream_passes_unchanged() {
         Ended::Well
     );
     assert_eq!(upstream.stats().opened, 1, "the connection was kept");
+}
+
+/// What a client gets of an answer in these bytes, after which the upstream does this: all that came, and whether the
+/// connection ended cleanly.
+async fn passed_on(version: &str, answer: &str, after: After) -> (String, bool) {
+    let (cluster, worker) = Cluster::with_worker().await;
+    let upstream = RawUpstream::start(answer, after).await;
+    cluster
+        .create_and_wait(model_at("m", &upstream.url()))
+        .await;
+    let mut client = RawClient::connect(worker.gateway()).await;
+    client.chat_in(version, "m", false).await;
+    match version {
+        // It keeps the connection, unless the answer broke off.
+        "HTTP/1.1" if after == After::Close => (client.read_until("\r\n0\r\n\r\n").await, true),
+        _ => client.read_to_its_end().await,
+    }
+}
+
+const UNTIL_CLOSE: &str =
+    "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{\"choices\":[]}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_ends_with_its_connection_is_whole_after_a_clean_end_alone() {
+    let (one, two) = ("HTTP/1.0", "HTTP/1.1");
+    for (version, answer) in [
+        (one, UNTIL_CLOSE),
+        (two, UNTIL_CLOSE),
+        (one, &UNTIL_CLOSE.replace("HTTP/1.0", "HTTP/1.1")),
+    ] {
+        let (text, clean) = passed_on(version, answer, After::Close).await;
+        assert!(clean && text.contains("{\"choices\":[]}"), "{text}");
+        let (text, clean) = passed_on(version, answer, After::Reset).await;
+        assert!(text.contains("{\"choices\":[]}"), "{text}");
+        match version {
+            "HTTP/1.0" => assert!(!clean, "looks whole: {text}"),
+            _ => assert!(
+                text.contains("transfer-encoding: chunked") && !text.ends_with("0\r\n\r\n"),
+                "looks whole: {text}"
+            ),
+        }
+    }
+}
+
+/// Over HTTP/1.0 there are no chunks that could be missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_breaks_off_looks_broken_off_over_http_1_0_too() {
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n";
+    let lengthed = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nab";
+    let unfinished =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"choices\":[{\"text\":\"ab";
+    for answer in [chunked, lengthed, unfinished] {
+        let (text, clean) = passed_on("HTTP/1.0", answer, After::Close).await;
+        assert!(text.contains("ab"), "{text}");
+        // A length that is missed says it as well.
+        assert!(!clean || text.contains("content-length: 10"), "{text}");
+    }
+    let whole = format!("{chunked}0\r\n\r\n");
+    let (text, clean) = passed_on("HTTP/1.0", &whole, After::Close).await;
+    assert!(clean && text.ends_with("\r\n\r\nab"), "{text}");
 }

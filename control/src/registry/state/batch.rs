@@ -15,6 +15,7 @@ impl State {
     pub(super) fn batch(
         &self,
         items: &[Command],
+        allow_missing_fallbacks: bool,
         now: SystemTime,
     ) -> Result<(Vec<Edit>, Answer), WriteError> {
         check_items(items)?;
@@ -44,6 +45,9 @@ impl State {
             None => String::new(),
         };
         self.check_together(&edits, &prefix)?;
+        if !allow_missing_fallbacks {
+            self.check_fallbacks(&edits, &prefix)?;
+        }
         let answer = self.batch_answer(items.len(), &edits);
         Ok((edits, answer))
     }

@@ -93,13 +93,13 @@ impl State {
                 limits::MODELS
             )));
         }
-        self.check_names(edits, prefix)?;
-        self.check_fallbacks(edits, prefix)
+        self.check_names(edits, prefix)
     }
 
-    /// A model that is named newly as a fallback is registered, when all of the edits are made. One that is deleted
-    /// later is passed over by workers: it must be possible to delete it.
-    fn check_fallbacks(
+    /// A model that is named newly as a fallback is registered, when all of the edits are made: otherwise it is most
+    /// likely misspelt. One that is deleted later is passed over by workers: it must be possible to delete it, and to
+    /// write what was exported then.
+    pub(super) fn check_fallbacks(
         &self,
         edits: &[Edit],
         prefix: &dyn Fn(usize) -> String,
@@ -123,7 +123,10 @@ impl State {
                 let field = format!("{}model.fallbacks[{at}]", prefix(n));
                 let message = match self.names.get(name) {
                     Some(owner) => format!("`{name}` is an alias; name the model, `{owner}`"),
-                    None => format!("`{name}` is not registered; register it first, or with it"),
+                    None => format!(
+                        "`{name}` is not registered; register it first, or with it, or leave it out; in a batch \
+                         `allow_missing_fallbacks` takes it all the same"
+                    ),
                 };
                 violations.add(field, message);
             }

@@ -10,7 +10,7 @@ mod show;
 mod undo;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -98,6 +98,13 @@ impl State {
     /// Some endpoint has a credential.
     pub(crate) fn has_credentials(&self) -> bool {
         self.models.values().any(|record| record.has_credential())
+    }
+
+    /// The seal keys that its credentials are opened with.
+    pub(crate) fn seal_keys(&self) -> BTreeSet<u32> {
+        let endpoints = self.models.values().flat_map(|r| r.spec.endpoints());
+        let sealed = endpoints.filter_map(|endpoint| endpoint.credential.as_ref());
+        sealed.map(|sealed| sealed.key_id()).collect()
     }
 
     pub(crate) fn epoch(&self) -> &Epoch {

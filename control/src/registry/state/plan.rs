@@ -77,7 +77,10 @@ impl State {
             return Ok(planned);
         }
         let (edits, answer) = match &write.command {
-            Command::Batch(items) => self.batch(items, now)?,
+            Command::Batch {
+                items,
+                allow_missing_fallbacks,
+            } => self.batch(items, *allow_missing_fallbacks, now)?,
             Command::Rollback {
                 to,
                 expected,
@@ -112,7 +115,9 @@ impl State {
     fn one(&self, command: &Command, now: SystemTime) -> Result<(Vec<Edit>, Answer), WriteError> {
         let edit = self.edit(command, now)?;
         let edits = Vec::from_iter(edit);
-        self.check_together(&edits, &|_| String::new())?;
+        let prefix = |_| String::new();
+        self.check_together(&edits, &prefix)?;
+        self.check_fallbacks(&edits, &prefix)?;
         let record = match (edits.first(), command) {
             (Some(Edit::Model { after, .. }), _) => after.as_ref(),
             (_, Command::Update { model, .. }) => self.models.get(model.id.as_str()),
@@ -145,7 +150,7 @@ impl State {
                 etag,
                 allow_missing,
             } => self.delete(id, etag, *allow_missing),
-            Command::UpdateSettings { .. } | Command::Batch(_) | Command::Rollback { .. } => {
+            Command::UpdateSettings { .. } | Command::Batch { .. } | Command::Rollback { .. } => {
                 Err(required("change"))
             }
         }

@@ -70,7 +70,7 @@ pub(super) fn decode_answer(command: &Command, bytes: &[u8]) -> Option<Answer> {
         Command::Delete { .. } => wire::DeleteModelResponse::decode(bytes)
             .ok()
             .map(|answer| Answer::Deleted(answer.revision)),
-        Command::Batch(_) => wire::BatchUpdateModelsResponse::decode(bytes)
+        Command::Batch { .. } => wire::BatchUpdateModelsResponse::decode(bytes)
             .ok()
             .map(|batch| Answer::Batch(Box::new(batch), Vec::new())),
         Command::Rollback { .. } => wire::RollbackRevisionResponse::decode(bytes)

@@ -16,7 +16,10 @@ use crate::{
 };
 
 fn batch(items: Vec<Command>) -> Write {
-    write(Command::Batch(items))
+    write(Command::Batch {
+        items,
+        allow_missing_fallbacks: false,
+    })
 }
 
 fn put(model: wire::Model) -> Command {
@@ -144,6 +147,33 @@ fn names_may_move_within_a_batch_in_any_order() {
             assert!(error.contains(&format!("of model `{owner}`")), "{error}");
         }
     }
+}
+
+/// What was exported after a model that stands in was deleted is written again, if the batch says so.
+#[test]
+fn a_batch_may_name_fallbacks_that_are_gone() {
+    let falls_back = |to: &str| wire::Model {
+        fallbacks: vec![to.into()],
+        ..model("a")
+    };
+    let mut bench = Bench::new();
+    let error = refused(bench.make(&batch(vec![put(falls_back("gone"))])));
+    assert!(
+        error.contains("items[0].update.model.fallbacks[0]: `gone` is not registered"),
+        "{error}"
+    );
+    assert!(error.contains("allow_missing_fallbacks"), "{error}");
+    let again = |to: &str| {
+        write(Command::Batch {
+            items: vec![put(falls_back(to))],
+            allow_missing_fallbacks: true,
+        })
+    };
+    assert_eq!(counts(bench.make(&again("gone"))), (2, [1, 0, 0, 0]));
+    assert_eq!(counts(bench.make(&again("gone"))), (2, [0, 0, 0, 1]));
+    // That of itself is never right.
+    let error = refused(bench.make(&again("a")));
+    assert!(error.contains("is this model itself"), "{error}");
 }
 
 #[test]
@@ -308,7 +338,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         let of_models = items
             .into_iter()
             .filter(|item| !matches!(item, Command::UpdateSettings { .. }));
-        Command::Batch(of_models.collect())
+        batch(of_models.collect()).command
     });
     prop_oneof![
         3 => command(),
@@ -447,6 +477,40 @@ async fn a_version_that_makes_something_else_of_it_makes_a_new_revision_of_it() 
         drop(registry);
         writer.join().unwrap();
     }
+}
+
+/// The newest revision may be one that soaks elsewhere, or that was refused: who holds one before it opens credentials.
+#[tokio::test]
+async fn workers_have_the_seal_keys_for_what_they_may_still_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let settings = forebay_proto::PoolSettings::default();
+        let store = SledStore::open(dir.path(), &settings).unwrap();
+        let metrics = Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap());
+        start(store, metrics, Vault::throwaway()).unwrap()
+    };
+    let (registry, writer) = open();
+    assert!(registry.keys().seal.is_empty(), "there is nothing to open");
+    registry
+        .write(write(Command::Create(model("plain"))))
+        .await
+        .unwrap();
+    let mut sealed = model("a");
+    sealed.endpoints[0].credential = Some(wire::Credential {
+        bearer_token: "token".into(),
+        ..wire::Credential::default()
+    });
+    registry.vault().seal_tokens(&mut sealed).unwrap();
+    for asked in [Command::Create(sealed), remove("a")] {
+        registry.write(write(asked)).await.unwrap();
+        assert_eq!(registry.keys().seal.len(), 1);
+    }
+    drop(registry);
+    writer.join().unwrap();
+    let (registry, writer) = open();
+    assert_eq!(registry.keys().seal.len(), 1, "after a restart, too");
+    drop(registry);
+    writer.join().unwrap();
 }
 
 /// What a rollout takes back need not be in the history any more.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use super::{KeyBook, PLANS, Published, State, complete, publish};
 use crate::store::{
     Change, Store, StoreError,
-    history::{Entry, EntryKind, LogRecord, Past},
+    history::{Edit, Entry, EntryKind, History, LogRecord, Past},
 };
 
 /// What a writer begins with.
@@ -38,7 +38,7 @@ pub(super) fn begin<S: Store>(store: &mut S) -> Result<Begun, String> {
             state.apply(change);
             first = publish(&Arc::new(state), String::new())?;
         }
-        let sealed = first.state.has_credentials();
+        let sealed = first.state.has_credentials() || had_credentials(&*store.history(), &first);
         return Ok(Begun {
             first,
             book: Arc::new(book),
@@ -47,6 +47,18 @@ pub(super) fn begin<S: Store>(store: &mut S) -> Result<Begun, String> {
         });
     }
     Err(StoreError::Conflict.to_string())
+}
+
+/// There was a credential, as far back as is known: a worker may hold that revision, because the newest one is soaking
+/// elsewhere or was refused, and needs the seal keys for as long as it does.
+fn had_credentials(history: &dyn History, newest: &Published) -> bool {
+    let newest = newest.position.revision;
+    let earliest = history.earliest();
+    let mut edits = earliest.map(|earliest| history.edits(earliest, newest));
+    // What cannot be read may have some: to tell workers of keys that they do not need is no harm.
+    let known =
+        |edit: Result<_, _>| edit.map_or(true, |(_, edit): (_, Edit)| edit.knows_credential());
+    edits.as_mut().map_or(true, |edits| edits.any(known))
 }
 
 /// The same content under the next number, because this version makes another configuration of it.

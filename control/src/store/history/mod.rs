@@ -111,6 +111,15 @@ impl Edit {
         }
     }
 
+    /// Before or afterwards an endpoint of it has a credential.
+    pub(crate) fn knows_credential(&self) -> bool {
+        let before = match self {
+            Self::Model { before, .. } => before.as_ref(),
+            Self::Settings { .. } => None,
+        };
+        self.has_credential() || before.is_some_and(|record| record.has_credential())
+    }
+
     /// Afterwards an endpoint of it has a credential.
     pub(crate) fn has_credential(&self) -> bool {
         match self {

@@ -176,6 +176,24 @@ impl Health {
         }
     }
 
+    /// The same, for the same server under another name. What is counted, and a trial under way, are of the name before.
+    pub(super) fn inherited(&self) -> Self {
+        let out = self.out.as_ref();
+        Self {
+            out: out.map(|out| Out {
+                trial: None,
+                ..*out
+            }),
+            level: self.level,
+            back_at: self.back_at,
+            busy_until: self.busy_until,
+            declined_at: self.declined_at,
+            checks_failed: self.checks_failed,
+            checks_passed: self.checks_passed,
+            ..Self::default()
+        }
+    }
+
     /// True if it is not simply sound.
     pub(super) fn is_out(&self) -> bool {
         self.out.is_some()

@@ -38,6 +38,12 @@ impl<C: Connection, W> Core<C, W> {
         }
     }
 
+    /// Requests in flight, those that wait, and how many are let in at most: what is told to one who is sent away. Of all
+    /// counts these are the ones that are had without a search, for many are sent away when there is least time for it.
+    pub(in crate::pool) fn crowd(&self) -> (usize, usize, usize) {
+        (self.in_flight(), self.line.len(), self.admitted())
+    }
+
     /// True if somebody waits.
     pub(in crate::pool) fn has_line(&self) -> bool {
         !self.line.is_empty()

@@ -304,7 +304,12 @@ impl<C: Connection, W> Core<C, W> {
             .retain(|connect| wanted.contains_key(&connect.origin));
         let known: HashSet<OriginId> = self.origins.iter().map(|origin| origin.id).collect();
         for spec in origins.iter().filter(|spec| !known.contains(&spec.id)) {
-            self.origins.push(Origin::new(spec));
+            let mut origin = Origin::new(spec);
+            let mut like = self.origins.iter().filter(|o| Some(o.id) == spec.like);
+            if let Some(like) = like.next() {
+                origin.resemble(like);
+            }
+            self.origins.push(origin);
             self.filled = false;
         }
         self.begin_handover();

@@ -64,7 +64,7 @@ pub(super) struct Origin<C> {
 
 /// An endpoint that fails. It is over with the first request that is answered; a connection alone says
 /// little, as anything in between may accept it and close it again.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Trouble {
     /// When this run of failures began.
     pub(super) since: Duration,
@@ -73,6 +73,8 @@ pub(super) struct Trouble {
     failures: u32,
     /// When a connection was made since. If it holds, others may follow.
     connected: Option<Duration>,
+    /// For how long it has to hold until more are opened that nobody waits for.
+    lasts: Duration,
     pub(super) error: Arc<str>,
 }
 
@@ -102,6 +104,17 @@ impl<C> Origin<C> {
             unused_limit: IdleLimit::default(),
             turn_at: Duration::ZERO,
         }
+    }
+
+    /// It is the same server as this one, which leaves: what is known of its health goes on.
+    pub(super) fn resemble(&mut self, like: &Self) {
+        self.health = like.health.inherited();
+        let trouble = like.trouble.clone();
+        // What was connected there is none of its own.
+        self.trouble = trouble.map(|trouble| Trouble {
+            connected: None,
+            ..trouble
+        });
     }
 
     pub(super) fn is_current(&self) -> bool {
@@ -160,6 +173,16 @@ impl<C> Origin<C> {
         let known = self.streams.is_some() || connecting == 0;
         let stands = self.is_current() && self.standing != Standing::Unresolved;
         stands && known && self.trouble.as_ref().is_none_or(ready)
+    }
+
+    /// True if more connections may be opened to it that nobody waits for: of one that fails the first has to show that
+    /// they last.
+    pub(super) fn may_be_warmed(&self, now: Duration) -> bool {
+        let lasts = |trouble: &Trouble| {
+            let connected = trouble.connected;
+            connected.is_none_or(|at| now.saturating_sub(at) >= trouble.lasts)
+        };
+        self.trouble.as_ref().is_none_or(lasts)
     }
 
     /// True if it is known to close connections that never carried a request: none are kept for it ahead of
@@ -329,7 +352,12 @@ impl<C> Origin<C> {
     /// is as good as no connection; later, it is how long this server waits for a first request.
     pub(super) fn closed_unused(&mut self, now: Duration, born: Duration) {
         match now.saturating_sub(born) < SOON {
-            true => self.failed(now, "it closes connections as soon as they are made"),
+            true => {
+                self.failed(now, "it closes connections as soon as they are made");
+                if let Some(trouble) = &mut self.trouble {
+                    trouble.lasts = SOON;
+                }
+            }
             false => self.unused_limit.closed(now, now.saturating_sub(born)),
         }
     }
@@ -349,6 +377,7 @@ impl<C> Origin<C> {
             retry_at,
             failures,
             connected: None,
+            lasts: HOLDS,
             error: error.into(),
         });
     }

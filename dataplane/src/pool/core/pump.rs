@@ -262,8 +262,12 @@ impl<C: Connection, W> Core<C, W> {
         effects: &mut Vec<Effect<C, W>>,
     ) -> bool {
         // What is opened ahead of need may go to one that asked for a pause.
-        let demanded = reason == OpenReason::Demand;
-        let will_do = |origin: &&Origin<C>| !demanded || self.takes(now, origin);
+        let will_do = |origin: &&Origin<C>| match reason {
+            OpenReason::Demand => self.takes(now, origin),
+            OpenReason::Warm | OpenReason::Refill | OpenReason::Replace => {
+                origin.may_be_warmed(now)
+            }
+        };
         let Some(origin) = self.neediest(now, will_do) else {
             return false;
         };

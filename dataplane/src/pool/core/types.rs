@@ -46,6 +46,8 @@ pub(in crate::pool) struct OriginSpec {
     pub(in crate::pool) streams: Option<usize>,
     /// Where it stands: an endpoint whose name is not resolved yet cannot be dialled.
     pub(in crate::pool) standing: Standing,
+    /// The same server under the name that it had before: what is known of its health goes for this one.
+    pub(in crate::pool) like: Option<OriginId>,
 }
 
 /// Whether an origin can be dialled, and whom it follows.

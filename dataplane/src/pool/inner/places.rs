@@ -2,14 +2,14 @@
 //! be dialled.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use forebay_proto::{Endpoint, EndpointId, endpoint::Address};
 
-use super::{Inner, PARTS};
+use super::{Inner, Known, PARTS};
 use crate::pool::{
     core::{OriginCensus, OriginId, State},
     desk::{Effects, Upstream},
@@ -108,10 +108,7 @@ impl<C: Upstream> Inner<C> {
     }
 
     /// Every place that is in use now, and its weight. Of several that sources named for one address one counts.
-    pub(super) fn wanted(
-        &mut self,
-        known: &HashMap<(EndpointId, Place), OriginId>,
-    ) -> Vec<(OriginId, Target, u32)> {
+    pub(super) fn wanted(&mut self, known: &Known) -> Vec<(OriginId, Target, u32)> {
         let mut wanted = Vec::new();
         let mut taken: HashSet<(bool, Place)> = HashSet::new();
         for endpoint in self.endpoints.clone() {

@@ -31,6 +31,7 @@ fn weighted(shell: &mut Shell, size: usize, weights: &[u32]) {
         weight: *weight,
         streams: Some(1),
         standing: Standing::Plain,
+        like: None,
     };
     let specs: Vec<_> = weights.iter().enumerate().map(spec).collect();
     let effects = shell.core.reshape(shell.now, shape(size), &specs, &[]);
@@ -240,6 +241,7 @@ fn an_endpoint_without_an_address_is_waited_for_until_that_is_an_error() {
         weight: 1,
         streams: Some(1),
         standing: Standing::Unresolved,
+        like: None,
     };
     let effects = shell.core.reshape(shell.now, shape(4), &[spec], &[]);
     shell.run(effects);

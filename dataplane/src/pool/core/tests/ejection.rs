@@ -362,3 +362,141 @@ fn wishes_are_served_by_whom_they_name_and_refused_when_there_is_none() {
         Some(Refused::NoEndpoint)
     );
 }
+
+/// What it says of these endpoints now, of which the newer one is the older one under another name.
+fn renamed(shell: &mut Shell, size: usize, kept: &[u64], (old, new): (u64, u64)) {
+    let spec = |n: u64, like: Option<u64>| OriginSpec {
+        id: OriginId(n),
+        endpoint: EndpointKey(n),
+        weight: 1,
+        streams: Some(1),
+        standing: Standing::Heir,
+        like: like.map(OriginId),
+    };
+    let kept = kept.iter().map(|n| spec(*n, None));
+    let specs: Vec<_> = kept.chain([spec(new, Some(old))]).collect();
+    let effects = shell
+        .core
+        .reshape(shell.now, shape(size), &specs, &[OriginId(old)]);
+    shell.run(effects);
+}
+
+#[test]
+fn one_that_is_out_is_out_whatever_else_is_changed() {
+    let mut shell = warm(3, 2);
+    asks(&mut shell, 60, |at| at != 0);
+    assert_eq!(state(&shell, 0), State::Ejected);
+    let (why, until) = shell.core.origins[0].health.out().unwrap();
+    // Another goes, another comes, its own weight changes.
+    shell.reshape(shape(6), &[0, 2, 3]);
+    shell.core.origins[0].weight = 5;
+    shell.reshape(shape(8), &[0, 2, 3]);
+    assert_eq!(
+        shell.core.origins[0].health.out(),
+        Some((why, until)),
+        "nor is its time out another"
+    );
+    // The first of a list goes, so that it has another name.
+    renamed(&mut shell, 8, &[2, 3], (0, 7));
+    assert_eq!(state(&shell, 7), State::Ejected);
+    let heir = |shell: &Shell| {
+        let mut origins = shell.core.origins.iter();
+        origins.position(|o| o.id == OriginId(7)).unwrap()
+    };
+    let at = heir(&shell);
+    assert_eq!(shell.core.origins[at].health.out(), Some((why, until)));
+    let asked = asks(&mut shell, 100, |_| true);
+    assert!(!asked.contains_key(&7), "{asked:?}");
+    shell.sweep(2_200);
+    assert_eq!(state(&shell, 7), State::HalfOpen);
+    asks(&mut shell, 60, |_| true);
+    assert_eq!(state(&shell, 7), State::Healthy);
+}
+
+/// The trial of the one before has its answer there: it must not be waited for here.
+#[test]
+fn a_trial_that_is_under_way_stays_with_the_name_that_it_has() {
+    let mut shell = warm(3, 2);
+    asks(&mut shell, 60, |at| at != 0);
+    shell.sweep(2_200);
+    let waiters: Vec<u64> = (0..4).map(|_| shell.acquire()).collect();
+    assert_eq!(shell.trials().collect::<Vec<_>>(), [0]);
+    renamed(&mut shell, 6, &[1, 2], (0, 7));
+    assert_eq!(state(&shell, 7), State::HalfOpen);
+    waiters
+        .iter()
+        .for_each(|w| shell.release(*w, Outcome::Broken(CloseReason::Cancelled)));
+    asks(&mut shell, 60, |_| true);
+    assert_eq!(state(&shell, 7), State::Healthy, "it had one of its own");
+}
+
+/// Connections are made, and closed again before they carried anything.
+#[test]
+fn one_that_closes_what_is_opened_ahead_of_need_is_not_stormed() {
+    let asked = Shape {
+        warm: 40,
+        ..shape(50)
+    };
+    for lives in [50, 200, 500, 900] {
+        let mut shell = Shell::new(asked.clone(), 1);
+        let mut open: Vec<(Duration, ConnId)> = Vec::new();
+        let mut made = 0;
+        for _ in 0..6_000 {
+            shell.sweep(10);
+            while let Some((ticket, _)) = shell.connects.pop() {
+                made += 1;
+                let id = shell.connected(ticket).unwrap();
+                open.push((shell.now + at(lives), id));
+            }
+            let over = open.extract_if(.., |(ends, _)| *ends <= shell.now);
+            for (_, id) in over.collect::<Vec<_>>() {
+                let effects = shell.core.ended(shell.now, id);
+                shell.run(effects);
+            }
+        }
+        // The first time nothing is known of it; then it is one in two seconds.
+        assert!(made <= 40 + 40, "{made} in a minute, each for {lives} ms");
+    }
+}
+
+/// What is opened ahead of need does not go to one that is out, however often its connections are closed.
+#[test]
+fn nothing_is_opened_ahead_of_need_to_one_that_is_out() {
+    let mut shell = warm(2, 4);
+    asks(&mut shell, 60, |at| at != 0);
+    shell.sweep(1_100);
+    assert_eq!(state(&shell, 0), State::Ejected);
+    while let Some(idle) = shell.core.origins[0].idle.front().map(|held| held.id) {
+        let effects = shell.core.ended(shell.now, idle);
+        shell.run(effects);
+    }
+    let to_it = |shell: &Shell| shell.connects.iter().filter(|(_, o)| *o == A).count();
+    for _ in 0..50 {
+        shell.sweep(10);
+        assert_eq!(to_it(&shell), 0);
+        while !shell.connects.is_empty() {
+            shell.connect();
+        }
+    }
+    // Then one at a time, after its pause, for the trial.
+    let mut dialled = 0;
+    for _ in 0..300 {
+        shell.sweep(10);
+        shell.acquire();
+        assert!(to_it(&shell) <= 1);
+        while let Some(at) = shell.connects.iter().position(|(_, o)| *o == A) {
+            let (ticket, _) = shell.connects.remove(at);
+            dialled += 1;
+            let effects = shell.core.connect_failed(shell.now, ticket, "refused");
+            shell.run(effects);
+        }
+        while !shell.connects.is_empty() {
+            shell.connect();
+        }
+        let leases: Vec<u64> = shell.leases.keys().copied().collect();
+        leases
+            .iter()
+            .for_each(|w| shell.release(*w, Outcome::Reusable));
+    }
+    assert!((1..=8).contains(&dialled), "{dialled}");
+}

@@ -319,6 +319,7 @@ impl Shell {
             } else {
                 Standing::Heir
             },
+            like: None,
         };
         let specs: Vec<_> = origins.iter().map(spec).collect();
         let changed: Vec<_> = changed.iter().map(|n| OriginId(*n)).collect();
