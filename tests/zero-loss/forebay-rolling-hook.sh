@@ -26,7 +26,10 @@ ready() {
 
 # One that has ended and that nobody has waited for is as good as gone.
 runs() {
-    [ -r "/proc/$1/stat" ] && [ "$(sed 's/.*) //' "/proc/$1/stat" | cut -c1)" != Z ]
+    local state
+    # It may go while it is looked at.
+    state=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -c1) || return 1
+    [ -n "$state" ] && [ "$state" != Z ]
 }
 
 roll() {

@@ -10,6 +10,18 @@ controls=("$(address 11)" "$(address 12)" "$(address 13)")
 gateways=("$(address 21)" "$(address 22)" "$(address 23)")
 admins=("$(address 31)" "$(address 32)" "$(address 33)")
 
+# Those that were restarted are not this script's children. Nobody must be there when the next run begins.
+also_end() {
+    local file pid
+    for file in "$dir"/*.pid; do
+        [ -r "$file" ] && pid=$(cat "$file") || continue
+        kill "$pid" 2>/dev/null || continue
+        # All that there was to lose was counted.
+        sleep 2
+        kill -9 "$pid" 2>/dev/null || true
+    done
+}
+
 begin
 # What is registered is the same at all three: one registry, copied.
 start first "$forebay" control --control-listen "${controls[0]}" --data-dir "$dir/control-0" --log-level warn
@@ -53,8 +65,7 @@ sleep 0.5
 status=0
 harness "'$here/forebay-rolling-hook.sh' '$dir' roll" "true" --model m1,chat,m2 --hook-timeout 2m "$@" || status=$?
 for name in worker control; do
-    cat "$dir/$name"-*.rolled 2>/dev/null | wc -l | sed "s/\$/ restarts of $name processes/" >&2
+    find "$dir" -name "$name-*.rolled" -exec cat {} + | wc -l | sed "s/\$/ restarts of $name processes/" >&2
 done
-grep -ch 'stream ended\|control plane lost' "$dir"/worker-*.log | paste -sd+ | bc | sed 's/$/ streams to control planes ended/' >&2 || true
-for pid in "$dir"/*.pid; do kill "$(cat "$pid")" 2>/dev/null || true; done
+grep -h 'stream ended\|control plane lost' "$dir"/worker-*.log | wc -l | sed 's/$/ streams to control planes ended/' >&2
 exit "$status"

@@ -43,6 +43,8 @@ start() {
 
 end() {
     local status=$? pid
+    # What a driver started by other ways than `start`.
+    if declare -F also_end >/dev/null; then also_end; fi
     for pid in "${started[@]}"; do
         kill "$pid" 2>/dev/null || true
     done
