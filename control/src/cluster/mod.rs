@@ -20,11 +20,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    lag::Lag, metrics::ReplicaMetrics, secrets::check as check_secrets, watching::Looks,
+    election::leader_name, lag::Lag, metrics::ReplicaMetrics, secrets::check as check_secrets, watching::Looks,
 };
 use crate::{
     etcd::{Etcd, EtcdAccess},
     fleet::Fleet,
+    leases::EtcdBoard,
     metrics::Metrics,
     registry::RegistryHandle,
     store::etcd::Layout,
@@ -107,6 +108,8 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) shared: Shared,
+    /// Where they meet over leases.
+    pub(crate) board: Arc<EtcdBoard>,
     leading: watch::Sender<Leadership>,
 }
 
@@ -114,14 +117,16 @@ impl Cluster {
     pub(crate) fn new(etcd: Arc<Etcd>, replica: Replica) -> Self {
         let layout = Layout::new(etcd.at().prefix());
         let (leading, leadership) = watch::channel(Leadership::Follower);
+        let shared = Shared {
+            etcd,
+            layout,
+            replica,
+            lag: Arc::default(),
+            leadership,
+        };
         Self {
-            shared: Shared {
-                etcd,
-                layout,
-                replica,
-                lag: Arc::default(),
-                leadership,
-            },
+            board: Arc::new(EtcdBoard::new(shared.clone())),
+            shared,
             leading,
         }
     }
@@ -136,7 +141,12 @@ impl Cluster {
         stopping: CancellationToken,
     ) {
         let (leased, lease) = watch::channel(None);
-        let Self { shared, leading } = self;
+        let Self {
+            shared,
+            board,
+            leading,
+        } = self;
+        tasks.spawn(board.run(lease.clone(), stopping.clone()));
         tasks.spawn(follow::run(shared.clone(), registry, stopping.clone()));
         tasks.spawn(election::run(
             shared.clone(),

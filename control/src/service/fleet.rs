@@ -1,7 +1,7 @@
 //! `Fleet`.
 
 use forebay_proto::{
-    Position, Revision, limits,
+    PoolScope, Position, Revision, limits,
     wire::{self, fleet_server::Fleet},
 };
 use futures_util::{StreamExt as _, stream::BoxStream};
@@ -40,12 +40,14 @@ impl FleetService {
 }
 
 impl FleetService {
-    fn with_leases(&self, worker: &mut wire::Worker) {
-        let leases = self
-            .context
-            .leases
-            .look(|machine, now| machine.leases_of(now, &worker.id));
-        worker.leases = leases.unwrap_or_default();
+    /// Only where there are fleet-wide limits anybody is asked about them.
+    async fn with_leases(&self, workers: &mut [wire::Worker]) {
+        let published = self.context.registry.published();
+        let pools = published.state.pools();
+        let any = pools.iter().any(|model| model.pool.scope == PoolScope::Fleet);
+        if any && !workers.is_empty() {
+            self.context.leases.add_leases(workers).await;
+        }
     }
 }
 
@@ -70,9 +72,7 @@ impl Fleet for FleetService {
                     .fleet
                     .page(page.after.as_deref(), page.size, &published.position);
             let mut workers = workers;
-            workers
-                .iter_mut()
-                .for_each(|worker| self.with_leases(worker));
+            self.with_leases(&mut workers).await;
             let last = workers
                 .last()
                 .filter(|_| more)
@@ -93,7 +93,7 @@ impl Fleet for FleetService {
             let published = self.context.registry.published();
             let worker = self.context.fleet.worker(&request.id, &published.position);
             let mut worker = worker.ok_or_else(|| unknown(&request.id))?;
-            self.with_leases(&mut worker);
+            self.with_leases(std::slice::from_mut(&mut worker)).await;
             Ok(worker)
         };
         self.context.call("GetWorker", request, serve).await
@@ -151,13 +151,9 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ListLeasesResponse>, Status> {
         let serve = async |request: wire::ListLeasesRequest| {
             let only = Some(request.model.as_str()).filter(|model| !model.is_empty());
-            let pools = self
-                .context
-                .leases
-                .look(|machine, now| machine.pools(now, only));
-            let pools = pools.ok_or_else(|| {
-                let message = "the leases are not decided here at the moment; try again";
-                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, message)
+            let pools = self.context.leases.pools(only).await;
+            let pools = pools.map_err(|why| {
+                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, why)
             })?;
             match only {
                 Some(only) if pools.is_empty() => {
@@ -183,7 +179,7 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ForgetWorkerResponse>, Status> {
         let serve = async |request: wire::ForgetWorkerRequest| {
             let id: String = request.id.chars().take(63).collect();
-            let leased = self.context.leases.forget(&id);
+            let leased = self.context.leases.forget(&id).await;
             match self.context.fleet.forget(&id) {
                 Ok(()) => {}
                 // On record since before this control plane started.

@@ -100,23 +100,9 @@ impl Context {
 
     /// From here on a model has no token in clear: neither does its fingerprint, nor anything that is kept of it.
     fn seal(&self, model: Option<&mut wire::Model>) -> Result<(), Status> {
-        let taken = model.map_or(Ok(()), |model| self.take_in(model));
-        taken.map_err(|violations| status::violated(&violations))
-    }
-
-    /// The same for one of several. What this control plane cannot do is told of here, too.
-    fn take_in(&self, model: &mut wire::Model) -> Result<(), Violations> {
-        let mut violations = Violations::new();
-        let fleet = |pool: &wire::Pool| pool.scope() == wire::PoolScope::Fleet;
-        if model.pool.as_ref().is_some_and(fleet) && !self.leases.lends() {
-            violations.add(
-                "model.pool.scope",
-                "FLEET needs a control plane that is the only one: on a store that several share nothing is lent; \
-                 use PER_WORKER, or `--store sled:DIRECTORY`",
-            );
-        }
-        let sealed = violations.here(self.registry.vault().seal_tokens(model));
-        violations.finish(sealed)
+        let vault = self.registry.vault();
+        let sealed = model.map_or(Ok(()), |model| vault.seal_tokens(model));
+        sealed.map_err(|violations| status::violated(&violations))
     }
 
     fn seal_batch(&self, items: &mut [wire::BatchItem]) -> Result<(), Status> {
@@ -127,7 +113,7 @@ impl Context {
                 Some(Change::Update(request)) => ("update", request.model.as_mut()),
                 Some(Change::Delete(_)) | None => continue,
             };
-            let sealed = model.map_or(Ok(()), |model| self.take_in(model));
+            let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
             violations.part(&format!("items[{n}].{kind}"), sealed);
         }
         let sealed = violations.finish(Some(()));
