@@ -58,6 +58,7 @@ impl WorkerSync for SyncService {
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
             open: room && self.context.abreast.is() && !self.stopping.is_cancelled(),
             replica: self.context.replica.to_string(),
+            hears: self.context.abreast.is(),
         }))
     }
 

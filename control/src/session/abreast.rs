@@ -53,6 +53,11 @@ impl Abreast {
         self.heard.as_ref().is_none_or(|heard| *heard.borrow())
     }
 
+    /// Whether it was when the stream opened, or since, and is not now.
+    pub(super) fn has_lost(&self) -> bool {
+        self.was && !self.is()
+    }
+
     /// Waits until something is to be looked at: true when the worker is to go elsewhere.
     pub(super) async fn next(&mut self) -> bool {
         let (leaves_at, Some(heard)) = (self.leaves_at, self.heard.as_mut()) else {
@@ -102,8 +107,9 @@ mod tests {
         let (say, heard) = watch::channel(true);
         let here = Abreast::told_by(heard);
         let mut stream = here.of_stream();
-        assert!(!leaves(&mut stream).await);
+        assert!(!leaves(&mut stream).await && !stream.has_lost());
         say.send_replace(false);
+        assert!(stream.has_lost() && !here.of_stream().has_lost());
         let began = Instant::now();
         assert!(leaves(&mut stream).await);
         assert!((PATIENCE..=PATIENCE + SPREAD).contains(&began.elapsed()));

@@ -389,6 +389,15 @@ impl Session {
         self.fleet.refused(worker, joined.session, refused);
     }
 
+    /// The stream is old enough. Whoever opens it again is back here, unless it hears that there is nothing to be had.
+    fn aged(&self) -> End {
+        let reason = match self.proves && self.abreast.has_lost() {
+            true => wire::goodbye::Reason::Behind,
+            false => wire::goodbye::Reason::Age,
+        };
+        End::Goodbye(reason, Why::Age.status())
+    }
+
     fn carry_out(&mut self, effect: Effect) -> Result<(), End> {
         match effect {
             Effect::Welcome => {
@@ -412,10 +421,7 @@ impl Session {
                 self.note_answer();
                 self.answered("nack");
             }
-            Effect::Close(Why::Age) => {
-                let status = Why::Age.status();
-                return Err(End::Goodbye(wire::goodbye::Reason::Age, status));
-            }
+            Effect::Close(Why::Age) => return Err(self.aged()),
             Effect::Close(why @ (Why::WorkerAhead | Why::CutOff)) if self.proves => {
                 let reason = wire::goodbye::Reason::Behind;
                 return Err(End::Goodbye(reason, why.status()));

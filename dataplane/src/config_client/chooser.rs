@@ -140,6 +140,8 @@ pub(super) struct Load {
     /// It has what we have.
     pub(super) abreast: bool,
     pub(super) workers: u32,
+    /// It hears from its store.
+    pub(super) hears: bool,
 }
 
 #[derive(Debug)]
@@ -334,11 +336,17 @@ impl Chooser {
         }
     }
 
-    /// Whether to go to another one, which was looked at just now, as the own one was. Of those that could, as many do as
-    /// make the two even, drawn each by itself, without asking anybody.
+    /// Whether to go to another one, which was looked at just now, as the own one was: always from one that does not hear
+    /// from its store to one that does. Otherwise, of those that could, as many do as make the two even, drawn each by
+    /// itself, without asking anybody.
     pub(super) fn goes(&mut self, own: Load, other: Load, to: &Replica) -> bool {
         if !other.open || !other.abreast {
             return false;
+        }
+        // Who would stay would not hear of anything that is written.
+        if other.hears && !own.hears {
+            self.bound_for = Some(to.clone());
+            return true;
         }
         let more = own.workers.saturating_sub(other.workers);
         // A tenth is not worth the going.

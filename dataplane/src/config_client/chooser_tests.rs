@@ -154,6 +154,27 @@ fn load(workers: u32) -> Load {
         open: true,
         abreast: true,
         workers,
+        hears: true,
+    }
+}
+
+#[test]
+fn who_is_at_one_that_does_not_hear_from_its_store_goes_to_one_that_does() {
+    let mut chooser = three(9);
+    let to = chooser.all()[0].clone();
+    let deaf = Load {
+        open: false,
+        hears: false,
+        ..load(1)
+    };
+    let behind = Load {
+        abreast: false,
+        ..load(0)
+    };
+    for _ in 0..200 {
+        assert!(chooser.goes(deaf, load(100), &to));
+        assert!(!chooser.goes(deaf, deaf, &to));
+        assert!(!chooser.goes(deaf, behind, &to));
     }
 }
 

@@ -48,6 +48,7 @@ async fn load(channel: Channel, held: Option<&Position>) -> Option<Load> {
         open: standing.open,
         abreast: held.is_none_or(|held| is_abreast(held, &newest)),
         workers: standing.workers,
+        hears: standing.hears,
     })
 }
 
