@@ -219,6 +219,7 @@ impl BoundControl {
             Some(cluster) => cluster.board.clone(),
             None => Arc::new(LocalBoard::new(dir)),
         };
+        let drains = cluster.as_ref().map(|cluster| cluster.drains());
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -230,6 +231,7 @@ impl BoundControl {
             abreast,
             replica,
             leases: Arc::new(Leases::new(board, leases)),
+            drains,
         };
         Ok(Self {
             listener,

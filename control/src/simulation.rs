@@ -140,6 +140,7 @@ where
             Arc::new(LocalBoard::new(None)),
             LeaseSettings::default(),
         )),
+        drains: None,
     };
     let plan = app::Plan {
         stream_age: Some(STREAM_AGE),

@@ -6,6 +6,7 @@
 //! holds the lease. Losing it ends decisions, not streams. A decision carries the term that it was made in, and the
 //! store refuses it under a later one, so that a replica that was asleep decides nothing when it wakes.
 
+mod drains;
 mod election;
 mod follow;
 mod lag;
@@ -20,7 +21,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    election::leader_name, lag::Lag, metrics::ReplicaMetrics, secrets::check as check_secrets, watching::Looks,
+    drains::{Drains, Uncarried},
+    election::leader_name,
+    lag::Lag,
+    metrics::ReplicaMetrics,
+    secrets::check as check_secrets,
+    watching::Looks,
 };
 use crate::{
     etcd::{Etcd, EtcdAccess},
@@ -114,6 +120,11 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
+    /// The way to others with the word that a worker is to end.
+    pub(crate) fn drains(&self) -> Drains {
+        Drains::new(self.shared.clone())
+    }
+
     pub(crate) fn new(etcd: Arc<Etcd>, replica: Replica) -> Self {
         let layout = Layout::new(etcd.at().prefix());
         let (leading, leadership) = watch::channel(Leadership::Follower);
@@ -159,6 +170,11 @@ impl Cluster {
             shared.clone(),
             fleet.clone(),
             lease,
+            stopping.clone(),
+        ));
+        tasks.spawn(drains::hear(
+            shared.clone(),
+            fleet.clone(),
             stopping.clone(),
         ));
         tasks.spawn(workers::follow(shared, fleet, stopping));

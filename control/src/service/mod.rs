@@ -30,6 +30,7 @@ pub(crate) use self::{
     settings::SettingsService, sync::SyncService, watch::Watchers,
 };
 use crate::{
+    cluster::Drains,
     exporter::StoreStatus,
     leases::Leases,
     metrics::Metrics,
@@ -56,6 +57,8 @@ pub(crate) struct Context {
     /// Its name among the replicas; empty if there is one.
     pub(crate) replica: Arc<str>,
     pub(crate) leases: Arc<Leases>,
+    /// The way to other control planes, if there are any.
+    pub(crate) drains: Option<Drains>,
 }
 
 impl Context {

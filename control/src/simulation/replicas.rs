@@ -94,6 +94,7 @@ impl Replicas {
                 Arc::new(LocalBoard::new(None)),
                 LeaseSettings::default(),
             )),
+            drains: None,
         };
         let known = (name.clone(), Arc::downgrade(&fleet));
         self.fleets.lock().push(known);
