@@ -285,6 +285,7 @@ mod tests {
             takes_over: false,
             count: 0,
             displaces: false,
+            repeated: false,
             knows: true,
             connected,
             report: None,

@@ -205,7 +205,7 @@ impl Holder {
         }
         let news = standing.report.as_ref();
         if let Some(report) = news.filter(|report| report.number > self.report) {
-            self.take(now, report, standing.takes_over);
+            self.take(now, report, standing);
         }
         if !standing.connected && self.connected {
             self.connected = false;
@@ -256,7 +256,7 @@ impl Holder {
         })
     }
 
-    fn take(&mut self, now: Duration, report: &Report, takes_over: bool) {
+    fn take(&mut self, now: Duration, report: &Report, standing: &Standing) {
         let first = self.report == 0;
         self.report = report.number;
         self.heard = now;
@@ -264,9 +264,16 @@ impl Holder {
         self.own.clone_from(&report.own);
         (self.ending, self.weight) = (report.ending, report.weight);
         let alone = report.alone || report.done;
-        if self.unknown && (alone || !takes_over) {
+        // Of one that takes over its own word counts; of another one that is there beside another, only time.
+        let speaks = match standing.takes_over {
+            true => alone,
+            false => !standing.displaces,
+        };
+        if self.unknown && speaks && !standing.repeated {
             self.unknown = false;
-            self.holds.values_mut().for_each(Hold::clear);
+            // What it said on this stream before stands beside what it was sent since.
+            let before = self.holds.values_mut().filter(|hold| !hold.listed);
+            before.for_each(Hold::clear);
         }
         let concerned = |before: &Before| {
             let heir = self.instance.as_ref() == Some(&before.heir);

@@ -33,11 +33,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::machine::LeaseSettings;
 pub(crate) use self::{
     board::{Board, LocalBoard},
     shared::EtcdBoard,
 };
-pub use self::machine::LeaseSettings;
+pub use self::{
+    machine::{Limit, Machine, MachineFaults},
+    words::{Grant, Report, Standing, Table},
+};
 #[cfg(feature = "simulation")]
 pub use self::{
     shared::{
@@ -46,10 +50,6 @@ pub use self::{
         own::{Own, OwnFaults},
     },
     words::{Share, Use},
-};
-pub use self::{
-    machine::{Limit, Machine, MachineFaults},
-    words::{Grant, Report, Standing, Table},
 };
 use crate::{cluster::Leadership, registry::PoolOf, session::Offer};
 

@@ -56,6 +56,8 @@ pub struct Standing {
     pub count: u32,
     /// Another process of this worker, whose place it has here, may be alive: see `shared/lines.rs`.
     pub displaces: bool,
+    /// What it said last was said before whoever decides asked for it: it may be of a process that is dead by now.
+    pub repeated: bool,
     /// Its build knows leases.
     pub knows: bool,
     /// Its stream is open.

@@ -42,6 +42,7 @@ impl LeaseLine {
                 takes_over,
                 count,
                 displaces: false,
+                repeated: false,
                 knows: protocol >= LEASES,
                 connected: true,
                 report: None,

@@ -18,7 +18,9 @@ use clap::Parser;
 use forebay_etcd::Etcd;
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Crowd, Process, Scrape, eventually, eventually_within, lasting_addr, model_at};
+use forebay_tests::{
+    Crowd, Process, Scrape, eventually, eventually_within, lasting_addr, model_at,
+};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Endpoint;
@@ -78,13 +80,17 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let length = Duration::from_secs(args.seconds);
     let mut scene = Scene::set(args).await;
-    println!("| | all used again after | used | at once, most | above the limit | requests |\n|---|---|---|---|---|---|");
+    println!(
+        "| | all used again after | used | at once, most | above the limit | requests |\n|---|---|---|---|---|---|"
+    );
     scene.see("at first", length).await;
 
     let leader = scene.leader().await;
     let killed = scene.planes[leader].take().expect("it runs");
     killed.kill().await;
-    scene.see("the control plane that decides is killed", length).await;
+    scene
+        .see("the control plane that decides is killed", length)
+        .await;
     scene.start_plane(leader).await;
     scene.see("it is back", length).await;
 
@@ -92,7 +98,9 @@ async fn main() -> ExitCode {
     scene.planes[leader].as_ref().expect("it runs").pause();
     sleep(Duration::from_secs(15)).await;
     scene.planes[leader].as_ref().expect("it runs").resume();
-    scene.see("the one that decides slept for 15 s", length).await;
+    scene
+        .see("the one that decides slept for 15 s", length)
+        .await;
 
     let member = scene.etcd.leader().await;
     scene.etcd.kill(member).await;

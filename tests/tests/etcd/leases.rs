@@ -136,7 +136,9 @@ async fn a_limit_of_all_workers_holds_whoever_decides() {
 async fn everybody_tells_the_same(replicas: &Replicas, leader: usize) {
     for n in 0..3 {
         let seen = eventually(&format!("c{n} tells of leases"), async || {
-            pool(replicas, n).await.filter(|pool| pool.leases.len() == 4)
+            pool(replicas, n)
+                .await
+                .filter(|pool| pool.leases.len() == 4)
         })
         .await;
         assert_eq!((seen.model.as_str(), seen.limit), ("m", LIMIT));
@@ -191,7 +193,10 @@ async fn without_etcd_workers_have_their_floors_and_then_all_again() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-    assert!(refused.message().contains("etcd does not answer"), "{refused}");
+    assert!(
+        refused.message().contains("etcd does not answer"),
+        "{refused}"
+    );
     etcd.mend().await;
     let leader = decides(&replicas).await;
     all_lent(&replicas, leader, 2, "etcd is back").await;

@@ -570,6 +570,7 @@ impl World {
             takes_over: false,
             count: process.count,
             displaces: false,
+            repeated: false,
             knows: true,
             connected: true,
             report: Some(control::Report {

@@ -95,6 +95,8 @@ struct StoredWord {
     connected: bool,
     #[prost(message, optional, tag = "8")]
     report: Option<wire::LeaseReport>,
+    #[prost(bool, tag = "9")]
+    repeated: bool,
 }
 
 /// A batch of what is lent.
@@ -149,6 +151,7 @@ impl Letter {
             knows: standing.knows,
             connected: standing.connected,
             report: standing.report.as_ref().map(Into::into),
+            repeated: standing.repeated,
         };
         let question = |(number, content): &(u64, Vec<u8>)| Numbered {
             number: *number,
@@ -173,6 +176,7 @@ impl Letter {
                 takes_over: word.takes_over,
                 count: word.count,
                 displaces: false,
+                repeated: word.repeated,
                 knows: word.knows,
                 connected: word.connected,
                 report: word.report.map(Report::read),
@@ -226,11 +230,7 @@ impl Lent {
             answers: grant.answers,
             ttl: time(grant.ttl)?,
             linger: time(grant.linger)?,
-            shares: grant
-                .shares
-                .into_iter()
-                .map(share)
-                .collect::<Option<_>>()?,
+            shares: grant.shares.into_iter().map(share).collect::<Option<_>>()?,
         };
         Some(Self {
             worker: WorkerId::new(stored.worker).ok()?,
@@ -315,6 +315,7 @@ mod tests {
             takes_over: true,
             count: 3,
             displaces: false,
+            repeated: false,
             knows: true,
             connected: true,
             report: Some(Report {
@@ -384,6 +385,7 @@ mod tests {
                 takes_over: false,
                 count: 3,
                 displaces: false,
+                repeated: false,
                 knows: true,
                 connected: true,
                 report: Some(Report {

@@ -5,6 +5,10 @@
 //! line came later counts, or the one that takes over; as long as the other one may be alive, it is told so
 //! ([`Standing::displaces`]), and what that one may use is kept aside. Streams are numbered here, in the order in which
 //! lines come to count, so that to the decider the newer one is the greater one.
+//!
+//! A line may be of a process that died without a word, until its control plane notices. So what was said before the call
+//! ([`Standing::repeated`]) is told as that, but of a process that was heard since this one decides; and no line takes the
+//! place of another process's whose worker has said nothing on it since.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,6 +52,8 @@ struct Peer {
 struct Line {
     /// Lines that came later have more.
     order: u64,
+    /// Its worker said something since the call.
+    lives: bool,
     standing: Standing,
 }
 
@@ -64,8 +70,23 @@ struct Now {
     peer: String,
     line: u64,
     order: u64,
+    /// Its process said something since this one decides.
+    lived: bool,
     /// As it was told last.
     told: Standing,
+}
+
+/// A line, and the control plane that has it.
+type Told<'a> = (&'a String, &'a Line);
+
+impl Now {
+    /// Its line, if that is still there.
+    fn of<'a>(&self, lines: &[Told<'a>]) -> Option<&'a Line> {
+        let mut lines = lines.iter();
+        let own =
+            lines.find(|(peer, line)| **peer == self.peer && line.standing.stream == self.line);
+        own.map(|(_, line)| *line)
+    }
 }
 
 impl Lines {
@@ -102,7 +123,14 @@ impl Lines {
                 },
                 |same| same.order,
             );
-            known.lines.insert(worker.clone(), Line { order, standing });
+            // One that knows no leases says nothing.
+            let said = !standing.knows || (standing.report.is_some() && !standing.repeated);
+            let line = Line {
+                order,
+                lives: said || same.is_some_and(|same| same.lives),
+                standing,
+            };
+            known.lines.insert(worker.clone(), line);
             moved.insert(worker);
         }
         Heard::News(self.settle(moved))
@@ -117,7 +145,10 @@ impl Lines {
     /// No other control planes are there than these.
     pub fn stay(&mut self, there: &BTreeSet<String>) -> Vec<(WorkerId, Standing)> {
         let peers = self.peers.keys();
-        let gone: Vec<_> = peers.filter(|peer| !there.contains(*peer)).cloned().collect();
+        let gone: Vec<_> = peers
+            .filter(|peer| !there.contains(*peer))
+            .cloned()
+            .collect();
         gone.iter().flat_map(|peer| self.gone(peer)).collect()
     }
 
@@ -136,7 +167,10 @@ impl Lines {
             }
             // A line that is over was told of, or does not count.
             for peer in self.peers.values_mut() {
-                let over = peer.lines.get(&worker).is_some_and(|line| !line.standing.connected);
+                let over = peer
+                    .lines
+                    .get(&worker)
+                    .is_some_and(|line| !line.standing.connected);
                 if over {
                     peer.lines.remove(&worker);
                 }
@@ -158,58 +192,38 @@ impl Lines {
         for (_, line) in &lines {
             place.count(&line.standing);
         }
-        let best = lines
-            .iter()
-            .filter(|(_, line)| line.standing.connected && place.is_newest(&line.standing))
-            .max_by_key(|(_, line)| (line.standing.takes_over, line.order));
-        let of_now = |now: &Now| {
-            let line = lines.iter().find(|(peer, _)| **peer == now.peer)?;
-            Some(line.1).filter(|line| line.standing.stream == now.line)
-        };
-        let Some((peer, best)) = best else {
-            // Nobody has it any more. What was said at the end is told with it.
-            let now = place.now.as_mut()?;
-            let last = lines
-                .iter()
-                .find(|(peer, line)| **peer == now.peer && line.standing.stream == now.line);
-            let told = last.map_or(&now.told, |(_, line)| &line.standing);
-            let told = Standing {
-                stream: now.told.stream,
-                displaces: now.told.displaces,
-                connected: false,
-                ..told.clone()
-            };
-            return (told != now.told).then(|| {
-                now.told = told.clone();
-                told
-            });
+        let Some((peer, best)) = place.best(&lines) else {
+            return place.end(&lines);
         };
         let now = place.now.as_ref();
-        let same = now.filter(|now| now.peer == **peer && now.line == best.standing.stream);
+        let same = now.filter(|now| now.peer == *peer && now.line == best.standing.stream);
         let (stream, displaces) = match same {
             Some(now) => (now.told.stream, now.told.displaces),
             None => {
                 self.streams += 1;
                 let alive = now.is_some_and(|now| {
-                    let there = of_now(now).is_some_and(|line| line.standing.connected);
+                    let there = now.of(&lines).is_some_and(|line| line.standing.connected);
                     let other = now.told.instance != best.standing.instance;
                     other && (there || best.order < now.order)
                 });
                 (self.streams, alive)
             }
         };
+        let heard = best.lives || place.vouches(best);
         let told = Standing {
             stream,
             displaces,
+            repeated: !heard,
             ..best.standing.clone()
         };
         if now.is_some_and(|now| now.told == told) {
             return None;
         }
         place.now = Some(Now {
-            peer: (*peer).clone(),
+            peer: peer.clone(),
             line: best.standing.stream,
             order: best.order,
+            lived: heard,
             told: told.clone(),
         });
         Some(told)
@@ -243,6 +257,43 @@ impl Place {
         *newest = (*newest).max(standing.count);
     }
 
+    /// The line is of the process that counts, which is known to have lived.
+    fn vouches(&self, line: &Line) -> bool {
+        let now = self.now.as_ref().filter(|now| now.lived);
+        now.is_some_and(|now| now.told.instance == line.standing.instance)
+    }
+
+    /// The line that counts, if any does.
+    fn best<'a>(&self, lines: &[Told<'a>]) -> Option<Told<'a>> {
+        let lived = self.now.as_ref().is_some_and(|now| now.lived);
+        let there = lines.iter().filter(|(_, line)| {
+            let counts = line.lives || !lived || self.vouches(line);
+            line.standing.connected && self.is_newest(&line.standing) && counts
+        });
+        let best = there.max_by_key(|(_, line)| {
+            let heard = line.lives || self.vouches(line);
+            (heard, line.standing.takes_over, line.order)
+        });
+        best.copied()
+    }
+
+    /// Nobody has it any more. What was said at the end is told with it.
+    fn end(&mut self, lines: &[Told<'_>]) -> Option<Standing> {
+        let now = self.now.as_mut()?;
+        let last = now.of(lines);
+        let told = last.map_or(&now.told, |line| &line.standing);
+        let told = Standing {
+            stream: now.told.stream,
+            displaces: now.told.displaces,
+            repeated: !now.lived && !last.is_some_and(|line| line.lives),
+            connected: false,
+            ..told.clone()
+        };
+        let news = told != now.told;
+        now.told.clone_from(&told);
+        news.then_some(told)
+    }
+
     /// Its process has opened no later one. What is not counted goes by the order in which it came.
     fn is_newest(&self, standing: &Standing) -> bool {
         let newest = self.newest.get(&standing.instance);
@@ -253,6 +304,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leases::words::Report;
 
     const CALL: Call = Call { term: 7, round: 1 };
 
@@ -267,11 +319,24 @@ mod tests {
             takes_over: false,
             count,
             displaces: false,
+            repeated: false,
             knows: true,
             connected,
-            report: None,
+            report: Some(Report::default()),
         };
         (worker(), standing)
+    }
+
+    fn again(line: u64, instance: &str, count: u32) -> (WorkerId, Standing) {
+        let (worker, standing) = word(line, instance, count, true);
+        let repeated = true;
+        (
+            worker,
+            Standing {
+                repeated,
+                ..standing
+            },
+        )
     }
 
     struct Play(Lines, u64);
@@ -313,7 +378,9 @@ mod tests {
         assert_eq!(play.write("a", false, vec![word(1, "i", 1, false)]), None);
         assert_eq!(play.0.line_of(&worker(), second.stream), Some(("b", 1)));
         assert_eq!(play.0.line_of(&worker(), first.stream), None);
-        let end = play.write("b", false, vec![word(1, "i", 2, false)]).unwrap();
+        let end = play
+            .write("b", false, vec![word(1, "i", 2, false)])
+            .unwrap();
         assert_eq!((end.stream, end.connected), (second.stream, false));
         assert_eq!(play.0.line_of(&worker(), second.stream), None);
     }
@@ -338,13 +405,32 @@ mod tests {
         let other = play.write("b", true, vec![word(1, "j", 1, true)]).unwrap();
         assert!(other.displaces, "the first one may be alive");
         // The other one is turned away.
-        let first = play.write("b", false, vec![word(1, "j", 1, false)]).unwrap();
+        let first = play
+            .write("b", false, vec![word(1, "j", 1, false)])
+            .unwrap();
         assert_eq!(first.instance.as_str(), "i");
         assert!(first.displaces && first.stream > other.stream);
         // A restart: the first is gone before the other one comes.
         play.write("a", false, vec![word(1, "i", 5, false)]);
         let next = play.write("b", false, vec![word(2, "k", 1, true)]).unwrap();
         assert!(!next.displaces && next.connected);
+    }
+
+    #[test]
+    fn a_line_of_a_process_that_may_be_dead_takes_nobodys_place() {
+        let mut play = Play::new();
+        let first = play.write("a", true, vec![again(1, "dead", 5)]).unwrap();
+        assert!(first.connected && first.repeated, "it may be dead");
+        let next = play
+            .write("b", true, vec![word(1, "alive", 1, true)])
+            .unwrap();
+        assert!(!next.repeated && next.instance.as_str() == "alive");
+        // Everything is told anew.
+        assert_eq!(play.write("a", true, vec![again(2, "dead", 5)]), None);
+        let same = play.write("b", true, vec![again(2, "alive", 1)]).unwrap();
+        assert!(!same.repeated, "it lived since");
+        assert!(!play.0.gone("b")[0].1.connected);
+        assert_eq!(play.write("a", true, vec![again(3, "dead", 5)]), None);
     }
 
     #[test]

@@ -148,16 +148,12 @@ impl EtcdBoard {
     }
 
     /// Writes what is for others, if this control plane still decides. False if that is not known.
-    async fn write(
-        &self,
-        term: u64,
-        letters: Vec<(String, Vec<u8>)>,
-    ) -> Result<bool, Fenced> {
+    async fn write(&self, term: u64, letters: Vec<(String, Vec<u8>)>) -> Result<bool, Fenced> {
         // With this lease goes who decides, and with it what it wrote.
         let lease = (*self.lease.borrow()).ok_or(Fenced)?;
         let letters = letters.into_iter();
-        let puts =
-            letters.map(|(peer, letter)| ops::put(self.key(&format!("lent/{peer}")), letter, lease));
+        let puts = letters
+            .map(|(peer, letter)| ops::put(self.key(&format!("lent/{peer}")), letter, lease));
         let txn = TxnRequest {
             compare: vec![self.in_term(term)],
             success: puts.collect(),
@@ -185,7 +181,9 @@ impl EtcdBoard {
         };
         let leader = ops::found(found.responses.first()).and_then(|kv| leader_name(&kv.value));
         match leader {
-            Some(name) => format!("control plane `{name}` decides on leases and did not answer; ask that one"),
+            Some(name) => {
+                format!("control plane `{name}` decides on leases and did not answer; ask that one")
+            }
             None => "no control plane decides on leases at the moment; try again".to_owned(),
         }
     }
@@ -362,7 +360,11 @@ impl EtcdBoard {
             return;
         };
         if self.inner.lock().own.call(call) {
-            tracing::debug!(term = call.term, round = call.round, "leases are decided anew");
+            tracing::debug!(
+                term = call.term,
+                round = call.round,
+                "leases are decided anew"
+            );
             self.tell.notify_one();
         }
     }

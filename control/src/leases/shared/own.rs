@@ -54,6 +54,8 @@ struct Line {
     standing: Standing,
     /// Whoever decides may know of it.
     told: bool,
+    /// The worker has said nothing since it began.
+    repeats: bool,
     /// The number of the last grant of the stream that was handed on, and the same when the line began.
     last: u64,
     base: u64,
@@ -76,6 +78,7 @@ impl Own {
                 number: self.line,
                 standing,
                 told: false,
+                repeats: false,
                 last: 0,
                 base: 0,
                 handed: VecDeque::new(),
@@ -84,6 +87,8 @@ impl Own {
         } else if let Some(line) = self.lines.get_mut(worker) {
             let confirmed = standing.report.as_ref().map_or(0, |report| report.grant);
             line.handed.retain(|(number, _)| *number > confirmed);
+            let number = |standing: &Standing| standing.report.as_ref().map(|report| report.number);
+            line.repeats &= number(&line.standing) >= number(&standing);
             line.standing = standing;
             // Nobody heard of it: nobody need hear that it is gone.
             if !line.standing.connected && !line.told {
@@ -112,6 +117,7 @@ impl Own {
         for line in self.lines.values_mut() {
             self.line += 1;
             (line.number, line.base, line.told) = (self.line, line.last, false);
+            line.repeats = true;
         }
         self.changed = self.lines.keys().cloned().collect();
     }
@@ -238,6 +244,7 @@ impl Line {
         });
         Standing {
             stream: self.number,
+            repeated: self.repeats && report.is_some(),
             report,
             ..self.standing.clone()
         }
@@ -280,6 +287,7 @@ mod tests {
             takes_over: false,
             count: 1,
             displaces: false,
+            repeated: false,
             knows: true,
             connected,
             report,
@@ -368,6 +376,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_before_a_call_is_told_as_that() {
+        let mut own = Own::default();
+        own.call(Call { term: 5, round: 1 });
+        own.report(&worker(), standing(1, true, Some((1, 0, 0))));
+        assert!(!told(&mut own).words[0].1.repeated);
+        own.call(Call { term: 6, round: 1 });
+        assert!(told(&mut own).words[0].1.repeated);
+        own.report(&worker(), standing(1, true, Some((1, 0, 0))));
+        assert!(told(&mut own).words[0].1.repeated, "it is the same");
+        own.report(&worker(), standing(1, true, Some((2, 0, 0))));
+        assert!(!told(&mut own).words[0].1.repeated);
+    }
+
+    #[test]
     fn an_older_stream_says_nothing_of_a_newer_one() {
         let mut own = Own::default();
         own.call(Call { term: 5, round: 1 });
@@ -387,7 +409,8 @@ mod tests {
         own.report(&worker(), standing(1, true, Some((1, 0, 1))));
         let line = told(&mut own).words[0].1.stream;
         for n in 1..100 {
-            own.hand_on(&lent(line, n, if n == 1 { 90 } else { 2 })).unwrap();
+            own.hand_on(&lent(line, n, if n == 1 { 90 } else { 2 }))
+                .unwrap();
         }
         assert_eq!(own.lines[&worker()].handed.len(), UNCONFIRMED);
         own.call(Call { term: 6, round: 1 });

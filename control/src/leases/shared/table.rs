@@ -60,7 +60,9 @@ impl EtcdBoard {
         }
         let table = table_of(kept.parts.values().map(Vec::as_slice));
         let at = String::from_utf8_lossy(&self.key("table/")).into_owned();
-        table.map(Some).map_err(|what| TableError::Unreadable { at, what })
+        table
+            .map(Some)
+            .map_err(|what| TableError::Unreadable { at, what })
     }
 
     async fn kept_now(&self) -> Result<Kept, TableError> {
@@ -163,7 +165,12 @@ impl EtcdBoard {
             success,
             failure: vec![ops::get(self.shared.layout.leader())],
         };
-        let answer = self.shared.etcd.txn(txn, Budget::SHORT).await.map_err(away)?;
+        let answer = self
+            .shared
+            .etcd
+            .txn(txn, Budget::SHORT)
+            .await
+            .map_err(away)?;
         if answer.succeeded {
             return Ok(Some(answer.header.map_or(0, |header| header.revision)));
         }

@@ -47,7 +47,10 @@ impl Plane {
     /// It decides, whoever did before.
     async fn take_charge(&self) -> u64 {
         let leader = self.board.shared.layout.leader();
-        for op in [ops::delete(leader.clone()), ops::put(leader.clone(), vec![1], self.lease)] {
+        for op in [
+            ops::delete(leader.clone()),
+            ops::put(leader.clone(), vec![1], self.lease),
+        ] {
             let txn = TxnRequest {
                 success: vec![op],
                 ..TxnRequest::default()
@@ -68,7 +71,9 @@ impl Plane {
         let heard = async {
             loop {
                 let news = self.board.demands().await;
-                let found = news.into_iter().find(|(w, standing)| *w == worker(n) && so(standing));
+                let found = news
+                    .into_iter()
+                    .find(|(w, standing)| *w == worker(n) && so(standing));
                 if let Some((_, standing)) = found {
                     return standing;
                 }
@@ -102,6 +107,7 @@ fn standing(stream: u64, count: u32, report: u64) -> Standing {
         takes_over: false,
         count,
         displaces: false,
+        repeated: false,
         knows: true,
         connected: true,
         report: Some(Report {
@@ -159,9 +165,16 @@ async fn what_is_said_at_one_is_heard_and_answered_by_the_other(members: &foreba
     let term = a.take_charge().await;
     assert_eq!(a.board.begin(term).await.unwrap(), None);
     let heard = a.hears(1, |standing| standing.connected).await;
-    a.board.allot(term, vec![(worker(1), grant(heard.stream, 1, 8))]).await.unwrap();
+    a.board
+        .allot(term, vec![(worker(1), grant(heard.stream, 1, 8))])
+        .await
+        .unwrap();
     let got = lent(&mut allotted).await;
-    assert_eq!((got.stream, got.number), (40, 1), "by the numbers of its own stream");
+    assert_eq!(
+        (got.stream, got.number),
+        (40, 1),
+        "by the numbers of its own stream"
+    );
     // It goes over; what the first one says of it then is of no worker that is there.
     a.board.report(&worker(1), standing(7, 2, 1));
     let moved = a.hears(1, |standing| standing.count == 2).await;
@@ -177,7 +190,10 @@ async fn what_is_said_at_one_is_heard_and_answered_by_the_other(members: &foreba
     let all = a.hears(2, |_| true).await;
     assert!(all.connected);
     let mut again = a.board.allotted(&worker(1));
-    a.board.allot(term, vec![(worker(1), grant(moved.stream, 1, 8))]).await.unwrap();
+    a.board
+        .allot(term, vec![(worker(1), grant(moved.stream, 1, 8))])
+        .await
+        .unwrap();
     assert_eq!(lent(&mut again).await.stream, 7);
     a.end().await;
     b.end().await;
@@ -201,7 +217,10 @@ async fn what_is_decided_in_an_older_term_is_refused_and_who_comes_next_knows_al
     let mut allotted = b.board.allotted(&worker(1));
     let second = b.take_charge().await;
     assert!(second > first);
-    let late = a.board.allot(first, vec![(worker(1), grant(heard.stream, 1, 99))]).await;
+    let late = a
+        .board
+        .allot(first, vec![(worker(1), grant(heard.stream, 1, 99))])
+        .await;
     assert_eq!(late, Err(Fenced));
     let late = a.board.keep(first, Table::default()).await;
     assert!(matches!(late, Err(TableError::Fenced(_))), "{late:?}");
@@ -209,13 +228,22 @@ async fn what_is_decided_in_an_older_term_is_refused_and_who_comes_next_knows_al
     assert_eq!(b.board.begin(second).await.unwrap(), Some(table(400)));
     let (mut missing, mut stream) = (50, 0);
     while missing > 0 {
-        let news = timeout(PATIENCE, b.board.demands()).await.expect("all are heard");
+        let news = timeout(PATIENCE, b.board.demands())
+            .await
+            .expect("all are heard");
         missing -= news.len();
         let one = news.iter().find(|(id, _)| *id == worker(1));
         stream = one.map_or(stream, |(_, standing)| standing.stream);
     }
-    assert_eq!(*allotted.borrow_and_update(), None, "nothing of the older term came");
-    b.board.allot(second, vec![(worker(1), grant(stream, 1, 5))]).await.unwrap();
+    assert_eq!(
+        *allotted.borrow_and_update(),
+        None,
+        "nothing of the older term came"
+    );
+    b.board
+        .allot(second, vec![(worker(1), grant(stream, 1, 5))])
+        .await
+        .unwrap();
     assert_eq!(lent(&mut allotted).await.shares[&model()].size, 5);
     a.end().await;
     b.end().await;
@@ -238,7 +266,11 @@ async fn a_write_of_the_table_whose_answer_is_lost_does_not_undo_a_newer_one(
     a.board.keep(term, table(5)).await.unwrap();
     assert_eq!(a.board.read_table().await.unwrap(), Some(table(5)));
     a.board.keep(term, table(1)).await.unwrap();
-    assert_eq!(a.board.read_table().await.unwrap(), Some(table(1)), "what is gone is gone");
+    assert_eq!(
+        a.board.read_table().await.unwrap(),
+        Some(table(1)),
+        "what is gone is gone"
+    );
     let key = a.board.key("table/0000");
     let txn = TxnRequest {
         success: vec![ops::put(key, b"nonsense".to_vec(), 0)],
@@ -246,7 +278,10 @@ async fn a_write_of_the_table_whose_answer_is_lost_does_not_undo_a_newer_one(
     };
     a.etcd.txn(txn, Budget::WRITE).await.unwrap();
     let error = a.board.read_table().await.unwrap_err();
-    assert!(error.to_string().contains("/table/leases/table/"), "{error}");
+    assert!(
+        error.to_string().contains("/table/leases/table/"),
+        "{error}"
+    );
     a.end().await;
 }
 
@@ -269,9 +304,7 @@ async fn whose_lease_is_over_is_not_there_and_comes_back(members: &forebay_etcd:
     b.end().await;
 }
 
-async fn compaction_and_the_loss_of_a_member_cost_a_call_at_most(
-    members: &mut forebay_etcd::Etcd,
-) {
+async fn compaction_and_the_loss_of_a_member_cost_a_call_at_most(members: &mut forebay_etcd::Etcd) {
     let (a, b) = (
         Plane::start(members, "lost", "a").await,
         Plane::start(members, "lost", "b").await,

@@ -241,12 +241,18 @@ fn only_new_answers_are_read(world: &World, (one, two): (&mut EtcdStore, &mut Et
         ..TxnRequest::default()
     };
     let put = write(ops::put(nonsense.clone(), b"nonsense".to_vec(), 0));
-    world.runtime.block_on(one.etcd.txn(put, Budget::WRITE)).unwrap();
+    world
+        .runtime
+        .block_on(one.etcd.txn(put, Budget::WRITE))
+        .unwrap();
     one.commit(&[only("z")]).unwrap();
     let told = changes_of(two.news().unwrap());
     assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("z", 2))));
     let delete = write(ops::delete(nonsense));
-    world.runtime.block_on(one.etcd.txn(delete, Budget::WRITE)).unwrap();
+    world
+        .runtime
+        .block_on(one.etcd.txn(delete, Budget::WRITE))
+        .unwrap();
     // After a commit of a build that does not count them, they are looked for.
     let mut at = one.at.clone().unwrap();
     at.head.answered = 0;

@@ -115,6 +115,7 @@ impl World {
             takes_over: false,
             count: process.count,
             displaces: false,
+            repeated: false,
             knows: true,
             connected: false,
             report: None,
@@ -161,13 +162,15 @@ impl World {
                         break;
                     }
                     1 => {
-                        self.mail.push((at, Mail::Letter(name.clone(), letter.clone())));
+                        self.mail
+                            .push((at, Mail::Letter(name.clone(), letter.clone())));
                         self.planes[n].own.unsent(letter);
                         break;
                     }
                     2 => {
                         let late = at + self.rng.u64(0..3_000);
-                        self.mail.push((late, Mail::Letter(name.clone(), letter.clone())));
+                        self.mail
+                            .push((late, Mail::Letter(name.clone(), letter.clone())));
                     }
                     _ => {}
                 }
@@ -261,7 +264,10 @@ impl World {
             lines,
             called: 0,
         });
-        self.note(format!("{} decides in term {}", self.planes[plane].name, self.term));
+        self.note(format!(
+            "{} decides in term {}",
+            self.planes[plane].name, self.term
+        ));
         self.configure();
         self.call();
     }
@@ -269,7 +275,11 @@ impl World {
     pub(super) fn decide(&mut self) {
         self.elect();
         let (now, full) = (self.time(), self.disk_full_until > self.now);
-        if self.before_it.as_ref().is_some_and(|(_, until)| *until < self.now) {
+        if self
+            .before_it
+            .as_ref()
+            .is_some_and(|(_, until)| *until < self.now)
+        {
             self.before_it = None;
         }
         let before = self.before_it.iter_mut().map(|(leader, _)| leader);
