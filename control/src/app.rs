@@ -39,7 +39,7 @@ use crate::{
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
     http,
-    leases::{LeaseSettings, Leases, LocalBoard},
+    leases::{Board, LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
     probe::Prober,
@@ -214,9 +214,12 @@ impl BoundControl {
         .await?;
         let (abreast, replica) = among(&own);
         let (status, exporter, cluster) = keep(own, &handle, &metrics);
-        let lends = cluster.is_none();
         let dir = exporter.as_ref().map(|exporter| exporter.dir.clone());
-        let board = Arc::new(LocalBoard::new(dir));
+        let board: Arc<dyn Board> = match &cluster {
+            Some(cluster) => cluster.board.clone(),
+            None => Arc::new(LocalBoard::new(dir)),
+        };
+        let drains = cluster.as_ref().map(|cluster| cluster.drains());
         let position = handle.published().position.clone();
         tracing::info!(%addr, %position, "control plane ready");
         let context = Context {
@@ -227,7 +230,8 @@ impl BoundControl {
             prober: Arc::new(prober(addr, settings.probe_allow)),
             abreast,
             replica,
-            leases: Arc::new(Leases::new(board, leases, lends)),
+            leases: Arc::new(Leases::new(board, leases)),
+            drains,
         };
         Ok(Self {
             listener,
@@ -315,7 +319,6 @@ where
     } = plan;
     // Kept to the end: who shares its store with nobody decides for as long as it runs.
     let (alone, mut leadership) = Leadership::alone();
-    let leads = leadership.clone();
     if let Some(cluster) = cluster {
         leadership = cluster.shared.leadership.clone();
         let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
@@ -327,6 +330,7 @@ where
             shutdown.clone(),
         );
     }
+    let leads = leadership.clone();
     if let Some((settings, kept)) = staged {
         let parts = rollout::Parts {
             settings,
@@ -339,11 +343,7 @@ where
         offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
     }
     let leases = context.leases.clone();
-    match leases.lends() {
-        true => sessions.spawn(leases.run(offers.clone(), leads, shutdown.clone())),
-        // Where several serve, each would lend the whole.
-        false => sessions.spawn(leases.lend_nothing(shutdown.clone())),
-    };
+    sessions.spawn(leases.run(offers.clone(), leads, shutdown.clone()));
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();

@@ -34,10 +34,11 @@ use crate::{
 
 pub use replicas::Replicas;
 
-/// Who decides on leases, without its task: for the model test.
+/// Who decides on leases, and what control planes tell one another of them, without tasks: for the model test.
 pub mod leases {
     pub use crate::leases::{
-        Grant, LeaseSettings, Limit, Machine, MachineFaults, Report, Share, Standing, Table, Use,
+        Call, Grant, Heard, LeaseSettings, Lent, Letter, Limit, Lines, Machine, MachineFaults, Own,
+        OwnFaults, Report, Share, Standing, Table, Use,
     };
 }
 
@@ -138,8 +139,8 @@ where
         leases: Arc::new(Leases::new(
             Arc::new(LocalBoard::new(None)),
             LeaseSettings::default(),
-            true,
         )),
+        drains: None,
     };
     let plan = app::Plan {
         stream_age: Some(STREAM_AGE),

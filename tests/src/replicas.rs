@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use forebay_control::{
-    BoundControl, ControlSettings, EtcdAccess, ReplicaSettings, RolloutSettings, SecretPaths,
+    BoundControl, ControlSettings, EtcdAccess, LeaseSettings, ReplicaSettings, RolloutSettings,
+    SecretPaths,
 };
 use forebay_proto::{PoolSettings, wire};
 use tempfile::TempDir;
@@ -27,6 +28,7 @@ pub struct Replicas {
     dir: TempDir,
     store: String,
     rings: Option<RolloutSettings>,
+    leases: LeaseSettings,
     planes: Vec<Plane>,
 }
 
@@ -39,15 +41,25 @@ struct Plane {
 impl Replicas {
     /// Starts so many on this store.
     pub async fn start(store: &str, count: usize) -> Self {
-        Self::of(store, count, None).await
+        Self::of(store, count, None, LeaseSettings::default()).await
+    }
+
+    /// The same, with leases that hold for so long.
+    pub async fn with_leases(store: &str, count: usize, leases: LeaseSettings) -> Self {
+        Self::of(store, count, None, leases).await
     }
 
     /// The same, rolling out in rings.
     pub async fn with_rings(store: &str, count: usize, rings: RolloutSettings) -> Self {
-        Self::of(store, count, Some(rings)).await
+        Self::of(store, count, Some(rings), LeaseSettings::default()).await
     }
 
-    async fn of(store: &str, count: usize, rings: Option<RolloutSettings>) -> Self {
+    async fn of(
+        store: &str,
+        count: usize,
+        rings: Option<RolloutSettings>,
+        leases: LeaseSettings,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, digit) in [("pepper", "1"), ("seal.key", "2")] {
             std::fs::write(dir.path().join(name), digit.repeat(64)).expect("a secret");
@@ -56,6 +68,7 @@ impl Replicas {
             dir,
             store: store.to_owned(),
             rings,
+            leases,
             planes: Vec::new(),
         };
         for n in 0..count {
@@ -96,7 +109,7 @@ impl Replicas {
                 pepper: Some(self.dir.path().join("pepper")),
                 seal_key: Some(self.dir.path().join("seal.key")),
             },
-            leases: forebay_control::LeaseSettings::default(),
+            leases: self.leases,
             replica: ReplicaSettings {
                 name: Some(format!("c{n}")),
                 access: EtcdAccess::default(),

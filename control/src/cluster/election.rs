@@ -48,6 +48,12 @@ struct ReplicaMessage {
     version: String,
 }
 
+/// The name of the one that wrote that it decides.
+pub(crate) fn leader_name(value: &[u8]) -> Option<String> {
+    let message = ReplicaMessage::decode(value).ok()?;
+    Some(message.name).filter(|name| !name.is_empty())
+}
+
 /// Stands for election until told to stop.
 pub(crate) async fn run(
     shared: Shared,

@@ -6,6 +6,7 @@
 //! holds the lease. Losing it ends decisions, not streams. A decision carries the term that it was made in, and the
 //! store refuses it under a later one, so that a replica that was asleep decides nothing when it wakes.
 
+mod drains;
 mod election;
 mod follow;
 mod lag;
@@ -20,11 +21,17 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
-    lag::Lag, metrics::ReplicaMetrics, secrets::check as check_secrets, watching::Looks,
+    drains::{Drains, Uncarried},
+    election::leader_name,
+    lag::Lag,
+    metrics::ReplicaMetrics,
+    secrets::check as check_secrets,
+    watching::Looks,
 };
 use crate::{
     etcd::{Etcd, EtcdAccess},
     fleet::Fleet,
+    leases::EtcdBoard,
     metrics::Metrics,
     registry::RegistryHandle,
     store::etcd::Layout,
@@ -107,21 +114,30 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) shared: Shared,
+    /// Where they meet over leases.
+    pub(crate) board: Arc<EtcdBoard>,
     leading: watch::Sender<Leadership>,
 }
 
 impl Cluster {
+    /// The way to others with the word that a worker is to end.
+    pub(crate) fn drains(&self) -> Drains {
+        Drains::new(self.shared.clone())
+    }
+
     pub(crate) fn new(etcd: Arc<Etcd>, replica: Replica) -> Self {
         let layout = Layout::new(etcd.at().prefix());
         let (leading, leadership) = watch::channel(Leadership::Follower);
+        let shared = Shared {
+            etcd,
+            layout,
+            replica,
+            lag: Arc::default(),
+            leadership,
+        };
         Self {
-            shared: Shared {
-                etcd,
-                layout,
-                replica,
-                lag: Arc::default(),
-                leadership,
-            },
+            board: Arc::new(EtcdBoard::new(shared.clone())),
+            shared,
             leading,
         }
     }
@@ -136,7 +152,12 @@ impl Cluster {
         stopping: CancellationToken,
     ) {
         let (leased, lease) = watch::channel(None);
-        let Self { shared, leading } = self;
+        let Self {
+            shared,
+            board,
+            leading,
+        } = self;
+        tasks.spawn(board.run(lease.clone(), stopping.clone()));
         tasks.spawn(follow::run(shared.clone(), registry, stopping.clone()));
         tasks.spawn(election::run(
             shared.clone(),
@@ -149,6 +170,11 @@ impl Cluster {
             shared.clone(),
             fleet.clone(),
             lease,
+            stopping.clone(),
+        ));
+        tasks.spawn(drains::hear(
+            shared.clone(),
+            fleet.clone(),
             stopping.clone(),
         ));
         tasks.spawn(workers::follow(shared, fleet, stopping));

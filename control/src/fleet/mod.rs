@@ -115,8 +115,8 @@ pub(crate) enum CannotDrain {
     Unknown,
     /// It is not connected.
     Gone,
-    /// It is connected to another control plane, of this name.
-    Elsewhere(String),
+    /// It is connected to another control plane, of this name and process.
+    Elsewhere { replica: String, instance: String },
     /// Its build does not know how.
     TooOld,
 }
@@ -206,7 +206,12 @@ impl Fleet {
     pub(crate) fn drain(&self, id: &str) -> Result<(), CannotDrain> {
         let mut inner = self.inner.lock();
         let elsewhere = inner.elsewhere(id);
-        let absent = |here| elsewhere.map_or(here, CannotDrain::Elsewhere);
+        let absent = |here| {
+            elsewhere.map_or(here, |(replica, instance)| CannotDrain::Elsewhere {
+                replica,
+                instance,
+            })
+        };
         let Some(known) = inner.workers.get_mut(id) else {
             return Err(absent(CannotDrain::Unknown));
         };

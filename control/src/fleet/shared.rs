@@ -270,16 +270,15 @@ impl Inner {
         }
     }
 
-    /// Which other control plane this worker is connected to.
-    pub(super) fn elsewhere(&self, id: &str) -> Option<String> {
-        let has = |other: &&Other| {
+    /// Which other control plane this worker is connected to: its name and process.
+    pub(super) fn elsewhere(&self, id: &str) -> Option<(String, String)> {
+        let has = |other: &Other| {
             let mut parts = other.parts.values();
             parts.any(|part| part.get(id).is_some_and(|known| known.gone.is_none()))
         };
-        self.others
-            .values()
-            .find(has)
-            .map(|other| other.name.clone())
+        let mut others = self.others.iter();
+        let found = others.find(|(_, other)| has(other));
+        found.map(|(instance, other)| (other.name.clone(), instance.clone()))
     }
 
     /// What a worker refused at another control plane, in this very process.
@@ -376,7 +375,11 @@ mod tests {
             (shown.build.as_str(), shown.gateway_address.as_str()),
             ("1", "g")
         );
-        assert_eq!(a.drain("w2"), Err(CannotDrain::Elsewhere("b".to_owned())));
+        let elsewhere = CannotDrain::Elsewhere {
+            replica: "b".to_owned(),
+            instance: "b".to_owned(),
+        };
+        assert_eq!(a.drain("w2"), Err(elsewhere));
         assert_eq!(a.counts(&position(3)).applied, 2);
         // It comes over, and what it refused is not sent to it again.
         assert_eq!(join(&a, "w2").refused, Some(position(4)));

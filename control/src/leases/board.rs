@@ -34,9 +34,26 @@ pub(crate) enum TableError {
         .path.display()
     )]
     Damaged { path: PathBuf, what: String },
+    /// The store that several share.
+    #[error("etcd does not answer: {0}")]
+    Away(String),
+    /// What is in it.
+    #[error(
+        "the keys {at}* in etcd: {what}; delete them to go on as if every worker might hold anything for as long as a \
+         lease holds"
+    )]
+    Unreadable { at: String, what: String },
     /// Another one decides.
     #[error(transparent)]
     Fenced(#[from] Fenced),
+}
+
+/// What another replica wants to know of the leases, and has to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) from: String,
+    pub(crate) number: u64,
+    pub(crate) question: Vec<u8>,
 }
 
 /// Where replicas meet.
@@ -45,7 +62,8 @@ pub(crate) trait Board: std::fmt::Debug + Send + Sync + 'static {
     /// How a worker of this replica stands.
     fn report(&self, worker: &WorkerId, standing: Standing);
 
-    /// How workers of all replicas stand: those of which something is new. Waits until there are any.
+    /// How workers of all replicas stand: those of which something is new. Waits until there are any, or somebody asks
+    /// something.
     async fn demands(&self) -> Vec<(WorkerId, Standing)>;
 
     /// Lends, under this term.
@@ -54,11 +72,29 @@ pub(crate) trait Board: std::fmt::Debug + Send + Sync + 'static {
     /// What is lent to a worker of this replica, from now on.
     fn allotted(&self, worker: &WorkerId) -> watch::Receiver<Option<Arc<Grant>>>;
 
-    /// What is on record; nothing if nothing ever was.
-    async fn table(&self) -> Result<Option<Table>, TableError>;
+    /// This control plane decides from now on, under this term. Gives what is on record; nothing if nothing ever was.
+    async fn begin(&self, term: u64) -> Result<Option<Table>, TableError>;
+
+    /// It does not any more.
+    fn end(&self);
 
     /// Puts on record, durably, under this term.
     async fn keep(&self, term: u64, table: Table) -> Result<(), TableError>;
+
+    /// Asks the one that decides, elsewhere. Otherwise says why there is no answer.
+    async fn ask(&self, _: Vec<u8>) -> Result<Vec<u8>, String> {
+        Err("the leases are not decided here at the moment; try again".to_owned())
+    }
+
+    /// What others asked since.
+    fn questions(&self) -> Vec<Asked> {
+        Vec::new()
+    }
+
+    /// Answers one of them, under this term.
+    async fn answer(&self, _: u64, _: Asked, _: Vec<u8>) -> Result<(), Fenced> {
+        Ok(())
+    }
 }
 
 /// The board of one process: in memory, with the table in a file beside the store.
@@ -134,7 +170,9 @@ impl Board for LocalBoard {
         to.or_insert_with(|| watch::channel(None).0).subscribe()
     }
 
-    async fn table(&self) -> Result<Option<Table>, TableError> {
+    fn end(&self) {}
+
+    async fn begin(&self, _: u64) -> Result<Option<Table>, TableError> {
         let Some(dir) = self.dir.clone() else {
             return Ok(None);
         };
@@ -232,14 +270,9 @@ fn save(dir: &Path, table: &Table) -> Result<(), TableError> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use forebay_proto::{InstanceId, ModelId};
-    use tokio::{task::JoinSet, time::sleep};
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::leases::{LeaseSettings, Leases};
 
     fn worker(id: &str) -> WorkerId {
         WorkerId::new(id).unwrap()
@@ -250,31 +283,13 @@ mod tests {
             stream,
             instance: InstanceId::new("i").unwrap(),
             takes_over: false,
+            count: 0,
+            displaces: false,
+            repeated: false,
             knows: true,
             connected,
             report: None,
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn where_nobody_lends_nothing_piles_up() {
-        let board = Arc::new(LocalBoard::new(None));
-        let leases = Leases::new(board.clone(), LeaseSettings::default(), false);
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::new(leases).lend_nothing(stop.clone()));
-        for n in 0..100 {
-            let id = worker(&format!("w{n}"));
-            drop(board.allotted(&id));
-            board.report(&id, standing(1, false));
-        }
-        sleep(Duration::from_secs(60)).await;
-        {
-            let inner = board.inner.lock();
-            assert_eq!((inner.news.len(), inner.grants.len()), (0, 0));
-        }
-        stop.cancel();
-        tasks.join_all().await;
     }
 
     fn grant(number: u64) -> Arc<Grant> {
@@ -329,7 +344,7 @@ mod tests {
     async fn the_table_is_read_back_and_what_is_damaged_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let board = LocalBoard::new(Some(dir.path().to_owned()));
-        assert_eq!(board.table().await.unwrap(), None);
+        assert_eq!(board.begin(1).await.unwrap(), None);
         let table = Table {
             workers: BTreeMap::from([(
                 worker("a"),
@@ -338,14 +353,14 @@ mod tests {
             ..Table::default()
         };
         board.keep(1, table.clone()).await.unwrap();
-        assert_eq!(board.table().await.unwrap(), Some(table));
+        assert_eq!(board.begin(1).await.unwrap(), Some(table));
         let path = dir.path().join(FILE);
         let good = fs::read(&path).unwrap();
         let mut flipped = good.clone();
         *flipped.last_mut().unwrap() ^= 1;
         for bad in [&b""[..], b"FBLEASE2", &good[..20], &flipped] {
             fs::write(&path, bad).unwrap();
-            let error = board.table().await.unwrap_err();
+            let error = board.begin(1).await.unwrap_err();
             assert!(matches!(error, TableError::Damaged { .. }), "{error}");
         }
     }

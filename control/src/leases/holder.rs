@@ -4,7 +4,8 @@
 //!   known from the table ──first report──▶ heard of ──stream ends──▶ running out ──time──▶ floor
 //!      (anything, until time)                  ▲                          │                 │
 //!                                              └────── same process: first report ─────────┘
-//!   a new process: nothing, at once; one that takes over: beside what the one before may use
+//!   a new process: nothing, at once; one that takes over: beside what the one before may use;
+//!   one that comes while another one is there: the same, and only time tells that the other one is over
 //! ```
 //!
 //! Invariant: [`Holder::may_use`] is never less than what the worker uses.
@@ -18,7 +19,7 @@ use forebay_proto::{InstanceId, ModelId, Position};
 
 use super::words::{Report, Share, Standing, Use};
 
-/// Grants to a worker that it did not confirm; with so many it gets no other.
+/// Grants to a worker that it did not confirm and that are told apart; of more, the oldest count as one.
 pub(super) const UNCONFIRMED: usize = 16;
 /// How long a need that is over still counts for the greater part.
 const FADES_IN: Duration = Duration::from_secs(2);
@@ -65,6 +66,18 @@ impl Hold {
         }
     }
 
+    /// It is sent this. Words may be lost for as long as it takes: what is remembered of them is bounded, and never less.
+    pub(super) fn send(&mut self, number: u64, share: Share) {
+        if self.sent.len() >= UNCONFIRMED
+            && let Some((_, oldest)) = self.sent.pop_front()
+            && let Some((_, next)) = self.sent.front_mut()
+        {
+            next.size = next.size.max(oldest.size);
+            next.floor = next.floor.max(oldest.floor);
+        }
+        self.sent.push_back((number, share));
+    }
+
     fn faded(&self, now: Duration) -> f64 {
         let gone = now.saturating_sub(self.at).as_secs_f64();
         self.need * (-gone / FADES_IN.as_secs_f64()).exp()
@@ -107,6 +120,8 @@ struct Before {
     /// Per limit: the most that it may use, and of that what does not run out.
     most: BTreeMap<ModelId, (u32, u32)>,
     until: Duration,
+    /// The heir knows when it ended. Otherwise time alone tells.
+    handed_over: bool,
 }
 
 /// One worker.
@@ -190,7 +205,7 @@ impl Holder {
         }
         let news = standing.report.as_ref();
         if let Some(report) = news.filter(|report| report.number > self.report) {
-            self.take(now, report, standing.takes_over);
+            self.take(now, report, standing);
         }
         if !standing.connected && self.connected {
             self.connected = false;
@@ -202,8 +217,8 @@ impl Holder {
     fn begin(&mut self, now: Duration, standing: &Standing, safe: Duration) {
         let same = self.instance.as_ref() == Some(&standing.instance);
         if !same && !self.unknown {
-            if standing.takes_over {
-                self.before = self.as_before(now, &standing.instance, safe);
+            if standing.takes_over || standing.displaces {
+                self.before = self.as_before(now, standing, safe);
             }
             self.holds.values_mut().for_each(Hold::clear);
             self.own.clear();
@@ -219,7 +234,7 @@ impl Holder {
         (self.done, self.ending) = (false, false);
     }
 
-    fn as_before(&self, now: Duration, heir: &InstanceId, safe: Duration) -> Option<Before> {
+    fn as_before(&self, now: Duration, heir: &Standing, safe: Duration) -> Option<Before> {
         let most = self.holds.iter();
         let mut most: BTreeMap<ModelId, (u32, u32)> = most
             .map(|(model, hold)| (model.clone(), (hold.most(), hold.floor())))
@@ -234,13 +249,14 @@ impl Holder {
         }
         Some(Before {
             instance: self.instance.clone(),
-            heir: heir.clone(),
+            heir: heir.instance.clone(),
             most,
             until,
+            handed_over: heir.takes_over,
         })
     }
 
-    fn take(&mut self, now: Duration, report: &Report, takes_over: bool) {
+    fn take(&mut self, now: Duration, report: &Report, standing: &Standing) {
         let first = self.report == 0;
         self.report = report.number;
         self.heard = now;
@@ -248,12 +264,20 @@ impl Holder {
         self.own.clone_from(&report.own);
         (self.ending, self.weight) = (report.ending, report.weight);
         let alone = report.alone || report.done;
-        if self.unknown && (alone || !takes_over) {
+        // Of one that takes over its own word counts; of another one that is there beside another, only time.
+        let speaks = match standing.takes_over {
+            true => alone,
+            false => !standing.displaces,
+        };
+        if self.unknown && speaks && !standing.repeated {
             self.unknown = false;
-            self.holds.values_mut().for_each(Hold::clear);
+            // What it said on this stream before stands beside what it was sent since.
+            let before = self.holds.values_mut().filter(|hold| !hold.listed);
+            before.for_each(Hold::clear);
         }
         let concerned = |before: &Before| {
-            self.instance.as_ref() == Some(&before.heir) || self.instance == before.instance
+            let heir = self.instance.as_ref() == Some(&before.heir);
+            (heir && before.handed_over) || self.instance == before.instance
         };
         if alone && self.before.as_ref().is_some_and(concerned) {
             self.before = None;
@@ -347,7 +371,7 @@ impl Holder {
         let (most, floor) = before.most.get(model).copied().unwrap_or_default();
         match now < before.until {
             true => most,
-            false if self.instance.as_ref() == Some(&before.heir) => floor,
+            false if before.handed_over && self.instance.as_ref() == Some(&before.heir) => floor,
             false => 0,
         }
     }

@@ -21,7 +21,7 @@ use forebay_proto::{ModelId, Position, WorkerId};
 
 use super::{
     allot::{Claim, allot, grow},
-    holder::{Holder, Patience, Terms, UNCONFIRMED},
+    holder::{Holder, Patience, Terms},
     words::{Grant, Share, Standing, Table},
 };
 
@@ -437,10 +437,6 @@ impl Machine {
                 .filter(|model| limits.contains(model) && holder.takes_part(now, model, patience))
                 .cloned()
                 .collect();
-            let mut holds = holder.holds.values();
-            if !holds.all(|hold| hold.sent.len() < UNCONFIRMED) {
-                continue;
-            }
             holder.number += 1;
             let number = holder.number;
             let mut shares = BTreeMap::new();
@@ -455,7 +451,7 @@ impl Machine {
                     size: hold.granted.size,
                     floor: hold.granted.floor.min(kept),
                 };
-                hold.sent.push_back((number, share));
+                hold.send(number, share);
                 shares.insert(model, share);
             }
             (holder.answered, holder.changed) = (holder.report, false);

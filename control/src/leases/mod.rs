@@ -3,7 +3,7 @@
 //!
 //! What is decided is in `machine.rs` (pure), how much to whom in `allot.rs` (pure), what is known of a worker in
 //! `holder.rs` (pure). Sessions pass reports and grants on (`session/leases.rs`), over a board (`board.rs`) where several
-//! control planes can meet; only the one that leads decides. This file is the task that does.
+//! control planes can meet, as they do in `shared/`; only the one that leads decides. This file is the task that does.
 
 #![cfg_attr(
     not(feature = "simulation"),
@@ -14,10 +14,12 @@
 )]
 
 pub(crate) mod allot;
+mod asking;
 pub(crate) mod board;
 mod holder;
 mod machine;
 pub(crate) mod metrics;
+pub(crate) mod shared;
 mod view;
 mod words;
 
@@ -31,13 +33,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::board::{Board, LocalBoard};
 pub use self::machine::LeaseSettings;
-#[cfg(feature = "simulation")]
-pub use self::words::{Share, Use};
+pub(crate) use self::{
+    board::{Board, LocalBoard},
+    shared::EtcdBoard,
+};
 pub use self::{
     machine::{Limit, Machine, MachineFaults},
     words::{Grant, Report, Standing, Table},
+};
+#[cfg(feature = "simulation")]
+pub use self::{
+    shared::{
+        letters::{Call, Lent, Letter},
+        lines::{Heard, Lines},
+        own::{Own, OwnFaults},
+    },
+    words::{Share, Use},
 };
 use crate::{cluster::Leadership, registry::PoolOf, session::Offer};
 
@@ -49,6 +61,8 @@ const LONGEST: Duration = Duration::from_millis(250);
 const IDLE: Duration = Duration::from_secs(5);
 /// How long the disk, or the store of several, may take.
 const KEEP_WITHIN: Duration = Duration::from_secs(1);
+/// The store knows of another one that decides, and this one will hear of it.
+const FENCED: Duration = Duration::from_millis(250);
 
 /// The leases, as sessions and services know them.
 #[derive(Debug)]
@@ -58,24 +72,17 @@ pub(crate) struct Leases {
     /// Nothing while another control plane decides, or before what is on record was read.
     machine: Mutex<Option<Machine>>,
     settings: LeaseSettings,
-    lends: bool,
 }
 
 impl Leases {
-    /// Over this board. `lends` tells whether anybody lends: where several control planes share a store, nobody does.
-    pub(crate) fn new(board: Arc<dyn Board>, settings: LeaseSettings, lends: bool) -> Self {
+    /// Over this board.
+    pub(crate) fn new(board: Arc<dyn Board>, settings: LeaseSettings) -> Self {
         Self {
-            lends,
             board,
             born: Instant::now(),
             machine: Mutex::new(None),
             settings,
         }
-    }
-
-    /// Whether fleet-wide limits can be had here.
-    pub(crate) fn lends(&self) -> bool {
-        self.lends
     }
 
     /// Looks at them, if this control plane decides.
@@ -86,33 +93,10 @@ impl Leases {
             .map(|machine| look(machine, self.born.elapsed()))
     }
 
-    /// Forgets a worker. False if it is connected, or nobody knows it here.
-    pub(crate) fn forget(&self, worker: &str) -> bool {
-        let mut machine = self.machine.lock();
-        machine
-            .as_mut()
-            .is_some_and(|machine| machine.forget(worker))
-    }
-
     fn with<T>(&self, change: impl FnOnce(&mut Machine, Duration) -> T) -> Option<T> {
         let mut machine = self.machine.lock();
         let now = self.born.elapsed();
         machine.as_mut().map(|machine| change(machine, now))
-    }
-
-    /// Lends nothing, until told to stop: what workers report is let go of, and so are those who left.
-    pub(crate) async fn lend_nothing(self: Arc<Self>, stopping: CancellationToken) {
-        let letting_go = async {
-            loop {
-                drop(self.board.demands().await);
-                let (Ok(()) | Err(board::Fenced)) = self.board.allot(0, Vec::new()).await;
-                sleep(IDLE).await;
-            }
-        };
-        tokio::select! {
-            () = letting_go => {}
-            () = stopping.cancelled() => {}
-        }
     }
 
     /// Decides, for as long as this control plane leads, until told to stop.
@@ -126,7 +110,13 @@ impl Leases {
             let leadership = *leads.borrow_and_update();
             let stop = match leadership {
                 Leadership::Leader { term } => {
-                    let lead = self.lead(term, &mut offers, leads.clone());
+                    let lead = async {
+                        let over = self.lead(term, &mut offers, leads.clone()).await;
+                        if over == Over::Fenced {
+                            sleep(FENCED).await;
+                        }
+                        over
+                    };
                     tokio::select! {
                         over = lead => over == Over::Stopped,
                         () = stopping.cancelled() => true,
@@ -138,6 +128,7 @@ impl Leases {
                 },
             };
             *self.machine.lock() = None;
+            self.board.end();
             if stop {
                 return;
             }
@@ -151,7 +142,10 @@ impl Leases {
         offers: &mut watch::Receiver<Offer>,
         mut leads: watch::Receiver<Leadership>,
     ) -> Over {
-        let table = self.on_record().await;
+        let table = tokio::select! {
+            table = self.on_record(term) => table,
+            () = led_by_another(&mut leads, term) => return Over::Fenced,
+        };
         let machine = Machine::new(
             self.born.elapsed(),
             self.settings,
@@ -183,7 +177,7 @@ impl Leases {
                 () = led_by_another(&mut leads, term) => return Over::Fenced,
             }
             let began = Instant::now();
-            if !self.decide(term).await {
+            if self.reply_all(term).await.is_err() || !self.decide(term).await {
                 return Over::Fenced;
             }
             // However much there is to divide: no more than a quarter of a core.
@@ -231,9 +225,9 @@ impl Leases {
 
     /// What is on record. What cannot be read is as if anybody might hold anything: that costs time, and no safety but
     /// that of floors.
-    async fn on_record(&self) -> Table {
+    async fn on_record(&self, term: u64) -> Table {
         loop {
-            match self.board.table().await {
+            match self.board.begin(term).await {
                 Ok(table) => return table.unwrap_or_default(),
                 Err(error) => tracing::error!(%error, "no leases are decided"),
             }

@@ -79,11 +79,24 @@ impl Play {
     }
 
     fn join(&mut self, n: u32, instance: &str, takes_over: bool) -> &mut Played {
+        self.join_as(n, instance, takes_over, false)
+    }
+
+    fn join_as(
+        &mut self,
+        n: u32,
+        instance: &str,
+        takes_over: bool,
+        displaces: bool,
+    ) -> &mut Played {
         self.streams += 1;
         let standing = Standing {
             stream: self.streams,
             instance: InstanceId::new(instance).unwrap(),
             takes_over,
+            count: 0,
+            displaces,
+            repeated: false,
             knows: true,
             connected: true,
             report: None,
@@ -268,6 +281,43 @@ fn one_that_takes_over_has_nothing_until_it_speaks_for_both() {
 }
 
 #[test]
+fn one_that_comes_while_another_is_there_leaves_it_what_it_may_use_until_its_time_is_over() {
+    let mut play = Play::new(Table::default(), limit(20));
+    play.join(1, "a", false);
+    play.settle(3);
+    play.join_as(1, "b", false, true);
+    while play.now < SETTINGS.safe() {
+        // That it is alone is what it thinks.
+        play.report(1, |_| {});
+        play.divide();
+        assert_eq!(play.sizes(), [0]);
+        assert_eq!(play.figures().used, 20);
+        play.now += secs(2);
+    }
+    play.report(1, |_| {});
+    play.divide();
+    assert_eq!(play.sizes(), [20]);
+}
+
+#[test]
+fn grants_that_are_lost_time_and_again_count_and_stop_nothing() {
+    let mut play = Play::new(Table::default(), limit(20));
+    play.join(1, "a", false);
+    play.settle(3);
+    let (grant, size) = (play.workers[&1].grant, 20);
+    for _ in 0..100 {
+        play.report(1, |report| report.grant = grant);
+        play.divide();
+        // It never came.
+        play.workers.get_mut(&1).unwrap().grant = grant;
+        assert_eq!(play.figures().used, size);
+    }
+    play.report(1, |report| report.grant = grant);
+    let grants = play.divide();
+    assert_eq!(grants.len(), 1, "and the next one is sent all the same");
+}
+
+#[test]
 fn the_process_before_counts_no_longer_than_its_time() {
     let mut play = Play::new(Table::default(), limit(20));
     play.join(1, "a", false);
@@ -397,6 +447,9 @@ fn a_build_that_knows_no_leases_gets_nothing_and_counts_with_what_it_may_have_ha
             stream: 100,
             instance: InstanceId::new("old").unwrap(),
             takes_over: false,
+            count: 0,
+            displaces: false,
+            repeated: false,
             knows: false,
             connected: true,
             report: None,

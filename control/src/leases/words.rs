@@ -52,6 +52,12 @@ pub struct Standing {
     pub instance: InstanceId,
     /// That takes the place of another one.
     pub takes_over: bool,
+    /// How many streams that process had opened, this one included; 0: its build does not count.
+    pub count: u32,
+    /// Another process of this worker, whose place it has here, may be alive: see `shared/lines.rs`.
+    pub displaces: bool,
+    /// What it said last was said before whoever decides asked for it: it may be of a process that is dead by now.
+    pub repeated: bool,
     /// Its build knows leases.
     pub knows: bool,
     /// Its stream is open.
@@ -128,6 +134,34 @@ impl Report {
             weight: wire
                 .weight
                 .clamp(*limits::LEASE_WEIGHT.start(), *limits::LEASE_WEIGHT.end()),
+        }
+    }
+}
+
+impl From<&Report> for wire::LeaseReport {
+    fn from(report: &Report) -> Self {
+        let used = |(model, used): (&ModelId, &Use)| wire::LeaseUse {
+            model: model.to_string(),
+            size: used.size,
+            floor: used.floor,
+            in_flight: used.in_flight,
+            waiting: used.waiting,
+            elsewhere: 0,
+        };
+        let own = |(model, size): (&ModelId, &u32)| wire::OwnPool {
+            model: model.to_string(),
+            size: *size,
+        };
+        Self {
+            number: report.number,
+            grant: report.grant,
+            applied: report.applied.as_ref().map(Into::into),
+            uses: report.uses.iter().map(used).collect(),
+            own_pools: report.own.iter().map(own).collect(),
+            done: report.done,
+            weight: report.weight,
+            alone: report.alone,
+            ending: report.ending,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `Fleet`.
 
 use forebay_proto::{
-    Position, Revision, limits,
+    PoolScope, Position, Revision, limits,
     wire::{self, fleet_server::Fleet},
 };
 use futures_util::{StreamExt as _, stream::BoxStream};
@@ -13,7 +13,10 @@ use super::{
     status::{self, Reason},
     watch::{Watchers, watch},
 };
-use crate::fleet::{CannotDrain, StillThere};
+use crate::{
+    cluster::Uncarried,
+    fleet::{CannotDrain, StillThere},
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -40,12 +43,71 @@ impl FleetService {
 }
 
 impl FleetService {
-    fn with_leases(&self, worker: &mut wire::Worker) {
-        let leases = self
-            .context
-            .leases
-            .look(|machine, now| machine.leases_of(now, &worker.id));
-        worker.leases = leases.unwrap_or_default();
+    /// Only where there are fleet-wide limits anybody is asked about them.
+    async fn with_leases(&self, workers: &mut [wire::Worker]) {
+        let published = self.context.registry.published();
+        let pools = published.state.pools();
+        let any = pools
+            .iter()
+            .any(|model| model.pool.scope == PoolScope::Fleet);
+        if any && !workers.is_empty() {
+            self.context.leases.add_leases(workers).await;
+        }
+    }
+}
+
+impl FleetService {
+    /// Has a worker told to end, wherever it is connected.
+    async fn drain(&self, worker: &str) -> Result<(), Status> {
+        let id: String = worker.chars().take(63).collect();
+        let elsewhere = match self.context.fleet.drain(worker) {
+            Ok(()) => {
+                tracing::info!(worker = id, "worker is told to end");
+                return Ok(());
+            }
+            Err(CannotDrain::Elsewhere { replica, instance }) => (replica, instance),
+            Err(why) => return Err(not_drained(&id, &why)),
+        };
+        let (replica, instance) = elsewhere;
+        let Some(drains) = &self.context.drains else {
+            let why = CannotDrain::Elsewhere { replica, instance };
+            return Err(not_drained(&id, &why));
+        };
+        match drains.carry(&instance, worker).await {
+            Ok(()) => Ok(()),
+            Err(Uncarried::Refused(why)) => Err(not_drained(&id, &why)),
+            Err(Uncarried::Unanswered(why)) => {
+                let message = format!(
+                    "worker `{id}` is connected to control plane `{replica}`, and it is not known whether that one heard \
+                     this ({why}); try again, or ask that one"
+                );
+                let reason = Reason::WorkerElsewhere;
+                Err(status::with_reason(Code::Unavailable, reason, message))
+            }
+        }
+    }
+}
+
+/// Why a worker is not told to end, and the way out.
+fn not_drained(id: &str, why: &CannotDrain) -> Status {
+    let refused = |reason, why: &str| {
+        let message = format!("worker `{id}` {why}");
+        status::with_reason(Code::FailedPrecondition, reason, message)
+    };
+    match why {
+        CannotDrain::Unknown => unknown(id),
+        CannotDrain::Gone => {
+            let why = "is not connected; end its process (SIGTERM) on its own machine";
+            refused(Reason::WorkerGone, why)
+        }
+        CannotDrain::Elsewhere { replica, .. } => {
+            let why = format!("is connected to control plane `{replica}`; ask that one");
+            refused(Reason::WorkerElsewhere, &why)
+        }
+        CannotDrain::TooOld => {
+            let why = "runs a build that cannot be told from here; end its process (SIGTERM)";
+            refused(Reason::WorkerTooOld, why)
+        }
     }
 }
 
@@ -70,9 +132,7 @@ impl Fleet for FleetService {
                     .fleet
                     .page(page.after.as_deref(), page.size, &published.position);
             let mut workers = workers;
-            workers
-                .iter_mut()
-                .for_each(|worker| self.with_leases(worker));
+            self.with_leases(&mut workers).await;
             let last = workers
                 .last()
                 .filter(|_| more)
@@ -93,7 +153,7 @@ impl Fleet for FleetService {
             let published = self.context.registry.published();
             let worker = self.context.fleet.worker(&request.id, &published.position);
             let mut worker = worker.ok_or_else(|| unknown(&request.id))?;
-            self.with_leases(&mut worker);
+            self.with_leases(std::slice::from_mut(&mut worker)).await;
             Ok(worker)
         };
         self.context.call("GetWorker", request, serve).await
@@ -116,28 +176,7 @@ impl Fleet for FleetService {
         request: Request<wire::DrainWorkerRequest>,
     ) -> Result<Response<wire::Worker>, Status> {
         let serve = async |request: wire::DrainWorkerRequest| {
-            let id: String = request.id.chars().take(63).collect();
-            let refused = |code, reason, why: &str| {
-                let message = format!("worker `{id}` {why}");
-                Err(status::with_reason(code, reason, message))
-            };
-            match self.context.fleet.drain(&request.id) {
-                Ok(()) => tracing::info!(worker = id, "worker is told to end"),
-                Err(CannotDrain::Unknown) => return Err(unknown(&request.id)),
-                Err(CannotDrain::Gone) => {
-                    let why = "is not connected; end its process (SIGTERM) on its own machine";
-                    return refused(Code::FailedPrecondition, Reason::WorkerGone, why);
-                }
-                Err(CannotDrain::Elsewhere(name)) => {
-                    let why = format!("is connected to control plane `{name}`; ask that one");
-                    return refused(Code::FailedPrecondition, Reason::WorkerElsewhere, &why);
-                }
-                Err(CannotDrain::TooOld) => {
-                    let why =
-                        "runs a build that cannot be told from here; end its process (SIGTERM)";
-                    return refused(Code::FailedPrecondition, Reason::WorkerTooOld, why);
-                }
-            }
+            self.drain(&request.id).await?;
             let published = self.context.registry.published();
             let worker = self.context.fleet.worker(&request.id, &published.position);
             worker.ok_or_else(|| unknown(&request.id))
@@ -151,13 +190,9 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ListLeasesResponse>, Status> {
         let serve = async |request: wire::ListLeasesRequest| {
             let only = Some(request.model.as_str()).filter(|model| !model.is_empty());
-            let pools = self
-                .context
-                .leases
-                .look(|machine, now| machine.pools(now, only));
-            let pools = pools.ok_or_else(|| {
-                let message = "the leases are not decided here at the moment; try again";
-                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, message)
+            let pools = self.context.leases.pools(only).await;
+            let pools = pools.map_err(|why| {
+                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, why)
             })?;
             match only {
                 Some(only) if pools.is_empty() => {
@@ -183,7 +218,7 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ForgetWorkerResponse>, Status> {
         let serve = async |request: wire::ForgetWorkerRequest| {
             let id: String = request.id.chars().take(63).collect();
-            let leased = self.context.leases.forget(&id);
+            let leased = self.context.leases.forget(&id).await;
             match self.context.fleet.forget(&id) {
                 Ok(()) => {}
                 // On record since before this control plane started.

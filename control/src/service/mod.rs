@@ -30,6 +30,7 @@ pub(crate) use self::{
     settings::SettingsService, sync::SyncService, watch::Watchers,
 };
 use crate::{
+    cluster::Drains,
     exporter::StoreStatus,
     leases::Leases,
     metrics::Metrics,
@@ -56,6 +57,8 @@ pub(crate) struct Context {
     /// Its name among the replicas; empty if there is one.
     pub(crate) replica: Arc<str>,
     pub(crate) leases: Arc<Leases>,
+    /// The way to other control planes, if there are any.
+    pub(crate) drains: Option<Drains>,
 }
 
 impl Context {
@@ -100,23 +103,9 @@ impl Context {
 
     /// From here on a model has no token in clear: neither does its fingerprint, nor anything that is kept of it.
     fn seal(&self, model: Option<&mut wire::Model>) -> Result<(), Status> {
-        let taken = model.map_or(Ok(()), |model| self.take_in(model));
-        taken.map_err(|violations| status::violated(&violations))
-    }
-
-    /// The same for one of several. What this control plane cannot do is told of here, too.
-    fn take_in(&self, model: &mut wire::Model) -> Result<(), Violations> {
-        let mut violations = Violations::new();
-        let fleet = |pool: &wire::Pool| pool.scope() == wire::PoolScope::Fleet;
-        if model.pool.as_ref().is_some_and(fleet) && !self.leases.lends() {
-            violations.add(
-                "model.pool.scope",
-                "FLEET needs a control plane that is the only one: on a store that several share nothing is lent; \
-                 use PER_WORKER, or `--store sled:DIRECTORY`",
-            );
-        }
-        let sealed = violations.here(self.registry.vault().seal_tokens(model));
-        violations.finish(sealed)
+        let vault = self.registry.vault();
+        let sealed = model.map_or(Ok(()), |model| vault.seal_tokens(model));
+        sealed.map_err(|violations| status::violated(&violations))
     }
 
     fn seal_batch(&self, items: &mut [wire::BatchItem]) -> Result<(), Status> {
@@ -127,7 +116,7 @@ impl Context {
                 Some(Change::Update(request)) => ("update", request.model.as_mut()),
                 Some(Change::Delete(_)) | None => continue,
             };
-            let sealed = model.map_or(Ok(()), |model| self.take_in(model));
+            let sealed = model.map_or(Ok(()), |model| self.registry.vault().seal_tokens(model));
             violations.part(&format!("items[{n}].{kind}"), sealed);
         }
         let sealed = violations.finish(Some(()));

@@ -40,7 +40,7 @@ impl Session {
         let keys = keys.map_err(|violations| {
             Status::invalid_argument(violations.under("hello.keys").to_string())
         })?;
-        let takes_over = hello.takes_over;
+        let lineage = (hello.takes_over, hello.streams);
         let introduction = introduce(hello, &self.peer)
             .map_err(|violations| Status::invalid_argument(violations.to_string()))?;
         let worker = introduction.worker.clone();
@@ -66,7 +66,7 @@ impl Session {
             &self.board,
             worker.clone(),
             line,
-            takes_over,
+            lineage,
             self.protocol,
         ));
         let refused = joined.refused.clone();

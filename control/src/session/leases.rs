@@ -29,7 +29,7 @@ impl LeaseLine {
         board: &Arc<dyn Board>,
         worker: WorkerId,
         (stream, instance): (u64, InstanceId),
-        takes_over: bool,
+        (takes_over, count): (bool, u32),
         protocol: u32,
     ) -> Self {
         let line = Self {
@@ -40,6 +40,9 @@ impl LeaseLine {
                 stream,
                 instance,
                 takes_over,
+                count,
+                displaces: false,
+                repeated: false,
                 knows: protocol >= LEASES,
                 connected: true,
                 report: None,

@@ -93,8 +93,8 @@ impl Replicas {
             leases: Arc::new(Leases::new(
                 Arc::new(LocalBoard::new(None)),
                 LeaseSettings::default(),
-                true,
             )),
+            drains: None,
         };
         let known = (name.clone(), Arc::downgrade(&fleet));
         self.fleets.lock().push(known);

@@ -456,6 +456,7 @@ fn hello(client: &ConfigClient, replica: &Replica) -> wire::Hello {
         refused: client.refused.clone(),
         takes_over: client.identity.takes_over,
         let_in_millis: u64::try_from(client.status.let_in_for().as_millis()).unwrap_or_default(),
+        streams: client.status.opens(),
     }
 }
 

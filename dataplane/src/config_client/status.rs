@@ -62,6 +62,8 @@ struct Known {
     let_in: Option<Instant>,
     /// What was said when we were turned away because another process has our id.
     twin: Option<String>,
+    /// Streams that were opened, whatever became of them.
+    streams: u32,
 }
 
 impl Default for ConfigStatus {
@@ -79,6 +81,7 @@ impl Default for ConfigStatus {
             left: None,
             let_in: None,
             twin: None,
+            streams: 0,
         };
         Self {
             known: Mutex::new(known),
@@ -159,6 +162,13 @@ impl ConfigStatus {
             true => (known.moves.saturating_add(1), known.left),
             false => (known.moves, known.moved_because),
         }
+    }
+
+    /// A stream is opened: its number.
+    pub(super) fn opens(&self) -> u32 {
+        let mut known = self.known.lock();
+        known.streams = known.streams.saturating_add(1);
+        known.streams
     }
 
     /// A stream ended, or did not come about.

@@ -6,6 +6,7 @@
 )]
 
 mod faults;
+mod leases;
 mod replicas;
 mod rings;
 mod secure;

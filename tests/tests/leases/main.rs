@@ -1,5 +1,5 @@
 //! Fleet-wide limits under everything that can go wrong, played on a clock that is a number: the control plane's own
-//! decider and the workers' own book, with the world between and around them made up. Histories of kills,
+//! decider, what control planes tell one another, and the workers' own book, with the world between and around them made up. Histories of kills,
 //! restarts, partitions, pauses, drains, lost and late words, full disks and clocks that differ; after each step, what
 //! the engine sees is no more than the limit. Planted faults must be found.
 //!
@@ -14,7 +14,7 @@
 
 mod world;
 
-use forebay_control::simulation::leases::MachineFaults;
+use forebay_control::simulation::leases::{MachineFaults, OwnFaults};
 use forebay_dataplane::leases::BookFaults;
 
 use self::world::{Faults, Seen, World};
@@ -55,7 +55,9 @@ fn the_engine_never_sees_more_than_the_limit() {
         ("restarts of workers", all.restarts),
         ("drains", all.drains),
         ("partitions", all.partitions),
-        ("restarts of the control plane", all.control_restarts),
+        ("restarts of a control plane", all.control_restarts),
+        ("changes of the one that decides", all.terms),
+        ("workers that went to another control plane", all.moves),
         ("pauses", all.pauses),
         ("leases that ran out", all.lapses),
         ("requests that were ended", all.revoked),
@@ -77,7 +79,39 @@ fn planted_faults_are_found() {
         book: faults,
         ..Faults::default()
     };
+    let own = |faults| Faults {
+        own: faults,
+        ..Faults::default()
+    };
     let planted = [
+        (
+            "one that goes on deciding beside the next",
+            Faults {
+                unfenced: true,
+                ..Faults::default()
+            },
+        ),
+        (
+            "one that decides without what is on record",
+            Faults {
+                reads_no_table: true,
+                ..Faults::default()
+            },
+        ),
+        (
+            "what was handed on and is not confirmed left out of what is told",
+            own(OwnFaults {
+                forgets_handed: true,
+                ..OwnFaults::default()
+            }),
+        ),
+        (
+            "grants of whoever decided before handed on",
+            own(OwnFaults {
+                hands_on_all: true,
+                ..OwnFaults::default()
+            }),
+        ),
         (
             "growth before it is confirmed that others shrank",
             machine(MachineFaults {

@@ -1,7 +1,9 @@
-//! The world around deciders and books: processes, words on their way, a disk, and what happens to them.
+//! The world around deciders and books: processes, control planes, words on their way, a disk, and what happens to them.
+
+mod planes;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -10,6 +12,8 @@ use fastrand::Rng;
 use forebay_control::simulation::leases as control;
 use forebay_dataplane::leases as worker;
 use forebay_proto::{Digest, Epoch, InstanceId, ModelId, Position, Revision, WorkerId};
+
+use self::planes::{Leader, Mail, Plane};
 
 /// One step.
 const STEP: u64 = 50;
@@ -30,6 +34,11 @@ const LONGEST: u64 = 30_000 + 25_000;
 pub(crate) struct Faults {
     pub(crate) machine: control::MachineFaults,
     pub(crate) book: worker::BookFaults,
+    pub(crate) own: control::OwnFaults,
+    /// Who decided before goes on for a while beside the one that does.
+    pub(crate) unfenced: bool,
+    /// Who decides next does not read what is on record.
+    pub(crate) reads_no_table: bool,
 }
 
 /// What was seen.
@@ -44,6 +53,8 @@ pub(crate) struct Seen {
     pub(crate) drains: u64,
     pub(crate) partitions: u64,
     pub(crate) control_restarts: u64,
+    pub(crate) terms: u64,
+    pub(crate) moves: u64,
     pub(crate) pauses: u64,
     pub(crate) lapses: u64,
     pub(crate) revoked: u64,
@@ -57,6 +68,8 @@ impl Seen {
         self.drains += other.drains;
         self.partitions += other.partitions;
         self.control_restarts += other.control_restarts;
+        self.terms += other.terms;
+        self.moves += other.moves;
         self.pauses += other.pauses;
         self.lapses += other.lapses;
         self.revoked += other.revoked;
@@ -83,6 +96,9 @@ struct Sent {
 #[derive(Debug)]
 struct Process {
     instance: InstanceId,
+    /// The control plane of its stream, and how many it has opened.
+    plane: usize,
+    count: u32,
     book: worker::Book,
     /// Until when each request runs, the newest last.
     requests: Vec<u64>,
@@ -121,8 +137,13 @@ pub(crate) struct World {
     /// runs then runs to its end, and who is cut off has his floor. Limits that were higher, and until when they may be used.
     before: Vec<(u64, u32)>,
     settings: control::LeaseSettings,
-    machine: Option<control::Machine>,
-    machine_back: u64,
+    planes: Vec<Plane>,
+    leader: Option<Leader>,
+    /// With a planted fault: who decided before, and until when it goes on.
+    before_it: Option<(Leader, u64)>,
+    next_leader: u64,
+    term: u64,
+    mail: Vec<(u64, Mail)>,
     disk: control::Table,
     disk_full_until: u64,
     streams: u64,
@@ -151,8 +172,12 @@ impl World {
             limit,
             before: Vec::new(),
             settings,
-            machine: None,
-            machine_back: 0,
+            planes: Vec::new(),
+            leader: None,
+            before_it: None,
+            next_leader: 0,
+            term: 0,
+            mail: Vec::new(),
             disk: control::Table::default(),
             disk_full_until: 0,
             streams: 0,
@@ -164,6 +189,10 @@ impl World {
             trail: VecDeque::new(),
             rng,
         };
+        for _ in 0..world.rng.usize(1..4) {
+            let plane = world.plane();
+            world.planes.push(plane);
+        }
         for n in 0..count {
             let place = Place {
                 id: WorkerId::new(format!("w{n}")).expect("a name"),
@@ -186,6 +215,7 @@ impl World {
                 self.calm_down();
             }
             self.deliver();
+            self.post();
             self.decide();
             for n in 0..self.places.len() {
                 self.work(n);
@@ -227,16 +257,30 @@ impl World {
                     self.note(format!("w{n} is stopped for {lasts}"));
                 }
             }
-            20..23 if self.machine.is_some() => {
-                self.machine = None;
-                self.machine_back = self.now + self.rng.u64(100..20_000);
-                self.seen.control_restarts += 1;
-                for place in &mut self.places {
-                    if let Some(process) = &mut place.process {
-                        process.stream = None;
+            20..23 => {
+                let plane = self.rng.usize(0..self.planes.len());
+                self.kill_plane(plane);
+            }
+            64..67 if self.leader.is_some() => {
+                let lasts = self.rng.u64(0..9_000);
+                self.depose(lasts);
+            }
+            67..70 if self.leader.is_some() => {
+                // It may have missed something, and calls again.
+                let now = self.now;
+                let (mail, rng) = (&mut self.mail, &mut self.rng);
+                mail.retain(|(_, mail)| !matches!(mail, Mail::Letter(..)) || rng.bool());
+                let planes = self.planes.iter().filter(|plane| plane.back.is_none());
+                let there: BTreeSet<String> = planes.map(|plane| plane.name.clone()).collect();
+                if let Some(leader) = &mut self.leader {
+                    leader.call.round += 1;
+                    leader.lines.call(leader.call);
+                    let time = Duration::from_millis(now);
+                    for (id, standing) in leader.lines.stay(&there) {
+                        leader.machine.hear(time, &id, &standing);
                     }
                 }
-                self.note("the control plane is killed".to_owned());
+                self.call();
             }
             23..26 => self.disk_full_until = self.now + self.rng.u64(100..8_000),
             26..30 => self.places[n].appetite = self.rng.usize(0..60),
@@ -251,7 +295,8 @@ impl World {
             }
             32..60 if self.places[n].process.is_none() => self.start(n),
             60..64 => {
-                // The stream breaks, and what was on its way is lost.
+                // The stream breaks, and what was on its way is lost. Its control plane may take its time to notice.
+                self.hang_up(n, 15_000);
                 if let Some(process) = &mut self.places[n].process {
                     process.stream = None;
                 }
@@ -265,7 +310,10 @@ impl World {
         self.note("calm".to_owned());
         self.calm = true;
         self.disk_full_until = 0;
-        self.machine_back = self.now;
+        self.next_leader = self.now;
+        for plane in &mut self.planes {
+            plane.back = plane.back.map(|_| self.now);
+        }
         for n in 0..self.places.len() {
             self.places[n].cut_until = 0;
             self.places[n].appetite = 60;
@@ -292,6 +340,8 @@ impl World {
         book.faults = self.faults.book;
         self.places[n].process = Some(Process {
             instance: InstanceId::new(format!("i{}", self.instances)).expect("a name"),
+            plane: 0,
+            count: 0,
             book,
             requests: Vec::new(),
             ending: Vec::new(),
@@ -309,9 +359,10 @@ impl World {
     }
 
     fn kill(&mut self, n: usize) {
-        if self.places[n].process.take().is_some() {
+        if self.places[n].process.is_some() {
             self.seen.kills += 1;
-            self.hang_up(n);
+            self.hang_up(n, 1);
+            self.places[n].process = None;
             self.note(format!("w{n} is killed"));
         }
     }
@@ -322,30 +373,6 @@ impl World {
             process.due = true;
             self.seen.drains += 1;
             self.note(format!("w{n} drains"));
-        }
-    }
-
-    /// The control plane hears that the stream ended, if it can.
-    fn hang_up(&mut self, n: usize) {
-        if self.places[n].cut_until > self.now {
-            return;
-        }
-        let streams = self.streams;
-        let id = self.places[n].id.clone();
-        let now = self.time();
-        if let Some(machine) = &mut self.machine {
-            let gone = control::Standing {
-                stream: streams,
-                instance: InstanceId::new("whoever").expect("a name"),
-                takes_over: false,
-                knows: true,
-                connected: false,
-                report: None,
-            };
-            // Of the stream that it has; another one's number is no end of that.
-            if let Some(stream) = machine.stream_of(&id) {
-                machine.hear(now, &id, &control::Standing { stream, ..gone });
-            }
         }
     }
 
@@ -368,8 +395,10 @@ impl World {
             since: position(1),
             own: None,
         };
-        if let Some(machine) = &mut self.machine {
-            machine.configure(BTreeMap::from([(self.model.clone(), limit)]));
+        let leaders = self.leader.iter_mut();
+        for leader in leaders.chain(self.before_it.iter_mut().map(|(leader, _)| leader)) {
+            let limits = BTreeMap::from([(self.model.clone(), limit.clone())]);
+            leader.machine.configure(limits);
         }
     }
 
@@ -412,14 +441,12 @@ impl World {
         self.on_the_way = kept;
         arrived.sort_by_key(|sent| sent.at);
         for sent in arrived {
-            let now = self.time();
             let own = self.time_of(sent.worker);
             match sent.word {
                 Word::Standing(standing) => {
-                    let id = self.places[sent.worker].id.clone();
-                    if let Some(machine) = &mut self.machine {
-                        machine.hear(now, &id, &standing);
-                    }
+                    let place = &self.places[sent.worker];
+                    let process = place.process.as_ref().expect("it has a stream");
+                    self.planes[process.plane].own.report(&place.id, standing);
                 }
                 Word::Grant(grant) => {
                     let Some(process) = &mut self.places[sent.worker].process else {
@@ -454,38 +481,13 @@ impl World {
         }
     }
 
-    fn decide(&mut self) {
-        if self.machine.is_none() {
-            if self.now < self.machine_back {
-                return;
-            }
-            let (settings, table) = (self.settings, self.disk.clone());
-            let machine = control::Machine::new(self.time(), settings, table, self.faults.machine);
-            self.machine = Some(machine);
-            self.configure();
-        }
-        let (now, full) = (self.time(), self.disk_full_until > self.now);
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        machine.pass(now);
-        let mut grants = machine.publish(now);
-        if let Some(table) = machine.to_keep().filter(|_| !full) {
-            self.disk = table.clone();
-            machine.kept(table);
-            grants.extend(machine.publish(now));
-        }
-        for (id, grant) in grants {
-            let n = self.places.iter().position(|place| place.id == id);
-            let n = n.expect("a worker that there is");
-            self.send(n, grant.stream, false, Word::Grant(grant));
-        }
-    }
-
     /// One worker goes on.
     fn work(&mut self, n: usize) {
         let (now, own) = (self.now, self.time_of(n));
-        let connects = self.machine.is_some() && self.places[n].cut_until <= now;
+        let up: Vec<usize> = (0..self.planes.len())
+            .filter(|n| self.planes[*n].back.is_none())
+            .collect();
+        let connects = !up.is_empty() && self.places[n].cut_until <= now;
         let appetite = self.places[n].appetite;
         let model = self.model.clone();
         let Some(process) = &mut self.places[n].process else {
@@ -502,8 +504,8 @@ impl World {
                 process.book.drop_all();
                 process.due = true;
             } else if process.stream.is_none() || self.rng.u32(0..4) == 0 {
+                self.hang_up(n, 1);
                 self.places[n].process = None;
-                self.hang_up(n);
                 self.note(format!("w{n} ends"));
                 return;
             }
@@ -539,6 +541,9 @@ impl World {
         if process.stream.is_none() && connects && self.rng.u32(0..6) == 0 {
             self.streams += 1;
             process.stream = Some(self.streams);
+            let plane = up[self.rng.usize(0..up.len())];
+            self.seen.moves += u64::from(process.plane != plane && process.count > 0);
+            (process.plane, process.count) = (plane, process.count + 1);
             process.book.begin();
             (process.reports, process.due) = (0, true);
         }
@@ -563,6 +568,9 @@ impl World {
             stream,
             instance: process.instance.clone(),
             takes_over: false,
+            count: process.count,
+            displaces: false,
+            repeated: false,
             knows: true,
             connected: true,
             report: Some(control::Report {

@@ -43,7 +43,8 @@ impl EtcdStore {
     ) -> Result<(), StoreError> {
         let at = self.loaded()?.clone();
         let commit = Uuid::new_v4().simple().to_string();
-        let folded = Folded::of(&self.layout, changes, &commit);
+        let mut folded = Folded::of(&self.layout, changes, &commit);
+        let answered = folded.number_answers(&self.layout, &at.head, at.head_mod);
         let models = folded.models.clone();
         let head = Head {
             revision: folded.revision.map_or(at.head.revision, |new| new.get()),
@@ -53,6 +54,7 @@ impl EtcdStore {
             models: folded.count_models(&at.models),
             commit,
             staged: 0,
+            answered,
             ..at.head.clone()
         };
         let witness = folded.witness.clone();

@@ -8,6 +8,7 @@
 //! PREFIX/log/REV         an entry of the history          (numbers in 16 hex digits, so that they are in order)
 //! PREFIX/edit/REV/N      a resource before and after it
 //! PREFIX/answer/ID       the answer that a request id got
+//! PREFIX/answered/N       the request id of the Nth answer, of the newest ones: who follows reads no others
 //! PREFIX/key/ID          a client's key
 //! PREFIX/staged/C/N      a part of commit C, which is too large for one transaction
 //! ```
@@ -33,6 +34,8 @@ use crate::{
 pub(super) const MOST_OPS: usize = 120;
 /// And 1.5 MiB for a request.
 pub(super) const MOST_BYTES: usize = 1 << 20;
+/// So many of the newest answers are found by their number.
+pub(super) const ANSWERED: u64 = 1_000;
 /// Bytes of a staged part.
 const PART_BYTES: usize = 600 << 10;
 /// Most parts of a commit: each is compared in its transaction.
@@ -61,6 +64,9 @@ pub(super) struct Head {
     /// What is moved here is not all here yet.
     #[prost(bool, tag = "8")]
     pub(super) unfinished: bool,
+    /// The number of the newest answer. 0: the commit is of a build that does not count them.
+    #[prost(uint64, tag = "9")]
+    pub(super) answered: u64,
 }
 
 /// The same of the clients' keys.
@@ -166,6 +172,10 @@ impl Layout {
         self.key(&format!("answer/{id}"))
     }
 
+    pub(super) fn answered(&self, n: u64) -> Vec<u8> {
+        self.key(&format!("answered/{n:016x}"))
+    }
+
     pub(super) fn client_key(&self, id: &str) -> Vec<u8> {
         self.key(&format!("key/{id}"))
     }
@@ -202,6 +212,8 @@ pub(super) struct Folded {
     pub(super) earliest: Option<Revision>,
     /// Models that are there afterwards, and that are not.
     pub(super) models: BTreeMap<String, bool>,
+    /// Request ids that are answered.
+    answered: Vec<String>,
     /// By what its writer knows it again: a key, and what it then holds.
     pub(super) witness: Option<Witness>,
 }
@@ -232,6 +244,7 @@ impl Folded {
                     records::encode_idem(record),
                 );
                 folded.puts.insert(key.clone(), Some(value.clone()));
+                folded.answered.push(record.request_id.clone());
                 if !matches!(folded.witness, Some(Witness::Entry(_))) {
                     folded.witness = Some(Witness::Value(key, value));
                 }
@@ -296,6 +309,27 @@ impl Folded {
             revision.is_some_and(|revision| revision <= upto)
         };
         self.puts.retain(|key, _| !goes(key));
+    }
+
+    /// Numbers its answers, after those that there were with a head of this revision of etcd's. Gives the newest number.
+    /// They begin anew after a build that does not count, with numbers that were never given: one commit has fewer than
+    /// the distance between two revisions.
+    pub(super) fn number_answers(&mut self, layout: &Layout, head: &Head, head_mod: i64) -> u64 {
+        let before = match head.answered {
+            0 => u64::try_from(head_mod).unwrap_or(0).max(1) << 20,
+            before => before,
+        };
+        let ids = std::mem::take(&mut self.answered);
+        let mut newest = before;
+        for id in ids {
+            newest += 1;
+            let key = layout.answered(newest);
+            self.puts.insert(key, Some(id.into_bytes()));
+            if let Some(old) = newest.checked_sub(ANSWERED).filter(|_| head.answered > 0) {
+                self.puts.insert(layout.answered(old), None);
+            }
+        }
+        newest
     }
 
     /// How many models there are then, of these.
@@ -394,6 +428,30 @@ mod tests {
 
     fn layout() -> Layout {
         Layout::new("/x")
+    }
+
+    #[test]
+    fn answers_are_numbered_and_only_the_newest_are_found_by_that() {
+        let answered = |id: &str| Change {
+            idem: Some(super::super::tests::answer(id, 2)),
+            ..put("a", 1, 2)
+        };
+        let mut head = Head::default();
+        let mut folded = Folded::of(&layout(), &[answered("x"), answered("y")], "c");
+        head.answered = folded.number_answers(&layout(), &head, 5);
+        assert_eq!(head.answered, (5 << 20) + 2);
+        assert!(!folded.puts.values().any(Option::is_none));
+        let key = layout().answered(head.answered);
+        assert_eq!(folded.puts[&key].as_deref(), Some(&b"y"[..]));
+        let mut folded = Folded::of(&layout(), &[answered("z")], "d");
+        head.answered = folded.number_answers(&layout(), &head, 9);
+        assert_eq!(head.answered, (5 << 20) + 3);
+        let old = layout().answered(head.answered - ANSWERED);
+        assert_eq!(folded.puts.get(&old), Some(&None));
+        // After a build that does not count.
+        head.answered = 0;
+        let mut folded = Folded::of(&layout(), &[], "e");
+        assert_eq!(folded.number_answers(&layout(), &head, 11), 11 << 20);
     }
 
     #[test]

@@ -220,6 +220,7 @@ impl EtcdStore {
             commit,
             staged: 0,
             unfinished,
+            answered: 0,
         };
         let ops = folded.into_ops(&self.layout).into_iter();
         let mut success: Vec<_> = ops.map(layout::Op::request).collect();

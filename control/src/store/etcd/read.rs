@@ -27,8 +27,10 @@ use crate::{
     },
 };
 
-/// More answers than a registry keeps are not read one by one.
+/// More revisions than that are not read one by one.
 const MOST_BEHIND: u64 = 20_000;
+/// More answers than that are looked for among all.
+const MOST_NUMBERED: u64 = 100;
 
 /// Both heads, and the revision of etcd at which they were read.
 pub(super) struct Heads {
@@ -249,7 +251,11 @@ impl EtcdStore {
         if now.models.len() as u64 != now.head.models {
             return Ok(Since::TooMuch);
         }
-        let answers = self.answers(heads.revision, at.answers + 1).await?;
+        let numbered = self.numbered_answers(&at.head, &now.head, heads.revision);
+        let answers = match numbered.await? {
+            Some(answers) => answers,
+            None => self.answers(heads.revision, at.answers + 1).await?,
+        };
         changes.extend(answers.into_iter().map(|answer| Change {
             revision: to,
             entry: None,
@@ -334,10 +340,54 @@ impl EtcdStore {
         self.etcd.all(range).await
     }
 
+    /// The answers between two heads, by their numbers. Nothing if they are to be looked for: there are too many, or
+    /// they were not counted.
+    async fn numbered_answers(
+        &self,
+        from: &Head,
+        to: &Head,
+        at_revision: i64,
+    ) -> Result<Option<Vec<IdemRecord>>, Failed> {
+        let Some(count) = to.answered.checked_sub(from.answered) else {
+            return Ok(None);
+        };
+        if from.answered == 0 || count > MOST_NUMBERED {
+            return Ok(None);
+        }
+        if count == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let range = RangeRequest {
+            key: self.layout.answered(from.answered + 1),
+            range_end: self.layout.answered(to.answered + 1),
+            revision: at_revision,
+            ..RangeRequest::default()
+        };
+        let ids = self.etcd.all(range).await?;
+        if ids.len() as u64 != count {
+            return Ok(None);
+        }
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            let one = RangeRequest {
+                key: self.layout.answer(&String::from_utf8_lossy(&id.value)),
+                revision: at_revision,
+                ..RangeRequest::default()
+            };
+            // One that is forgotten by now is none.
+            found.extend(self.etcd.range(one, self.budget()).await?.kvs);
+        }
+        self.read_answers(found).map(Some)
+    }
+
     /// Answers in order of revision.
     async fn answers(&self, at: i64, since: i64) -> Result<Vec<IdemRecord>, Failed> {
-        let prefix = self.layout.answer("");
         let found = self.under("answer/", at, since).await?;
+        self.read_answers(found)
+    }
+
+    fn read_answers(&self, found: Vec<KeyValue>) -> Result<Vec<IdemRecord>, Failed> {
+        let prefix = self.layout.answer("");
         let mut answers = Vec::with_capacity(found.len());
         for kv in found {
             let id = kv.key.strip_prefix(prefix.as_slice()).unwrap_or_default();

@@ -182,7 +182,7 @@ fn what_is_too_much_to_tell_is_told_as_a_whole(world: &World) {
     assert_eq!((old != new, stored.epoch.to_string()), (true, new));
 }
 
-fn answer(id: &str, revision: u64) -> IdemRecord {
+pub(super) fn answer(id: &str, revision: u64) -> IdemRecord {
     IdemRecord {
         request_id: id.into(),
         fingerprint: vec![1],
@@ -215,6 +215,7 @@ fn answers_and_keys_of_others_are_told(world: &World) {
     assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("y", 2))));
     assert_eq!(told[0].revision, Revision::new(2));
     assert_eq!(two.load().unwrap().idem, [answer("y", 2)]);
+    only_new_answers_are_read(world, (&mut one, &mut two));
     one.commit_keys(&[key_change(1, key(1, false), &[])])
         .unwrap();
     let News::Since { changes, keys } = two.news().unwrap() else {
@@ -224,6 +225,44 @@ fn answers_and_keys_of_others_are_told(world: &World) {
         (changes.len(), keys.unwrap()),
         (0, one.load().unwrap().keys)
     );
+}
+
+fn only_new_answers_are_read(world: &World, (one, two): (&mut EtcdStore, &mut EtcdStore)) {
+    let only = |id: &str| Change {
+        revision: Revision::new(2),
+        entry: None,
+        idem: Some(answer(id, 2)),
+        forget_idem: Vec::new(),
+    };
+    // Whoever looked among all would find this.
+    let nonsense = one.layout.answer("nonsense");
+    let write = |op| TxnRequest {
+        success: vec![op],
+        ..TxnRequest::default()
+    };
+    let put = write(ops::put(nonsense.clone(), b"nonsense".to_vec(), 0));
+    world
+        .runtime
+        .block_on(one.etcd.txn(put, Budget::WRITE))
+        .unwrap();
+    one.commit(&[only("z")]).unwrap();
+    let told = changes_of(two.news().unwrap());
+    assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("z", 2))));
+    let delete = write(ops::delete(nonsense));
+    world
+        .runtime
+        .block_on(one.etcd.txn(delete, Budget::WRITE))
+        .unwrap();
+    // After a commit of a build that does not count them, they are looked for.
+    let mut at = one.at.clone().unwrap();
+    at.head.answered = 0;
+    one.at = Some(at);
+    one.commit(&[only("v")]).unwrap();
+    let told = changes_of(two.news().unwrap());
+    assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("v", 2))));
+    one.commit(&[only("w")]).unwrap();
+    let told = changes_of(two.news().unwrap());
+    assert_eq!((told.len(), &told[0].idem), (1, &Some(answer("w", 2))));
 }
 
 /// As large as one can be: thousands of operations, megabytes.
