@@ -7,7 +7,7 @@
 
 mod play;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use forebay_dataplane::simulation::InForce;
 
