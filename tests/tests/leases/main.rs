@@ -22,7 +22,7 @@ use self::world::{Faults, Seen, World};
 
 const RUNS: u64 = 300;
 /// Within so many histories a planted fault must show.
-const FOUND_WITHIN: u64 = 500;
+const FOUND_WITHIN: u64 = 2_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
