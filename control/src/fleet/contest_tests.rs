@@ -105,8 +105,12 @@ fn a_reconnect_and_the_heir_of_one_that_ends_are_let_in_at_once() {
     let (_, first) = let_in(&fleet, "same", None);
     let (second, _) = let_in(&fleet, "same", None);
     assert!(first.is_cancelled());
+    assert!(!fleet.look()[0].succeeds);
     fleet.ends(&worker(), second.session);
     let_in(&fleet, "other", None);
+    assert!(fleet.look()[0].succeeds, "it was expected");
+    let_in(&fleet, "other", None);
+    assert!(fleet.look()[0].succeeds, "also when it connects again");
 }
 
 /// Its stream was old and is opened anew; the other one came in between.

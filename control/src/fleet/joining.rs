@@ -157,6 +157,12 @@ impl Known {
         });
         // Another process may have the files, the version or the patience that this one lacked.
         let instance = &introduction.instance;
+        let after_another =
+            old.as_ref()
+                .is_some_and(|old| match old.introduction.instance == *instance {
+                    true => old.succeeds,
+                    false => old.ends,
+                });
         let same = old.filter(|old| old.introduction.instance == *instance);
         let ends = same.as_ref().is_some_and(|old| old.ends);
         if ends {
@@ -165,6 +171,7 @@ impl Known {
         let health = same.as_ref().map_or_else(Health::default, |old| old.health);
         let told = introduction.refused.clone();
         let since = known::since(now, introduction.let_in);
+        let succeeds = introduction.takes_over || after_another;
         Self {
             refused: same
                 .and_then(|old| old.refused)
@@ -174,6 +181,7 @@ impl Known {
             session: Some(line),
             drains: false,
             ends,
+            succeeds,
             applied,
             draining: 0,
             keys_version: 0,
@@ -208,6 +216,7 @@ impl Introduction {
             moves: (0, String::new()),
             proves: true,
             let_in: std::time::Duration::ZERO,
+            takes_over: false,
         }
     }
 }

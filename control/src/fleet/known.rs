@@ -26,6 +26,8 @@ pub(super) struct Known {
     pub(super) drains: bool,
     /// It is to end, or does.
     pub(super) ends: bool,
+    /// It came in the place of a process that ended as it was asked to, or that goes when this one serves.
+    pub(super) succeeds: bool,
     pub(super) applied: Option<Applied>,
     pub(super) refused: Option<Refused>,
     /// Its requests on what an earlier revision had.
@@ -162,6 +164,8 @@ impl Known {
         Seen {
             worker: self.introduction.worker.clone(),
             instance: self.introduction.instance.clone(),
+            succeeds: self.succeeds,
+            ends: self.ends,
             connected: self.gone.is_none(),
             applied: self.applied.as_ref().map(|a| a.position.clone()),
             refused: self.shunned(),

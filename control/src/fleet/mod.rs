@@ -89,6 +89,8 @@ pub(crate) struct Introduction {
     pub(crate) proves: bool,
     /// For how long its process has been let in, here or elsewhere.
     pub(crate) let_in: Duration,
+    /// It came to take the place of a process that goes on until then.
+    pub(crate) takes_over: bool,
 }
 
 /// A configuration that a worker runs.

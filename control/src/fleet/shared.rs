@@ -88,6 +88,8 @@ struct WorkerMessage {
     moves: u32,
     #[prost(string, tag = "24")]
     moved_because: String,
+    #[prost(bool, tag = "25")]
+    succeeds: bool,
 }
 
 impl WorkerMessage {
@@ -127,6 +129,7 @@ impl WorkerMessage {
             control: who.control.clone(),
             moves: who.moves.0,
             moved_because: who.moves.1.clone(),
+            succeeds: known.succeeds,
         }
     }
 
@@ -154,10 +157,12 @@ impl WorkerMessage {
                 moves: (self.moves, self.moved_because),
                 proves: false,
                 let_in: Duration::ZERO,
+                takes_over: false,
             },
             session: None,
             drains: false,
             ends: self.ends,
+            succeeds: self.succeeds,
             applied: applied.map(|position| Applied {
                 position,
                 at: self.applied_time.map_or(now, time),

@@ -52,6 +52,8 @@ impl World {
         let seen = (0..workers).map(|n| Seen {
             worker: worker(n),
             instance: InstanceId::new("0").unwrap(),
+            succeeds: false,
+            ends: false,
             connected: true,
             applied: Some(position(1)),
             refused: None,
@@ -265,6 +267,71 @@ fn a_worker_that_comes_back_as_another_process_speaks_against_it() {
     same.0.join(canary, false);
     assert_eq!(same.0.run(&mut same.1, 40), [] as [String; 0]);
     assert_eq!(same.0.holders(2), 20);
+}
+
+/// A ring's worker that has another process now, which came as it was expected: after an end in good order, or to
+/// take over.
+fn succeeded(hands_over: bool) -> (World, Machine, usize) {
+    let (mut world, mut machine) = World::new(20);
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    world.run(&mut machine, 2);
+    let canary = world.member(&machine);
+    if !hands_over {
+        world.seen[canary].ends = true;
+        world.run(&mut machine, 1);
+        world.seen[canary].connected = false;
+        world.run(&mut machine, 2);
+    }
+    world.join(canary, true);
+    (world.seen[canary].ends, world.seen[canary].succeeds) = (false, hands_over);
+    assert_eq!(world.run(&mut machine, 1), [] as [String; 0]);
+    (world, machine, canary)
+}
+
+#[test]
+fn a_worker_that_ended_in_good_order_or_was_taken_over_does_not_speak_against_it() {
+    for hands_over in [false, true] {
+        let (mut world, mut machine, _) = succeeded(hands_over);
+        assert_eq!(world.run(&mut machine, 60), [] as [String; 0]);
+        assert_eq!(world.holders(2), 20, "it goes on");
+
+        let (mut world, mut machine, canary) = succeeded(hands_over);
+        world.seen[canary].succeeds = false;
+        world.join(canary, true);
+        let reasons = world.run(&mut machine, 1);
+        assert_eq!(reasons.len(), 1, "a crash is one: {reasons:?}");
+    }
+    // The one that was to take over never served; the one before goes on.
+    let (mut world, mut machine, canary) = succeeded(true);
+    world.seen[canary].instance = InstanceId::new("0").unwrap();
+    world.seen[canary].succeeds = false;
+    assert_eq!(world.run(&mut machine, 60), [] as [String; 0]);
+    assert_eq!(world.holders(2), 20);
+}
+
+/// The process that came has not run for long: the ring waits for it as for any.
+#[test]
+fn a_process_that_takes_over_soaks_anew() {
+    let (mut world, mut machine) = World::new(20);
+    let event = world.write(Harm::None);
+    machine.on(world.now, event);
+    let canary = loop {
+        world.run(&mut machine, 1);
+        match machine.members().len() {
+            0 => {}
+            _ => break world.member(&machine),
+        }
+    };
+    let soak = settings().soak.as_secs();
+    world.run(&mut machine, soak - 2);
+    assert_eq!(world.holders(2), 1);
+    world.join(canary, true);
+    world.seen[canary].succeeds = true;
+    world.run(&mut machine, soak - 2);
+    assert_eq!(world.holders(2), 1, "its time began anew");
+    world.run(&mut machine, 4);
+    assert!(world.holders(2) > 1);
 }
 
 #[test]

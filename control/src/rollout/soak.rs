@@ -16,6 +16,10 @@ const TAKE_WITHIN: Duration = Duration::from_secs(120);
 pub(crate) struct Seen {
     pub(crate) worker: WorkerId,
     pub(crate) instance: InstanceId,
+    /// It came in the place of a process that had been asked to end, or to go when this one serves.
+    pub(crate) succeeds: bool,
+    /// It ends, or has ended, as it was asked to.
+    pub(crate) ends: bool,
     pub(crate) connected: bool,
     pub(crate) applied: Option<Position>,
     /// What it did not take, as a whole or some of its models.
@@ -51,12 +55,30 @@ struct AllTook {
 #[derive(Debug)]
 struct Member {
     instance: InstanceId,
+    /// The process whose place this one took: it goes on if this one does not come to serve.
+    before: Option<InstanceId>,
+    /// It said that it ends.
+    ends: bool,
     /// It did not take all of an earlier revision: what it does not take of this one says nothing.
     troubled: bool,
     since: Duration,
     took: Option<Duration>,
     /// What it had counted when it took it.
-    before: Health,
+    counted: Health,
+}
+
+impl Member {
+    /// Whether its place was given to this process, or given back, and it did not crash.
+    fn gave_way_to(&self, seen: &Seen) -> bool {
+        self.ends || seen.succeeds || self.before.as_ref() == Some(&seen.instance)
+    }
+
+    /// Another process has its place: that one has to prove itself as long as any.
+    fn succeed(&mut self, now: Duration, seen: &Seen) {
+        let before = std::mem::replace(&mut self.instance, seen.instance.clone());
+        self.before = seen.succeeds.then_some(before);
+        (self.ends, self.since, self.took) = (false, now, None);
+    }
 }
 
 /// How a look at a ring ends.
@@ -143,6 +165,7 @@ impl Soak {
         {
             return Verdict::Failed(why);
         }
+        self.follow_processes(now, fleet);
         self.let_go(&connected);
         self.take_in(now, &connected, stable);
         self.fill(now, &connected, settings);
@@ -152,20 +175,36 @@ impl Soak {
         self.judge(now, &connected, stable, settings)
     }
 
-    /// A member that is another process now.
+    /// A member that is another process now, though nobody asked the one before to end.
     fn crashed(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
-        let members = self
+        let (worker, _) = self
             .members
             .iter()
-            .map(|(id, member)| (id, &member.instance));
-        let left = self.left.iter().map(|(id, member)| (id, &member.instance));
-        let (worker, _) = members.chain(left).find(|(worker, instance)| {
-            let seen = connected.get(worker);
-            seen.is_some_and(|seen| seen.instance != **instance)
-        })?;
+            .chain(&self.left)
+            .find(|(worker, member)| {
+                let seen = connected.get(worker);
+                seen.is_some_and(|seen| {
+                    seen.instance != member.instance && !member.gave_way_to(seen)
+                })
+            })?;
         Some(format!(
             "worker {worker} took it and came back as another process"
         ))
+    }
+
+    /// Members that end, and those that have their places now.
+    fn follow_processes(&mut self, now: Duration, fleet: &[Seen]) {
+        for seen in fleet {
+            let (members, left) = (&mut self.members, &mut self.left);
+            let member = members
+                .get_mut(&seen.worker)
+                .or_else(|| left.get_mut(&seen.worker));
+            match member {
+                Some(member) if member.instance == seen.instance => member.ends |= seen.ends,
+                Some(member) if seen.connected => member.succeed(now, seen),
+                _ => {}
+            }
+        }
     }
 
     fn refused(&self, connected: &BTreeMap<&WorkerId, &Seen>) -> Option<String> {
@@ -250,10 +289,12 @@ impl Soak {
         let member = || {
             back.unwrap_or_else(|| Member {
                 instance: seen.instance.clone(),
+                before: None,
+                ends: seen.ends,
                 troubled,
                 since: now,
                 took: None,
-                before: seen.health,
+                counted: seen.health,
             })
         };
         self.members
@@ -274,7 +315,7 @@ impl Soak {
                 && let Some(seen) = seen
                 && seen.applied.as_ref() == Some(&self.candidate)
             {
-                (member.took, member.before) = (Some(now), seen.health);
+                (member.took, member.counted) = (Some(now), seen.health);
             }
             if member.took.is_none() && now >= member.since + TAKE_WITHIN {
                 late = late.or_else(|| Some(worker.clone()));
@@ -343,8 +384,8 @@ impl Soak {
         let mut compared = Compared::default();
         for (worker, member) in &self.members {
             if let Some(seen) = connected.get(worker).filter(|_| member.took.is_some()) {
-                compared.ring.add(&seen.health.since(&member.before));
-                compared.before.add(&member.before);
+                compared.ring.add(&seen.health.since(&member.counted));
+                compared.before.add(&member.counted);
                 // What stable changed is not its doing.
                 let changed = seen.changed.iter();
                 for told in changed.filter(|told| told.revision > stable.revision) {

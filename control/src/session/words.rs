@@ -61,6 +61,7 @@ pub(super) fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, 
             moves: (hello.moves, plain(&hello.moved_because, 32)),
             proves: hello.proves,
             let_in: Duration::from_millis(hello.let_in_millis),
+            takes_over: hello.takes_over,
         }),
     )
 }
