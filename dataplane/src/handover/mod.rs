@@ -73,6 +73,14 @@ pub(crate) enum HandoverError {
     Protocol(&'static str),
 }
 
+impl HandoverError {
+    /// The other process hung up without a word.
+    fn is_hung_up(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(self, Self::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
+    }
+}
+
 /// Where a worker with this data directory is asked.
 pub(crate) fn place(data_dir: &Path) -> PathBuf {
     data_dir.join(NAME)

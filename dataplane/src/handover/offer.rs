@@ -70,13 +70,16 @@ impl Offer {
         Self::replace(path)
     }
 
-    /// Listens there, whoever did before.
+    /// Listens there, whoever did before. The name is never gone in between: whoever asks then would take it that there is
+    /// nobody to take over from.
     pub(crate) fn replace(path: &Path) -> io::Result<Self> {
-        match std::fs::remove_file(path) {
+        let new = path.with_extension("new");
+        match std::fs::remove_file(&new) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let listener = UnixListener::bind(&new)?;
+        std::fs::rename(&new, path)?;
         Ok(Self {
             listener,
             path: path.to_owned(),
@@ -300,6 +303,30 @@ mod tests {
             leases: Arc::new(Leases::new(1)),
             live: Arc::default(),
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_name_is_never_gone_while_it_changes_hands() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("s");
+        let mut offer = Offer::bind(&place).await.unwrap();
+        let over = CancellationToken::new();
+        let asks = thread::spawn({
+            let (place, over) = (place.clone(), over.clone());
+            move || {
+                let mut missing = 0;
+                while !over.is_cancelled() {
+                    missing += u32::from(!place.exists());
+                }
+                missing
+            }
+        });
+        for _ in 0..2_000 {
+            offer = Offer::replace(&place).unwrap();
+        }
+        over.cancel();
+        assert_eq!(asks.join().unwrap(), 0);
+        drop(offer);
     }
 
     /// It is gone without a word before it is ready, twice; once there were marks before, once there were none.

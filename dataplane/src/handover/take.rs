@@ -18,6 +18,10 @@ use crate::{leases::Leases, live::LiveCell};
 /// How often it is looked whether this process still answers for what the one before it has.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How often one that hangs up is asked, and how long after that again.
+const ASKS: u32 = 20;
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What was taken over.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -27,7 +31,20 @@ pub(crate) struct Taken {
 }
 
 /// Asks the process that listens there for its listeners; `None` if there is none.
+///
+/// One that has just been taken over from itself hangs up on who is in its line: the next one listens there by then.
 pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverError> {
+    let mut asked = 1;
+    loop {
+        match ask(path).await {
+            Err(error) if asked < ASKS && error.is_hung_up() => asked += 1,
+            taken => return taken,
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+async fn ask(path: &Path) -> Result<Option<Taken>, HandoverError> {
     let mut stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         Err(error)
@@ -43,7 +60,7 @@ pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverErro
     say(&mut stream, Word::Hello, &[], VERSION).await?;
     let heard = timeout(SAY_WITHIN, hear(&mut stream)).await;
     let heard = heard.map_err(|_| HandoverError::Protocol("did not answer in time"))??;
-    let message = heard.ok_or(HandoverError::Protocol("ended instead of answering"))?;
+    let message = heard.ok_or(HandoverError::Io(ErrorKind::UnexpectedEof.into()))?;
     let files = match message.word {
         Word::Listeners => <[_; 2]>::try_from(message.files).ok(),
         Word::Refused => {
@@ -66,7 +83,8 @@ pub(crate) async fn take_over(path: &Path) -> Result<Option<Taken>, HandoverErro
 /// Gives what that one leaves of fleet-wide limits; nothing if it is gone, or knows none.
 pub(crate) async fn ready(stream: &mut UnixStream) -> Result<Vec<u8>, HandoverError> {
     let heard = async {
-        say(stream, Word::Ready, &[], &[]).await?;
+        // Whoever refused has closed, and what was said before can still be heard.
+        drop(say(stream, Word::Ready, &[], &[]).await);
         hear(stream).await
     };
     match timeout(SAY_WITHIN, heard).await {

@@ -1,6 +1,7 @@
 //! One worker, two processes: what the one that leaves was lent goes to the one that takes its place, but for what it
-//! needs to bring its own requests to their end. That falls, and never rises; it does not run out by itself, because the
-//! heir answers for it: the heir counts it as used, and has it ended when the time of what the heir was lent is over.
+//! needs to bring its own requests to their end. What the heir was told that is kept falls, and never rises; what a process
+//! before both of them frees goes first to those who are still in line in the one that leaves, for they cannot go elsewhere.
+//! It does not run out by itself, because the heir answers for it: the heir counts it as used, and has it ended when the time of what the heir was lent is over.
 //!
 //! The sum of both is never more than the worker was lent: the old process keeps to its part before it tells of it, and
 //! the heir takes nothing before it was told.
@@ -69,15 +70,17 @@ impl Leases {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         let leaving = inner.leaving.as_mut()?;
-        let mut leases = Vec::new();
+        let (mut leases, mut changed) = (Vec::new(), false);
         for route in fleet_wide(live) {
             let id = &route.model.id;
             let (Some(kept), Some(told)) = (leaving.kept.get_mut(id), leaving.told.get_mut(id))
             else {
                 continue;
             };
-            *kept = needed(&route).min(*kept);
             let before = inner.elsewhere.get(id).copied().unwrap_or(0);
+            let keeps = keeps(*kept, told.saturating_sub(before), wanted(&route));
+            changed |= keeps != *kept;
+            *kept = keeps;
             let both = kept.saturating_add(before);
             if both < *told {
                 *told = both;
@@ -88,11 +91,10 @@ impl Leases {
                 });
             }
         }
-        if leases.is_empty() {
-            return None;
+        if changed || !leases.is_empty() {
+            self.tell(inner, live);
         }
-        self.tell(inner, live);
-        Some(wire::HandedLeases { leases }.encode_to_vec())
+        (!leases.is_empty()).then(|| wire::HandedLeases { leases }.encode_to_vec())
     }
 
     /// What still runs of a process that leaves is to end, after this time: nobody answers for it any more.
@@ -209,9 +211,47 @@ fn needed(route: &Route) -> u32 {
     u32::try_from(used.in_flight + more).unwrap_or(u32::MAX)
 }
 
+/// For all that is in flight and in line, whatever there is for it.
+fn wanted(route: &Route) -> u32 {
+    let used = route.pool.use_of_lease();
+    u32::try_from(used.in_flight + used.waiting).unwrap_or(u32::MAX)
+}
+
+/// What a process that leaves keeps from now on, of so much that the heir counts as used by it.
+fn keeps(kept: u32, counted: u32, wanted: u32) -> u32 {
+    wanted.min(kept.max(counted))
+}
+
 fn read(handed: &[u8]) -> Vec<wire::HandedLease> {
     let read = wire::HandedLeases::decode(handed).unwrap_or_default();
     let mut leases = read.leases;
     leases.truncate(limits::FLEET_MODELS);
     leases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_falls_with_the_need_and_rises_only_into_what_the_heir_counts_as_used() {
+        // Kept, counted as used by this process, wanted.
+        for (kept, counted, wanted, keeps_now) in [
+            (6, 6, 6, 6),
+            (6, 6, 2, 2),
+            (6, 6, 0, 0),
+            // In line, with nothing for them: what a process before both has freed.
+            (0, 0, 16, 0),
+            (0, 3, 16, 3),
+            (2, 5, 3, 3),
+            // Freed while nobody waits: the heir's.
+            (2, 5, 1, 1),
+        ] {
+            assert_eq!(
+                keeps(kept, counted, wanted),
+                keeps_now,
+                "{kept} {counted} {wanted}"
+            );
+        }
+    }
 }
