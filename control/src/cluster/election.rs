@@ -71,14 +71,29 @@ pub(crate) async fn run(
     };
     loop {
         let due = Instant::now() + EVERY.mul_f64(0.8 + 0.4 * fastrand::f64());
-        let over = candidate.lease.map(|(_, over)| over);
-        tokio::select! {
-            () = candidate.stand() => {}
-            // However long a call takes.
-            () = async { match over { Some(over) => sleep_until(over).await, None => std::future::pending().await } } => {
-                candidate.lose("the lease was not kept in time");
+        let kept = match candidate.lease {
+            None => {
+                tokio::select! {
+                    kept = candidate.keep() => kept,
+                    () = stopping.cancelled() => break,
+                }
             }
-            () = stopping.cancelled() => break,
+            // However long a call takes.
+            Some((_, over)) => tokio::select! {
+                kept = candidate.keep() => kept,
+                () = sleep_until(over) => {
+                    candidate.lose("the lease was not kept in time");
+                    None
+                }
+                () = stopping.cancelled() => break,
+            },
+        };
+        if let Some((lease, over)) = kept {
+            tokio::select! {
+                () = candidate.stand(lease) => {}
+                () = sleep_until(over) => candidate.lose("who decides was not known in time"),
+                () = stopping.cancelled() => break,
+            }
         }
         tokio::select! {
             () = sleep_until(due) => {}
@@ -98,14 +113,14 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Keeps the lease, or gets one; and the key, if nobody has it.
-    async fn stand(&mut self) {
+    /// Keeps the lease, or gets one. Gives it, and when it is over.
+    async fn keep(&mut self) -> Option<(i64, Instant)> {
         let asked = Instant::now();
         let kept = match self.lease {
             Some((lease, _)) => match self.shared.etcd.keep(lease).await {
                 Ok(true) => Ok(lease),
-                Ok(false) => return self.lose("the lease is over"),
-                Err(error) if error.is_gone() => return self.lose("the lease is over"),
+                Ok(false) => return self.is_over(),
+                Err(error) if error.is_gone() => return self.is_over(),
                 Err(error) => Err(error),
             },
             None => self.join().await,
@@ -114,12 +129,22 @@ impl Candidate {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, "the lease was not kept");
-                return;
+                return None;
             }
         };
         self.lease = Some((lease, asked + LEASE));
         self.leased
             .send_if_modified(|known| known.replace(lease) != Some(lease));
+        self.lease
+    }
+
+    fn is_over<T>(&mut self) -> Option<T> {
+        self.lose("the lease is over");
+        None
+    }
+
+    /// Makes the key, if nobody has it.
+    async fn stand(&mut self, lease: i64) {
         match self.campaign(lease).await {
             Ok(leadership) => self.is(leadership),
             Err(error) => tracing::debug!(%error, "who decides is not known"),
@@ -165,10 +190,8 @@ impl Candidate {
         };
         let answer = etcd.txn(txn, Budget::SHORT).await?;
         let found = ops::found(answer.responses.get(1));
-        let own = found.filter(|kv| {
-            ReplicaMessage::decode(kv.value.as_slice())
-                .is_ok_and(|leader| leader.instance == self.shared.replica.instance)
-        });
+        // One that hangs on a lease that was given up is not this term's any more, though it was made here.
+        let own = found.filter(|kv| kv.lease == lease);
         self.count().await?;
         Ok(match own {
             Some(kv) => Leadership::Leader {

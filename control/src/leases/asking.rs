@@ -1,13 +1,18 @@
 //! What operators ask of the leases, at whichever control plane: the one that decides answers from what it knows, the
 //! others ask it over the board. Answers are messages of the API, encoded.
 
+use std::time::Duration;
+
 use forebay_proto::wire;
 use prost::Message;
+use tokio::time::timeout;
 
 use super::{Leases, board::Fenced};
 
 /// Largest answer that goes from one control plane to another.
 const ANSWER_BYTES: usize = 1 << 20;
+/// How long answers may take before leases are decided again.
+const REPLY_WITHIN: Duration = Duration::from_millis(500);
 /// Most workers that are asked for at once.
 const WORKERS: usize = 1_000;
 
@@ -72,10 +77,10 @@ impl Leases {
         }
     }
 
-    /// Forgets a worker. False if it is connected, or nobody knows it.
-    pub(crate) async fn forget(&self, worker: &str) -> bool {
-        let answer = self.ask(Kind::Forget, vec![worker.to_owned()]).await;
-        answer.is_ok_and(|answer| answer.done)
+    /// Forgets a worker. False if it is connected, or nobody knows it; or why it is not known whether it was done.
+    pub(crate) async fn forget(&self, worker: &str) -> Result<bool, String> {
+        let answer = self.ask(Kind::Forget, vec![worker.to_owned()]).await?;
+        Ok(answer.done)
     }
 
     async fn ask(&self, kind: Kind, of: Vec<String>) -> Result<Answer, String> {
@@ -120,7 +125,18 @@ impl Leases {
     }
 
     /// Answers what others asked.
+    /// Whoever asked waits for two seconds, and leases do not wait for answers.
     pub(super) async fn reply_all(&self, term: u64) -> Result<(), Fenced> {
+        match timeout(REPLY_WITHIN, self.reply_each(term)).await {
+            Ok(replied) => replied,
+            Err(_) => {
+                tracing::warn!("answers on leases take too long: some are left out");
+                Ok(())
+            }
+        }
+    }
+
+    async fn reply_each(&self, term: u64) -> Result<(), Fenced> {
         for asked in self.board.questions() {
             let question = Question::decode(asked.question.as_slice()).unwrap_or_default();
             let mut answer = self.reply(&question).unwrap_or_default().encode_to_vec();

@@ -176,8 +176,8 @@ pub(super) struct Patience {
 }
 
 impl Holder {
-    /// One that is on record.
-    pub(super) fn on_record(floors: &BTreeMap<ModelId, u32>) -> Self {
+    /// One that is on record. It has been away since now, as far as is known.
+    pub(super) fn on_record(now: Duration, floors: &BTreeMap<ModelId, u32>) -> Self {
         let hold = |(model, floor): (&ModelId, &u32)| {
             let mut hold = Hold {
                 kept: Some(*floor),
@@ -190,7 +190,7 @@ impl Holder {
             holds: floors.iter().map(hold).collect(),
             knows: true,
             unknown: true,
-            gone: Some(Duration::ZERO),
+            gone: Some(now),
             ..Self::default()
         }
     }

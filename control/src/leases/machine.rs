@@ -127,14 +127,15 @@ impl Machine {
             linger: table.linger.max(settings.linger),
         };
         let on_record = table.workers.iter();
-        let on_record = on_record.map(|(id, floors)| (id.clone(), Holder::on_record(floors)));
+        let on_record = on_record.map(|(id, floors)| (id.clone(), Holder::on_record(now, floors)));
         let mut machine = Self {
             settings,
             limits: BTreeMap::new(),
             workers: on_record.collect(),
             patience: Patience {
                 ttl: settings.ttl,
-                safe: settings.safe(),
+                // Some may have been granted something by whoever decided before, for as long as that was then.
+                safe: before.safe(),
                 unknown_until: now.saturating_add(before.safe()),
             },
             kept: table,

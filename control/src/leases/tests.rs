@@ -42,6 +42,36 @@ fn limit(limit: u32) -> Limit {
     }
 }
 
+/// A control plane that was up for long when it began to decide.
+#[test]
+fn who_is_on_record_is_not_forgotten_because_this_process_is_old() {
+    let table = Table {
+        workers: BTreeMap::from([(id(0), BTreeMap::from([(model(), 1)]))]),
+        ..Table::default()
+    };
+    let now = secs(25 * 60 * 60);
+    let mut machine = Machine::new(now, SETTINGS, table, MachineFaults::default());
+    machine.configure(BTreeMap::from([(model(), limit(8))]));
+    machine.pass(now);
+    assert_eq!(machine.sum(now, &model(), &limit(8)).unknown, [id(0)]);
+}
+
+/// What was granted before the times were made shorter holds for as long as it was granted for.
+#[test]
+fn shorter_times_count_from_the_next_one_who_decides() {
+    let table = Table {
+        ttl: secs(60),
+        linger: secs(60),
+        ..Table::default()
+    };
+    let before = LeaseSettings {
+        ttl: secs(60),
+        linger: secs(60),
+    };
+    let machine = Machine::new(secs(0), SETTINGS, table, MachineFaults::default());
+    assert_eq!(machine.patience().safe, before.safe());
+}
+
 /// Plays workers that do as they are told.
 struct Play {
     machine: Machine,

@@ -219,6 +219,9 @@ impl Fleet for FleetService {
         let serve = async |request: wire::ForgetWorkerRequest| {
             let id: String = request.id.chars().take(63).collect();
             let leased = self.context.leases.forget(&id).await;
+            let leased = leased.map_err(|why| {
+                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, why)
+            })?;
             match self.context.fleet.forget(&id) {
                 Ok(()) => {}
                 // On record since before this control plane started.

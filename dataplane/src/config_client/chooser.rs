@@ -151,6 +151,8 @@ struct Known {
     sources: BTreeSet<usize>,
     failures: u32,
     rests_until: Option<Instant>,
+    /// It could not be looked at, which is no reason not to follow it.
+    unseen_until: Option<Instant>,
     /// The store that it spoke of last.
     epoch: Option<Epoch>,
 }
@@ -228,6 +230,7 @@ impl Chooser {
                 sources: BTreeSet::from([source]),
                 failures: 0,
                 rests_until: None,
+                unseen_until: None,
                 epoch: None,
             }),
         }
@@ -271,7 +274,9 @@ impl Chooser {
 
     /// Another one than this to look at, if one may be tried.
     pub(super) fn another(&mut self, now: Instant, than: &Replica) -> Option<Replica> {
-        let free = self.free(now, Some(than));
+        let mut free = self.free(now, Some(than));
+        let seen = |known: &Known| known.unseen_until.is_none_or(|until| until <= now);
+        free.retain(|replica| self.find(replica).is_some_and(seen));
         match free.len() {
             0 => None,
             some => free.get(self.dice.usize(..some)).cloned(),
@@ -328,11 +333,11 @@ impl Chooser {
         self.sees = sees;
     }
 
-    /// It cannot be looked at: it is left alone as one that failed is.
+    /// It cannot be looked at, and is not for a while.
     pub(super) fn unseen(&mut self, now: Instant, replica: &Replica) {
         let spread = 0.5 + self.dice.f64() / 2.0;
         if let Some(known) = self.find_mut(replica) {
-            known.rests_until = Some(now + REST_UNSEEN.mul_f64(spread));
+            known.unseen_until = Some(now + REST_UNSEEN.mul_f64(spread));
         }
     }
 

@@ -159,6 +159,24 @@ fn load(workers: u32) -> Load {
 }
 
 #[test]
+fn one_that_could_not_be_looked_at_is_followed_all_the_same() {
+    let mut chooser = three(9);
+    let now = Instant::now();
+    let all = chooser.all();
+    chooser.unseen(now, &all[1]);
+    chooser.unseen(now, &all[2]);
+    assert_eq!(
+        chooser.another(now, &all[0]),
+        None,
+        "not looked at again at once"
+    );
+    chooser.left(now, &all[0], (s(9), Left::Lost));
+    let next = chooser.next(now).unwrap();
+    assert_ne!(next, all[0], "those two may be up");
+    assert!(chooser.another(now + s(31), &all[0]).is_some());
+}
+
+#[test]
 fn who_is_at_one_that_does_not_hear_from_its_store_goes_to_one_that_does() {
     let mut chooser = three(9);
     let to = chooser.all()[0].clone();

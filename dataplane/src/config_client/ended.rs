@@ -59,7 +59,9 @@ impl Ended {
             Self::Away(left) => *left,
             Self::Told(Reason::Stopping) => Left::Stopping,
             Self::Told(Reason::Behind) => Left::Behind,
-            Self::Told(Reason::Age | Reason::Unspecified) => Left::Age,
+            Self::Told(Reason::Age) => Left::Age,
+            // A later build has a reason that this one does not know.
+            Self::Told(Reason::Unspecified) => Left::Busy,
             Self::Foreign(_) => Left::Foreign,
             Self::Connect(_) | Self::NoAnswer(_) | Self::Silent(_) | Self::Closed => Left::Lost,
             Self::Protocol(_) => Left::Refused,
@@ -69,6 +71,13 @@ impl Ended {
                 (left, _) => left,
             },
         }
+    }
+}
+
+impl Ended {
+    /// Whether another process has this one's place now.
+    pub(super) fn loses_place(&self) -> bool {
+        matches!(self, Self::Status(status) if matches!(status.code(), Code::Aborted | Code::AlreadyExists))
     }
 }
 

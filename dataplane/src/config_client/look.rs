@@ -12,7 +12,7 @@ use super::{
     line::Line,
 };
 
-/// How long a look may take, from the connect to the answer.
+/// How long a look at one may take, from the connect to the answer.
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// What was seen of both.
@@ -30,13 +30,14 @@ pub(super) async fn look(
     other: &Replica,
     held: Option<&Position>,
 ) -> Result<Option<Seen>, ()> {
-    let seen = timeout(WITHIN, async {
+    let other = timeout(WITHIN, async {
         let channel = line.connect(other).await.map_err(drop)?;
-        let other = load(channel, held).await.ok_or(())?;
-        let own = load(own, held).await;
-        Ok(own.map(|own| Seen { own, other }))
+        load(channel, held).await.ok_or(())
     });
-    seen.await.map_err(drop).flatten()
+    let other = other.await.map_err(drop).flatten()?;
+    // That it does not answer says nothing of the other one.
+    let own = timeout(WITHIN, load(own, held)).await.ok().flatten();
+    Ok(own.map(|own| Seen { own, other }))
 }
 
 async fn load(channel: Channel, held: Option<&Position>) -> Option<Load> {

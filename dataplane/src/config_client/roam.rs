@@ -134,7 +134,8 @@ impl ConfigClient {
             let (now, left) = (Instant::now(), ended.left());
             let lived = now - began;
             let pause = shared.chooser.lock().left(now, &replica, (lived, left));
-            self.status.left(left, &ended.to_string());
+            self.status
+                .left((left, ended.loses_place()), &ended.to_string());
             self.metrics.control.ended(left);
             tell(&replica, left, &ended, pause);
             tokio::select! {

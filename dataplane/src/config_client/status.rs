@@ -172,12 +172,12 @@ impl ConfigStatus {
     }
 
     /// A stream ended, or did not come about.
-    pub(super) fn left(&self, left: Left, said: &str) {
+    pub(super) fn left(&self, (left, loses_place): (Left, bool), said: &str) {
         let mut known = self.known.lock();
         // Why the one that was followed was left, not why others did not let us in after it.
         known.left.get_or_insert(left);
         known.twin = (left == Left::Twin).then(|| said.to_owned());
-        if left == Left::Twin {
+        if loses_place {
             known.let_in = None;
         }
     }

@@ -112,7 +112,14 @@ impl Lead {
     }
 
     fn tell(&mut self, news: Vec<(WorkerId, Standing)>) {
-        self.news.extend(news);
+        for (worker, mut standing) in news {
+            // A stream that was not fetched yet may have displaced somebody, who is there no less when the next one comes.
+            let before = self.news.get(&worker);
+            let before = before.filter(|before| before.stream != standing.stream);
+            standing.displaces |=
+                before.is_some_and(|before| before.displaces || before.takes_over);
+            self.news.insert(worker, standing);
+        }
     }
 }
 

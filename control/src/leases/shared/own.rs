@@ -128,7 +128,9 @@ impl Own {
         if self.call == Call::default() || self.is_quiet() {
             return None;
         }
-        let (mut words, mut bytes) = (Vec::new(), 0);
+        let mut words = Vec::new();
+        let asked = self.questions.iter().map(|(_, question)| question.len());
+        let mut bytes: usize = asked.sum();
         while let Some(worker) = self.changed.first() {
             let Some(line) = self.lines.get_mut(worker) else {
                 self.changed.pop_first();
@@ -164,12 +166,12 @@ impl Own {
         }
     }
 
-    /// It was perhaps not told: it is to be told again.
+    /// It was perhaps not told: it is to be told again. Questions are not: whoever asked does not wait for so long, and
+    /// what is to be forgotten must not be forgotten later than asked.
     pub fn unsent(&mut self, letter: Letter) {
         if letter.call == self.call {
             self.afresh |= letter.afresh;
         }
-        self.questions.extend(letter.questions);
         let words = letter.words.into_iter().map(|(worker, _)| worker);
         let there = words.filter(|worker| self.lines.contains_key(worker));
         self.changed.extend(there);
@@ -191,6 +193,11 @@ impl Own {
             number,
             ..(*lent.grant).clone()
         })
+    }
+
+    /// Whether the last letter was full: what is left need not wait.
+    pub(super) fn is_cut_short(&self) -> bool {
+        !self.changed.is_empty()
     }
 
     /// Whether there is nothing to tell.

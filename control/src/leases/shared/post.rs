@@ -94,7 +94,12 @@ impl EtcdBoard {
         let instance = &self.shared.replica.instance;
         let key = self.key(&format!("said/{instance}"));
         loop {
-            let Some(letter) = self.inner.lock().own.letter() else {
+            let (letter, more) = {
+                let mut inner = self.inner.lock();
+                let letter = inner.own.letter();
+                (letter, inner.own.is_cut_short())
+            };
+            let Some(letter) = letter else {
                 return Ok(());
             };
             let txn = TxnRequest {
@@ -110,6 +115,10 @@ impl EtcdBoard {
                     inner.own.unsent(letter);
                     return Err(error);
                 }
+            }
+            // What has come meanwhile goes with the next letter, at its time.
+            if !more {
+                return Ok(());
             }
         }
     }
