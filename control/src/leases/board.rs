@@ -30,7 +30,8 @@ pub(crate) enum TableError {
     Io { path: PathBuf, error: io::Error },
     /// Its content.
     #[error(
-        "{}: {what}; move it away to go on as if every worker might hold anything for as long as a lease holds",
+        "{}: {what}; who may hold a lease is known from it alone: move it away once all workers are connected, or have been \
+         gone for as long as a lease holds (--lease-ttl and --lease-linger)",
         .path.display()
     )]
     Damaged { path: PathBuf, what: String },
@@ -39,8 +40,8 @@ pub(crate) enum TableError {
     Away(String),
     /// What is in it.
     #[error(
-        "the keys {at}* in etcd: {what}; delete them to go on as if every worker might hold anything for as long as a \
-         lease holds"
+        "the keys {at}* in etcd: {what}; who may hold a lease is known from them alone: delete them once all workers are \
+         connected, or have been gone for as long as a lease holds (--lease-ttl and --lease-linger)"
     )]
     Unreadable { at: String, what: String },
     /// Another one decides.

@@ -223,8 +223,7 @@ impl Leases {
             .is_ok()
     }
 
-    /// What is on record. What cannot be read is as if anybody might hold anything: that costs time, and no safety but
-    /// that of floors.
+    /// What is on record. Without it nobody is known who may hold anything: while it cannot be read, nothing is decided.
     async fn on_record(&self, term: u64) -> Table {
         loop {
             match self.board.begin(term).await {
