@@ -80,11 +80,21 @@ def one_dies(fleet, service, meanwhile=lambda: None):
         keeps_serving(load, back)
         # What the balancer gave up of another worker's, that worker would have taken for a client that went away.
         assert left_by_clients(others) == left
-    balanced = fleet.balancer_log()
+    balanced = told_of(load.failed(), fleet)
     excepted = [asked for asked in load.failed() if was_on(asked, service, killed, balanced)]
     told(f"{service} killed", load, excepted, killed)
     lost = [asked for asked in load.failed() if asked not in excepted]
     assert lost == [], f"{service}: {lost}, {[balanced.get(asked.id) for asked in lost]}"
+
+
+def told_of(failed, fleet):
+    """What the balancer says of these. Its lines come by way of the container's log, not always at once; some never do."""
+    deadline = time.monotonic() + 3
+    while True:
+        balanced = fleet.balancer_log()
+        if all(asked.id in balanced for asked in failed) or time.monotonic() > deadline:
+            return balanced
+        time.sleep(0.2)
 
 
 def left_by_clients(admins):
