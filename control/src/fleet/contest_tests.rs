@@ -1,3 +1,5 @@
+//! Two processes with one id: who is let in, who is asked, who is turned away.
+
 use forebay_proto::{Digest, Epoch, Position, Revision, WorkerId, wire};
 use tokio::time::timeout;
 

@@ -1,3 +1,5 @@
+//! Whom a worker follows next: rules one by one, and histories in which replicas fail, come and go.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
