@@ -1,7 +1,8 @@
 //! One worker, two processes: what the one that leaves was lent goes to the one that takes its place, but for what it
 //! needs to bring its own requests to their end. What the heir was told that is kept falls, and never rises; what a process
 //! before both of them frees goes first to those who are still in line in the one that leaves, for they cannot go elsewhere.
-//! It does not run out by itself, because the heir answers for it: the heir counts it as used, and has it ended when the time of what the heir was lent is over.
+//! It does not run out by itself, because the heir answers for it: the heir counts it as used, and has it ended when the
+//! time of what the heir was lent is over.
 //!
 //! The sum of both is never more than the worker was lent: the old process keeps to its part before it tells of it, and
 //! the heir takes nothing before it was told.
