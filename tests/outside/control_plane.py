@@ -8,6 +8,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
+from processes import eventually
+
 WITHIN = 10
 
 
@@ -39,6 +41,11 @@ class ControlPlane:
         return self.call(
             "ModelRegistry", "CreateModel", model={"id": model, "endpoints": endpoints, **fields}
         )
+
+    def everywhere(self):
+        """Waits until every worker has applied the newest revision: an answer says that it is stored, not that it is served."""
+        complete = lambda: self.call("Fleet", "GetRollout").get("complete")
+        eventually("the newest revision is everywhere", complete)
 
 
 def bad_fields(error):

@@ -42,7 +42,7 @@ def buf_curl(stack, *args):
 
 
 @pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
-def test_buf_curl_lists_registers_and_reads(stack, mock, sdk, version):
+def test_buf_curl_lists_registers_and_reads(stack, mock, control_plane, sdk, version):
     url = f"http://{stack.control}"
     reflect = ["--reflect-protocol", version]
     listed = buf_curl(stack, *reflect, "--list-services", url)
@@ -55,6 +55,7 @@ def test_buf_curl_lists_registers_and_reads(stack, mock, sdk, version):
     answer = json.loads(created.stdout)
     assert int(answer["revision"]) > 1
     assert answer["resolvedPool"]["keepalive"] == 50
+    control_plane.everywhere()
     chat = sdk.chat.completions.create(
         model=model["id"], messages=[{"role": "user", "content": "hello"}], max_tokens=1
     )
@@ -127,6 +128,7 @@ def test_a_registration_is_served_at_once(control_plane, mock, sdk):
 
 
 def test_a_revision_is_everywhere(control_plane, sdk):
+    control_plane.everywhere()
     rollout = control_plane.call("Fleet", "GetRollout")
     assert rollout["complete"] and rollout["applied"] == 1
     assert rollout["workers"][0]["state"] == "WORKER_STATE_APPLIED"
