@@ -1,5 +1,5 @@
-//! A crowd that always wants more: clients that ask again as soon as they are answered, at whichever of the gateways that
-//! there are, as behind a balancer; and what became of their requests.
+//! A crowd that always wants more: clients that ask again as soon as they are answered, at one of the gateways that there
+//! are; and what became of their requests.
 
 use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -14,6 +14,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What became of requests, by word.
 pub type Fates = BTreeMap<String, u64>;
 
+/// At which of the gateways a client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Spread {
+    /// At another one each time, drawn at random. What the gateways have to do drifts apart with this, far and for long: one
+    /// that answers fewer is asked no less often.
+    Random,
+    /// Each at one of its own, so that all gateways have as many clients.
+    Even,
+}
+
 /// Clients that ask until they are dropped.
 #[derive(Debug)]
 pub struct Crowd {
@@ -23,9 +33,20 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many, each answer of so many tokens; half of them are streams.
+    /// So many that ask at random, each answer of so many tokens; half of them are streams.
     #[must_use]
     pub fn new(model: &str, clients: usize, tokens: RangeInclusive<u32>) -> Self {
+        Self::spread(Spread::Random, model, clients, tokens)
+    }
+
+    /// The same, and how they choose.
+    #[must_use]
+    pub fn spread(
+        spread: Spread,
+        model: &str,
+        clients: usize,
+        tokens: RangeInclusive<u32>,
+    ) -> Self {
         let mut crowd = Self {
             gateways: Arc::default(),
             fates: Arc::default(),
@@ -39,7 +60,12 @@ impl Crowd {
                 let mut known: BTreeMap<SocketAddr, Client> = BTreeMap::new();
                 loop {
                     let there = gateways.lock().clone();
-                    let Some(gateway) = dice.choice(there) else {
+                    let at = match spread {
+                        Spread::Random => dice.usize(..there.len().max(1)),
+                        // Pairs, so that each gateway has as many streams.
+                        Spread::Even => n / 2 % there.len().max(1),
+                    };
+                    let Some(&gateway) = there.get(at) else {
                         sleep(PAUSE).await;
                         continue;
                     };

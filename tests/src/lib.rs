@@ -44,7 +44,7 @@ pub use balancer::{Balancer, Behind};
 pub use bodies::{BOUNDARY, Bodies};
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
-pub use crowd::{Crowd, Fates};
+pub use crowd::{Crowd, Fates, Spread};
 pub use disconnects::{Departures, Disconnects, Moment, Variant, Way, quantile, variants};
 pub use dns::DnsServer;
 pub use etcd_faults::{Fault, Stand, Weather};

@@ -63,8 +63,8 @@ impl Default for ClientLimits {
             // Longer than any pool or load balancer is known to keep its own (docs/adr/0021), so that it is
             // never us who close while a request is on its way.
             rest: Duration::from_secs(620),
-            // After the watchdog, which knows which answer it is that nobody reads, and within a minute.
-            unread: Duration::from_secs(58),
+            // After the watchdog, which knows which answer it is that nobody reads.
+            unread: Duration::from_secs(48),
             slow_body: Duration::from_secs(10),
             body: Duration::from_secs(60),
             ping: Duration::from_secs(20),

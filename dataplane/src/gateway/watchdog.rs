@@ -26,8 +26,9 @@ use crate::pool::{CloseReason, Lease, Revocation};
 
 /// How often [`Watchdog::sweep`] is called.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
-/// Longest time for which a client may not take what there is for it: with the rest, within 60 s it is over.
-const STALL: Duration = Duration::from_secs(55);
+/// Longest time for which a client may not take what there is for it. It begins when all buffers on the way are full, which
+/// takes some seconds when there are many such clients: all of that is to be over within 60 s.
+const STALL: Duration = Duration::from_secs(45);
 /// How much later than it was due a comment may be taken, at the least.
 const LATE: Duration = Duration::from_secs(5);
 /// What the body itself gets to notice it first.

@@ -17,7 +17,7 @@ use std::{
 use clap::Parser;
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Crowd, Process, Relay, eventually, eventually_within, model_at};
+use forebay_tests::{Crowd, Process, Relay, Spread, eventually, eventually_within, model_at};
 use tempfile::TempDir;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use wire::{fleet_client::FleetClient, model_registry_client::ModelRegistryClient};
@@ -41,6 +41,9 @@ struct Args {
     /// Clients.
     #[arg(long, default_value_t = 400)]
     clients: usize,
+    /// Whom they ask. Workers are compared when they are loaded evenly.
+    #[arg(long, value_enum, default_value_t = Spread::Even)]
+    spread: Spread,
     /// Tokens of an answer, at the most; at the least a third of them.
     #[arg(long, default_value_t = 45)]
     tokens: u32,
@@ -91,7 +94,8 @@ async fn main() -> ExitCode {
     );
     let mut scene = Scene::set(args).await;
     println!(
-        "| | used | least and most of a worker | at once, most | above the limit | requests |\n|---|---|---|---|---|---|"
+        "| | used | least and most of a worker | looks at which one had somebody in line | at once, most | above the limit | requests |\n\
+         |---|---|---|---|---|---|---|"
     );
     scene.join(0).await;
     scene.settle().await;
@@ -188,7 +192,8 @@ impl Scene {
         };
         let created = registry.create_model(request).await;
         created.expect("the model is registered");
-        let crowd = Crowd::new(MODEL, args.clients, args.tokens / 3..=args.tokens);
+        let tokens = args.tokens / 3..=args.tokens;
+        let crowd = Crowd::spread(args.spread, MODEL, args.clients, tokens);
         Self {
             args,
             _control: control,
@@ -293,6 +298,7 @@ impl Scene {
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut used = Vec::new();
         let mut each: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        let mut in_line = Vec::new();
         let mut asked = Instant::now();
         while Instant::now() < ends {
             looks.tick().await;
@@ -307,6 +313,8 @@ impl Scene {
                 let pools: serde_json::Value = answer.json().await.unwrap_or_default();
                 let now = pools["pools"][0]["in_flight"].as_f64().unwrap_or(0.0);
                 each.entry(*n).or_default().push(now);
+                let waiting = pools["pools"][0]["waiting"].as_f64().unwrap_or(0.0);
+                in_line.push(f64::from(u8::from(waiting > 0.0)));
             }
         }
         let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len().max(1) as f64;
@@ -316,8 +324,9 @@ impl Scene {
         let most = each.iter().copied().fold(0.0, f64::max);
         let stats = self.mock.stats();
         println!(
-            "| {what} | {:.1} % | {least:.1} and {most:.1} | {} of {} | {} | {} |",
+            "| {what} | {:.1} % | {least:.1} and {most:.1} | {:.1} % | {} of {} | {} | {} |",
             share * 100.0,
+            mean(&in_line) * 100.0,
             stats.peak_in_flight,
             self.args.limit,
             stats.over_limit,
