@@ -44,5 +44,5 @@ def sdk(stack, mock, control_plane):
     control_plane.register("chat", mock.url, aliases=["default"])
     client = openai.OpenAI(base_url=f"http://{stack.gateway}/v1", api_key="any", max_retries=0)
     served = lambda: "chat" in [model.id for model in client.models.list()]
-    eventually("the model is served", served, within=1)
+    eventually("the model is served", served)
     return client

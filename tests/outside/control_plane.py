@@ -44,8 +44,12 @@ class ControlPlane:
 
     def everywhere(self):
         """Waits until every worker has applied the newest revision: an answer says that it is stored, not that it is served."""
-        complete = lambda: self.call("Fleet", "GetRollout").get("complete")
-        eventually("the newest revision is everywhere", complete)
+
+        def applied():
+            rollout = self.call("Fleet", "GetRollout")
+            return rollout.get("complete") and rollout.get("applied")
+
+        eventually("the newest revision is everywhere", applied)
 
 
 def bad_fields(error):

@@ -89,7 +89,7 @@ def one_dies(fleet, service, meanwhile=lambda: None):
 
 def told_of(failed, fleet):
     """What the balancer says of these. Its lines come by way of the container's log, not always at once; some never do."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 10
     while True:
         balanced = fleet.balancer_log()
         if all(asked.id in balanced for asked in failed) or time.monotonic() > deadline:

@@ -45,7 +45,7 @@ def test_what_is_registered_is_served_through_the_balancer(fleet):
     assert "forebay.v1.ModelRegistry" in control.services()
     changed = surviving.also_called(CONTROL, "newest")
     assert int(changed["revision"]) > 1
-    eventually("it is applied", lambda: set(states().values()) == {"APPLIED"}, within=5)
+    eventually("it is applied", lambda: set(states().values()) == {"APPLIED"})
     assert set(states()) == set(WORKERS)
     for model in [*MODELS, "default", "newest"]:
         surviving.ask(BALANCER, model)

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from control_plane import bad_fields
+from processes import eventually
 
 SERVICES = {
     "forebay.v1.ModelRegistry",
@@ -110,21 +111,28 @@ def test_a_mistake_is_found_and_undone(control_plane):
 
 def test_a_registration_is_served_at_once(control_plane, mock, sdk):
     """The mock does not know these models, so the first answer that is not ours is its 404."""
-    took = []
+    took, plain = [], []
     for n in range(50):
+        began = time.monotonic()
+        sdk.completions.create(model="chat", prompt="hello", max_tokens=1)
+        plain.append(time.monotonic() - began)
         # Pools of one: the worker holds as many open files for them as it has slots.
         control_plane.register(f"at-once-{n}", mock.url, pool={"maxConcurrent": 1})
         answered = time.monotonic()
-        while True:
-            try:
-                sdk.completions.create(model=f"at-once-{n}", prompt="hello")
-            except openai.NotFoundError as error:
-                if error.code != "model_not_found":
-                    break
+        eventually("it is served", lambda: is_served(sdk, f"at-once-{n}"), every=0)
         took.append(time.monotonic() - answered)
     took.sort()
+    plain.sort()
     print(f"answer to first response: median {took[25] * 1000:.1f} ms, max {took[-1] * 1000:.1f} ms")
-    assert took[25] < 0.05
+    # Pushes are 50 ms apart at the least, and what a request takes here and now comes on top.
+    assert took[25] < 0.05 + 2 * plain[25]
+
+
+def is_served(sdk, model):
+    """Whether the answer is the engine's, which has no such model."""
+    with pytest.raises(openai.NotFoundError) as raised:
+        sdk.completions.create(model=model, prompt="hello")
+    return raised.value.code != "model_not_found"
 
 
 def test_a_revision_is_everywhere(control_plane, sdk):

@@ -19,7 +19,7 @@ def test_no_server_errors(stack, control_plane, tmp_path):
         control_plane.register(model, mock.url)
     base = f"http://{stack.gateway}"
     eventually("served", lambda: all(model in get(f"{base}/v1/models") for model in SERVES.values()))
-    made, said = schemathesis(pinned(schema, SERVES), base, "fuzzing", 1, 25, 300, tmp_path / "run")
+    made, said = schemathesis(pinned(schema, SERVES), base, "fuzzing", 1, 25, 900, tmp_path / "run")
     mock.program.stop()
     statuses = collections.Counter(status for _, status in made)
     print(f"{len(made)} cases: {dict(statuses)}")

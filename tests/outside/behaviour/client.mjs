@@ -1,6 +1,6 @@
 // Node's own fetch, as the official SDK for JavaScript uses it: whole, streamed, given up, refused.
-// usage: node client.mjs BASE MODEL     prints what it saw as JSON
-const [base, model] = process.argv.slice(2);
+// usage: node client.mjs BASE MODEL TOKENS     prints what it saw as JSON
+const [base, model, tokens] = process.argv.slice(2);
 const seen = { again: 0 };
 const ask = async (path, body, more = {}) => {
   const request = {
@@ -42,7 +42,7 @@ for await (const event of events(stream)) {
 seen.stream = text;
 
 const giveUp = new AbortController();
-const long = { prompt: "hello", max_tokens: 1500, stream: true, ignore_eos: true };
+const long = { prompt: "hello", max_tokens: Number(tokens), stream: true, ignore_eos: true };
 const cut = await ask("/v1/completions", long, { signal: giveUp.signal });
 seen.read = 0;
 try {

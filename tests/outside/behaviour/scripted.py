@@ -60,6 +60,13 @@ class Silence:
     """Says nothing until the client has gone."""
 
 
+class Held:
+    """Says nothing more until it is let go."""
+
+    def __init__(self):
+        self.let_go = threading.Event()
+
+
 class Scripted:
     """Answers inference as told, in order; the last one for ever."""
 
@@ -149,5 +156,8 @@ class Scripted:
             finally:
                 self.gone.release()
             return False
+        if isinstance(part, Held):
+            part.let_go.wait(60)
+            return True
         connection.sendall(part)
         return True

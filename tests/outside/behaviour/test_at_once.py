@@ -47,7 +47,7 @@ def test_async_cancel(route, model):
         client = openai.AsyncOpenAI(base_url=f"{route.base}/v1", api_key="any", max_retries=0)
         async with client:
             asking = asyncio.create_task(client.completions.create(
-                model=model, prompt="hello", max_tokens=1_500, extra_body={"ignore_eos": True}
+                model=model, prompt="hello", max_tokens=route.long, extra_body={"ignore_eos": True}
             ))
             for _ in range(500):
                 await asyncio.sleep(0.01)
@@ -56,7 +56,7 @@ def test_async_cancel(route, model):
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            for _ in range(200):
+            for _ in range(2_000):
                 if not await asyncio.to_thread(route.engine.running):
                     return True
                 await asyncio.sleep(0.01)

@@ -1,5 +1,6 @@
 """What the worker itself answers, as the SDK's classes, advice and ids: nothing of this comes from an engine."""
 
+import contextlib
 import itertools
 import threading
 
@@ -8,7 +9,7 @@ import openai
 import pytest
 
 from processes import eventually
-from scripted import Scripted, Silence, chat
+from scripted import Held, Scripted, chat
 from stack import get
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -33,40 +34,42 @@ def sdk(stack, **options):
     return openai.OpenAI(base_url=f"http://{stack.gateway}/v1", api_key="any", **options)
 
 
+@contextlib.contextmanager
 def occupied(stack, upstream):
-    """The slot taken by a request that is not answered."""
-    upstream.answers([Silence], chat())
-    client = sdk(stack, timeout=1.5)
-
-    def ask():
-        with pytest.raises(openai.APITimeoutError):
-            client.chat.completions.create(model=upstream.model, messages=HELLO)
-
+    """The slot taken by a request that is answered when the block is left, or before."""
+    held = Held()
+    upstream.answers([held, *chat()], chat())
+    client = sdk(stack, timeout=60)
+    ask = lambda: client.chat.completions.create(model=upstream.model, messages=HELLO)
     asking = threading.Thread(target=ask)
     asking.start()
-    eventually("it is asked", lambda: len(upstream.asked) == 1)
-    return asking
+    try:
+        eventually("it is asked", lambda: len(upstream.asked) == 1)
+        yield held
+    finally:
+        held.let_go.set()
+        asking.join()
 
 
 def test_a_full_queue_is_a_rate_limit(stack, narrow):
-    asking = occupied(stack, narrow)
-    with pytest.raises(openai.RateLimitError) as raised:
+    with occupied(stack, narrow), pytest.raises(openai.RateLimitError) as raised:
         sdk(stack).chat.completions.create(model=narrow.model, messages=HELLO)
     assert raised.value.code == "queue_full" and raised.value.request_id
     assert float(raised.value.response.headers["retry-after"]) >= 1
-    asking.join()
 
 
 def test_the_sdk_waits_for_a_place(stack, narrow):
-    asking = occupied(stack, narrow)
-    answer = sdk(stack, max_retries=10).chat.completions.create(model=narrow.model, messages=HELLO)
+    hooks = {"response": [lambda answer: held.let_go.set() if answer.status_code == 429 else None]}
+    noting = httpx2.Client(event_hooks=hooks, timeout=60)
+    client = sdk(stack, max_retries=10, http_client=noting)
+    with noting, occupied(stack, narrow) as held:
+        answer = client.chat.completions.create(model=narrow.model, messages=HELLO)
     assert answer.choices[0].message.content == "said"
-    asking.join()
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/load_lora_adapter", "/v1/chat/completions/", "/invocations"])
 def test_what_is_not_served(stack, path):
-    answer = httpx2.post(f"http://{stack.gateway}{path}", json={"model": "narrow"})
+    answer = httpx2.post(f"http://{stack.gateway}{path}", json={"model": "narrow"}, timeout=60)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
     assert answer.headers["x-should-retry"] == "false" and answer.headers["x-request-id"]
@@ -77,7 +80,7 @@ def test_what_is_not_served(stack, path):
 def test_bodies_that_mean_nothing_or_two_things(stack, body):
     """The SDK does not try again what cannot go well."""
     headers = {"content-type": "application/json"}
-    answer = httpx2.post(f"http://{stack.gateway}/v1/chat/completions", content=body, headers=headers)
+    answer = httpx2.post(f"http://{stack.gateway}/v1/chat/completions", content=body, headers=headers, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert answer.headers["x-should-retry"] == "false"

@@ -83,7 +83,7 @@ def test_events_come_one_by_one(told):
 def test_closing_a_stream_stops_the_engine(route, model):
     for _ in range(5):
         stream = route.openai().completions.create(
-            model=model, prompt="hello", max_tokens=1_900, stream=True,
+            model=model, prompt="hello", max_tokens=route.long, stream=True,
             extra_body={"ignore_eos": True},
         )
         for _ in zip(range(3), stream):
@@ -91,16 +91,16 @@ def test_closing_a_stream_stops_the_engine(route, model):
         # vLLM's count comes behind: what its end says is that it was told, not how fast.
         assert route.engine.running() > 0 or not route.engine.exact
         stream.close()
-        eventually("the engine rests", lambda: route.engine.running() == 0, within=2)
+        eventually("the engine rests", lambda: route.engine.running() == 0)
 
 
 @pytest.mark.needs("chat")
 def test_a_client_that_gives_up_stops_the_engine(route, model):
     with pytest.raises(openai.APITimeoutError):
         route.openai(timeout=0.2).completions.create(
-            model=model, prompt="hello", max_tokens=1_500, extra_body={"ignore_eos": True}
+            model=model, prompt="hello", max_tokens=route.long, extra_body={"ignore_eos": True}
         )
-    eventually("the engine rests", lambda: route.engine.running() == 0, within=2)
+    eventually("the engine rests", lambda: route.engine.running() == 0)
 
 
 def test_a_long_event(told):
