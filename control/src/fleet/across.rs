@@ -10,7 +10,11 @@
 //!      └─ it is silent: ends its stream      keeps it
 //! ```
 //!
-//! Of one process the younger stream counts, and the older one is a leftover that its replica has not noticed.
+//! Of one process the younger stream counts, and the older one is a leftover that its replica has not noticed. The process
+//! counts its streams itself, so that no two clocks are compared.
+//!
+//! What was asked and answered is about one stream of the other process: it is forgotten with it, for who is alive now may
+//! be dead when that process comes again.
 
 use std::time::SystemTime;
 
@@ -19,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{
     Fleet, Inner,
-    contest::{Ousted, PROVE_WITHIN, Twin},
+    contest::{Ousted, Twin},
     known::Known,
     shared,
 };
@@ -27,9 +31,32 @@ use super::{
 /// The question to a worker of ours, because of one elsewhere.
 #[derive(Debug)]
 pub(super) struct Across {
-    instance: InstanceId,
+    comer: Comer,
     number: u64,
     since: Instant,
+}
+
+/// A stream of another process with the id, at another replica.
+#[derive(Debug, Clone)]
+pub(super) struct Comer {
+    pub(super) instance: InstanceId,
+    /// When it came, by the clock of the replica that has it: which of that process's streams it is. Nothing: any of them,
+    /// by the word of a build that does not say.
+    pub(super) connected: Option<SystemTime>,
+}
+
+impl Comer {
+    fn of(there: &Known) -> Self {
+        Self {
+            instance: there.introduction.instance.clone(),
+            connected: Some(there.connected),
+        }
+    }
+
+    fn is(&self, known: &Known) -> bool {
+        let same = self.instance == known.introduction.instance;
+        same && self.connected.is_none_or(|came| came == known.connected)
+    }
 }
 
 /// What a stream elsewhere means for one here.
@@ -50,7 +77,7 @@ fn compare(here: &Known, there: &Known) -> Compared {
     let of = |known: &'_ Known| (known.since, known.introduction.instance.clone());
     let (ours, theirs) = (of(here), of(there));
     match (ours.1 == theirs.1, ours < theirs) {
-        (true, _) if here.connected < there.connected => Compared::Leftover,
+        (true, _) if there.is_later(here) => Compared::Leftover,
         (true, _) => Compared::Stays,
         (false, true) => Compared::Elder,
         (false, false) => Compared::Younger,
@@ -75,9 +102,20 @@ impl Inner {
             sessions,
         } = self;
         let mut told = false;
+        for (id, own) in workers.iter_mut() {
+            told |=
+                own.forgets(|comer| shared::streams_of(others, id).any(|there| comer.is(there)));
+        }
         for (id, replica, there) in shared::connected(others) {
             let own = workers.get_mut(id).filter(|own| own.session.is_some());
-            if let Some(own) = own {
+            let later = |other: &Known| {
+                let same = other.introduction.instance == there.introduction.instance;
+                same && other.is_later(there)
+            };
+            // What a process has left behind elsewhere is ended there.
+            if let Some(own) = own
+                && !shared::streams_of(others, id).any(later)
+            {
                 *sessions += 1;
                 told |= own.meets((there, replica), *sessions);
             }
@@ -87,19 +125,26 @@ impl Inner {
 }
 
 impl Known {
+    /// What came of a stream that is no more is forgotten. True if others want to know.
+    fn forgets(&mut self, is_there: impl Fn(&Comer) -> bool) -> bool {
+        self.across.take_if(|across| !is_there(&across.comer));
+        let forgot = self.turns_away.take_if(|comer| !is_there(comer));
+        forgot.is_some()
+    }
+
     /// True if others want to know.
     fn meets(&mut self, (there, replica): (&Self, &str), number: u64) -> bool {
         let Some(line) = &self.session else {
             return false;
         };
-        let instance = &self.introduction.instance;
+        let turned = there.turns_away.as_ref();
         match compare(self, there) {
             Compared::Stays => false,
             Compared::Leftover => {
                 line.oust(Ousted::Newer);
                 true
             }
-            Compared::Younger if there.turns_away.as_ref() == Some(instance) => {
+            Compared::Younger if turned.is_some_and(|comer| comer.is(self)) => {
                 line.oust(Ousted::Twin(replica.to_owned()));
                 true
             }
@@ -119,22 +164,24 @@ impl Known {
         };
         let (instance, peer) = (&there.introduction.instance, &there.introduction.peer);
         let asked = self.across.as_ref();
-        match asked.filter(|across| across.instance == *instance) {
-            _ if self.turns_away.as_ref() == Some(instance) => self.shows_twin(there),
+        let turned = self.turns_away.as_ref();
+        match asked.filter(|across| across.comer.is(there)) {
+            _ if turned.is_some_and(|comer| comer.is(there)) => self.shows_twin(there),
             None => {
                 drop(line.ask(number, (instance, peer)));
                 self.across = Some(Across {
-                    instance: instance.clone(),
+                    comer: Comer::of(there),
                     number,
                     since: Instant::now(),
                 });
                 false
             }
             Some(across) if *line.proof.borrow() >= across.number => {
-                self.turns_away = Some(instance.clone());
-                self.shows_twin(there)
+                self.turns_away = Some(Comer::of(there));
+                self.shows_twin(there);
+                true
             }
-            Some(across) if across.since.elapsed() > PROVE_WITHIN => {
+            Some(across) if across.since.elapsed() > line.prove_within() => {
                 line.oust(Ousted::Newer);
                 true
             }
@@ -157,19 +204,29 @@ impl Known {
 mod tests {
     use std::time::Duration;
 
-    use forebay_proto::WorkerId;
+    use forebay_proto::{Digest, Epoch, Position, Revision, WorkerId};
     use tokio::time::advance;
     use tokio_util::sync::CancellationToken;
 
     use super::{
-        super::{Introduction, Joined},
+        super::{Introduction, Joined, contest::PROVE_WITHIN},
         *,
     };
 
     fn let_in(fleet: &Fleet, instance: &str, for_: u64) -> (Joined, CancellationToken) {
+        opened(fleet, instance, (for_, 0))
+    }
+
+    fn opened(
+        fleet: &Fleet,
+        instance: &str,
+        (for_, streams): (u64, u32),
+    ) -> (Joined, CancellationToken) {
         let end = CancellationToken::new();
         let introduction = Introduction {
             let_in: Duration::from_secs(for_),
+            control: format!("stream {streams}"),
+            streams,
             ..Introduction::plain("w", instance, None)
         };
         (fleet.joined(introduction, end.clone()), end)
@@ -188,6 +245,14 @@ mod tests {
 
     fn worker() -> WorkerId {
         WorkerId::new("w").unwrap()
+    }
+
+    fn position() -> Position {
+        Position {
+            epoch: Epoch::new("aa").unwrap(),
+            revision: Revision::new(1),
+            digest: Digest::of(b""),
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -225,6 +290,26 @@ mod tests {
         assert_eq!(elder.ousted.get(), Some(&Ousted::Newer));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_elder_that_is_heard_of_now_and_then_has_longer() {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (end, worker) = (CancellationToken::new(), worker());
+        let introduction = Introduction {
+            proves: false,
+            let_in: Duration::from_secs(9),
+            ..Introduction::plain("w", "elder", None)
+        };
+        let elder = r1.joined(introduction, end.clone());
+        let_in(&r2, "younger", 0);
+        tell(&r2, "r2", &r1);
+        advance(Duration::from_secs(12)).await;
+        r1.meet_others();
+        r1.seen(&worker, elder.session);
+        advance(PROVE_WITHIN).await;
+        r1.meet_others();
+        assert!(!end.is_cancelled());
+    }
+
     /// A stream that was opened anew makes nobody younger.
     #[tokio::test(start_paused = true)]
     async fn who_was_there_first_is_not_when_a_stream_was_opened() {
@@ -234,6 +319,103 @@ mod tests {
         tell(&r1, "r1", &r2);
         tell(&r2, "r2", &r1);
         assert!(asked(&elder).is_some() && asked(&younger).is_none());
+    }
+
+    /// The clock of the first replica is ahead, so its stream looks younger than the one that came after it.
+    #[test]
+    fn which_stream_of_a_process_is_the_later_one_the_process_says_and_no_clock() {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (_, second) = opened(&r2, "same", (5, 2));
+        let (_, first) = opened(&r1, "same", (0, 1));
+        tell(&r2, "r2", &r1);
+        tell(&r1, "r1", &r2);
+        assert!(first.is_cancelled() && !second.is_cancelled());
+        for fleet in [&r1, &r2] {
+            let shown = fleet.worker("w", &position()).unwrap();
+            assert_eq!(shown.control, "stream 2");
+        }
+    }
+
+    /// One of both is told of by a control plane that does not pass on how many streams there were.
+    #[test]
+    fn where_one_replica_does_not_count_the_clocks_decide() {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (_, first) = opened(&r1, "same", (0, 7));
+        let (_, second) = opened(&r2, "same", (5, 0));
+        tell(&r1, "r1", &r2);
+        tell(&r2, "r2", &r1);
+        assert!(first.is_cancelled() && !second.is_cancelled());
+    }
+
+    /// The elder at one replica, which has turned the younger one away from the other.
+    fn turned_away() -> (Fleet, Fleet, Joined, CancellationToken) {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (elder, ended) = let_in(&r1, "elder", 9);
+        let (younger, turned) = let_in(&r2, "younger", 0);
+        tell(&r2, "r2", &r1);
+        r1.proved(&worker(), elder.session, asked(&elder).unwrap());
+        r1.meet_others();
+        tell(&r1, "r1", &r2);
+        assert!(turned.is_cancelled());
+        r2.leave(&worker(), younger.session);
+        tell(&r2, "r2", &r1);
+        (r1, r2, elder, ended)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_again_has_the_elder_asked_again() {
+        let (r1, r2, elder, ended) = turned_away();
+        let before = asked(&elder);
+        tell(&r1, "r1", &r2);
+        let (_, turned) = let_in(&r2, "younger", 0);
+        tell(&r2, "r2", &r1);
+        tell(&r1, "r1", &r2);
+        assert!(!turned.is_cancelled(), "the elder may be dead by now");
+        assert!(asked(&elder) > before);
+        advance(PROVE_WITHIN + Duration::from_millis(1)).await;
+        r1.meet_others();
+        assert!(ended.is_cancelled() && !turned.is_cancelled());
+    }
+
+    /// What was said of a stream that is gone is heard late.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_of_one_stream_does_not_end_the_next() {
+        let (r1, r2) = (Fleet::default(), Fleet::default());
+        let (elder, _) = let_in(&r1, "elder", 9);
+        let (first, _) = let_in(&r2, "younger", 0);
+        tell(&r2, "r2", &r1);
+        r1.proved(&worker(), elder.session, asked(&elder).unwrap());
+        r1.meet_others();
+        r2.leave(&worker(), first.session);
+        let (_, next) = let_in(&r2, "younger", 0);
+        tell(&r1, "r1", &r2);
+        assert!(!next.is_cancelled());
+        tell(&r2, "r2", &r1);
+        r1.proved(&worker(), elder.session, asked(&elder).unwrap());
+        r1.meet_others();
+        tell(&r1, "r1", &r2);
+        assert!(next.is_cancelled(), "it is turned away by its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_younger_one_left_behind_elsewhere_is_nothing_to_the_elder() {
+        let (r1, r2, r3) = (Fleet::default(), Fleet::default(), Fleet::default());
+        let (elder, _) = let_in(&r1, "elder", 9);
+        opened(&r3, "younger", (0, 1));
+        opened(&r2, "younger", (0, 2));
+        tell(&r3, "r3", &r1);
+        tell(&r2, "r2", &r1);
+        let number = asked(&elder).unwrap();
+        for _ in 0..3 {
+            r1.meet_others();
+        }
+        assert_eq!(asked(&elder), Some(number), "asked once");
+        r1.proved(&worker(), elder.session, number);
+        r1.meet_others();
+        let mut changes = r1.watch();
+        changes.borrow_and_update();
+        r1.meet_others();
+        assert!(!changes.has_changed().unwrap(), "it is settled");
     }
 
     #[tokio::test]

@@ -33,7 +33,9 @@ use super::SessionId;
 
 /// How long one may take to prove that it is alive: longer than it takes to apply a configuration and warm its pools,
 /// for it does not listen meanwhile.
-pub(crate) const PROVE_WITHIN: Duration = Duration::from_secs(8);
+pub(super) const PROVE_WITHIN: Duration = Duration::from_secs(8);
+/// The same for one whose build does not know the question: longer than it lets pass between two signs of life.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
 /// How long it is shown that another process came: longer than that one stays away.
 const SHOWN: Duration = Duration::from_secs(120);
 
@@ -94,8 +96,17 @@ impl Line {
         Rival {
             session: self.session,
             number,
+            until: Instant::now() + self.prove_within(),
             proof,
             gone: self.gone.clone(),
+        }
+    }
+
+    /// How long it may take to prove that it is alive.
+    pub(super) fn prove_within(&self) -> Duration {
+        match self.proves {
+            true => PROVE_WITHIN,
+            false => HEARD_WITHIN,
         }
     }
 
@@ -132,6 +143,7 @@ pub(crate) struct Challenge {
 pub(crate) struct Rival {
     pub(crate) session: SessionId,
     number: u64,
+    until: Instant,
     proof: watch::Receiver<u64>,
     gone: CancellationToken,
 }
@@ -148,8 +160,8 @@ pub(crate) enum Verdict {
 
 impl Rival {
     /// Waits for the answer.
-    pub(crate) async fn judge(&mut self, until: Instant) -> Verdict {
-        let number = self.number;
+    pub(crate) async fn judge(&mut self) -> Verdict {
+        let (number, until) = (self.number, self.until);
         tokio::select! {
             biased;
             proved = self.proof.wait_for(|proof| *proof >= number) => match proved.map(drop) {

@@ -217,6 +217,7 @@ impl Introduction {
             proves: true,
             let_in: std::time::Duration::ZERO,
             takes_over: false,
+            streams: 0,
         }
     }
 }

@@ -7,13 +7,12 @@ use std::{
 };
 
 use forebay_proto::{
-    Health, InstanceId, Position, Revision, convert::timestamp_to_wire, health::ModelHealth,
-    limits, wire,
+    Health, Position, Revision, convert::timestamp_to_wire, health::ModelHealth, limits, wire,
 };
 
 use super::{
     Applied, Introduction, Refused,
-    across::Across,
+    across::{Across, Comer},
     contest::{Line, Twin},
 };
 use crate::rollout::{Seen, Staging};
@@ -42,8 +41,8 @@ pub(super) struct Known {
     pub(super) twin: Option<Twin>,
     /// The question because of one that another replica has.
     pub(super) across: Option<Across>,
-    /// The process that another replica has, against which this one was proved to be alive.
-    pub(super) turns_away: Option<InstanceId>,
+    /// The stream that another replica has, against which this one was proved to be alive.
+    pub(super) turns_away: Option<Comer>,
     pub(super) connected: SystemTime,
     /// Since when its process has been let in, here or elsewhere.
     pub(super) since: SystemTime,
@@ -57,6 +56,28 @@ impl Known {
         let other = self.introduction.instance != comer.instance && !self.ends;
         let elder = self.since <= since(now, comer.let_in);
         self.session.as_ref().filter(|_| other && elder)
+    }
+
+    /// Of two streams of one process, at two replicas: whether this is the later one. The process counts them itself; the
+    /// replicas' clocks decide for a build that does not.
+    pub(super) fn is_later(&self, than: &Self) -> bool {
+        let counted = (self.introduction.streams, than.introduction.streams);
+        match counted {
+            (ours, theirs) if ours != 0 && theirs != 0 && ours != theirs => ours > theirs,
+            _ => self.connected > than.connected,
+        }
+    }
+
+    /// Of what two replicas tell of one worker: whether this is what it is. The one that it is connected to counts, and of
+    /// two of those the later.
+    pub(super) fn outranks(&self, other: &Self) -> bool {
+        let same = self.introduction.instance == other.introduction.instance;
+        match (self.gone.is_none(), other.gone.is_none()) {
+            (true, false) => true,
+            (false, true) => false,
+            _ if same => self.is_later(other),
+            _ => self.connected > other.connected,
+        }
     }
 
     /// Where the worker stands with respect to a revision of the newest configuration's epoch.

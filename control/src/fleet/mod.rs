@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    contest::{Challenge, Ousted, PROVE_WITHIN, Verdict},
+    contest::{Challenge, Ousted, Verdict},
     joining::{Joined, Joining},
     refusals::bounded,
 };
@@ -91,6 +91,8 @@ pub(crate) struct Introduction {
     pub(crate) let_in: Duration,
     /// It came to take the place of a process that goes on until then.
     pub(crate) takes_over: bool,
+    /// How many streams its process has opened, this one included; 0: its build does not count.
+    pub(crate) streams: u32,
 }
 
 /// A configuration that a worker runs.

@@ -14,7 +14,7 @@ use forebay_proto::{
 };
 use prost::Message;
 
-use super::{Applied, Fleet, Inner, Introduction, Known, Refused, bounded};
+use super::{Applied, Fleet, Inner, Introduction, Known, Refused, across::Comer, bounded};
 
 /// Most refusals of one worker that others are told of.
 const REFUSALS: usize = 4;
@@ -90,6 +90,12 @@ struct WorkerMessage {
     moved_because: String,
     #[prost(bool, tag = "25")]
     succeeds: bool,
+    /// 0 of a build that does not say it, or a worker that does not count.
+    #[prost(uint32, tag = "26")]
+    streams: u32,
+    /// When the stream that it turns away came, by the word of the replica that has it; nothing of a build that means any.
+    #[prost(message, optional, tag = "27")]
+    turns_away_since: Option<prost_types::Timestamp>,
 }
 
 impl WorkerMessage {
@@ -101,6 +107,7 @@ impl WorkerMessage {
         let refused = known.refused.as_ref();
         let health = with_health.then(|| (&known.health).into());
         let changed = known.changed.iter().filter(|_| with_health);
+        let turned = known.turns_away.as_ref();
         Self {
             id: who.worker.to_string(),
             instance: who.instance.to_string(),
@@ -122,14 +129,13 @@ impl WorkerMessage {
             health,
             changed: changed.map(Into::into).collect(),
             since: Some(timestamp_to_wire(known.since)),
-            turns_away: known
-                .turns_away
-                .as_ref()
-                .map_or_else(String::new, ToString::to_string),
+            turns_away: turned.map_or_else(String::new, |comer| comer.instance.to_string()),
+            turns_away_since: turned.and_then(|comer| comer.connected.map(timestamp_to_wire)),
             control: who.control.clone(),
             moves: who.moves.0,
             moved_because: who.moves.1.clone(),
             succeeds: known.succeeds,
+            streams: who.streams,
         }
     }
 
@@ -142,6 +148,7 @@ impl WorkerMessage {
         let changed = changed.filter_map(|told| ModelHealth::try_from(told).ok());
         let gone = self.gone.map(time);
         let connected = self.connected.map_or(now, time);
+        let turned = InstanceId::new(self.turns_away);
         Some(Known {
             introduction: Introduction {
                 worker: WorkerId::new(self.id).ok()?,
@@ -158,6 +165,7 @@ impl WorkerMessage {
                 proves: false,
                 let_in: Duration::ZERO,
                 takes_over: false,
+                streams: self.streams,
             },
             session: None,
             drains: false,
@@ -179,7 +187,10 @@ impl WorkerMessage {
             changed: changed.collect::<Vec<_>>().into(),
             twin: None,
             across: None,
-            turns_away: InstanceId::new(self.turns_away).ok(),
+            turns_away: turned.ok().map(|instance| Comer {
+                instance,
+                connected: self.turns_away_since.map(time),
+            }),
             connected,
             since: self.since.map_or(connected, time),
             seen: gone.unwrap_or(now),
@@ -257,8 +268,7 @@ impl Inner {
         for (id, told) in others {
             all.entry(id)
                 .and_modify(|known| {
-                    let rank = |known: &Known| (known.gone.is_none(), known.connected);
-                    if rank(told) > rank(known) {
+                    if told.outranks(known) {
                         *known = told;
                     }
                 })
@@ -306,6 +316,16 @@ pub(super) fn connected(others: &Others) -> impl Iterator<Item = (&WorkerId, &st
         parts.map(|(id, known)| (id, other.name.as_str(), known))
     });
     each.filter(|(.., known)| known.gone.is_none())
+}
+
+/// The streams of this worker that others have.
+pub(super) fn streams_of<'a>(
+    others: &'a Others,
+    id: &'a WorkerId,
+) -> impl Iterator<Item = &'a Known> {
+    let parts = others.values().flat_map(|other| other.parts.values());
+    let told = parts.filter_map(|part| part.get(id));
+    told.filter(|known| known.gone.is_none())
 }
 
 /// The same for the same id, on every machine.

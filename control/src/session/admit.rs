@@ -2,7 +2,6 @@
 //! alive, and this one waits for the answer (`fleet/contest.rs`).
 
 use forebay_proto::{KeysPosition, wire};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use wire::to_worker::Message as Say;
@@ -14,7 +13,7 @@ use super::{
     words::introduce,
 };
 use crate::{
-    fleet::{Challenge, Fleet, Introduction, Joined, Joining, Ousted, PROVE_WITHIN, Verdict},
+    fleet::{Challenge, Fleet, Introduction, Joined, Joining, Ousted, Verdict},
     metrics::Metrics,
 };
 
@@ -126,7 +125,7 @@ async fn admit(
             Joining::Contested(rival) => rival,
         };
         let verdict = tokio::select! {
-            verdict = rival.judge(Instant::now() + PROVE_WITHIN) => verdict,
+            verdict = rival.judge() => verdict,
             () = end.cancelled() => return Err(Status::unavailable("the control plane is stopping")),
         };
         match verdict {

@@ -62,6 +62,7 @@ pub(super) fn introduce(hello: wire::Hello, peer: &str) -> Result<Introduction, 
             proves: hello.proves,
             let_in: Duration::from_millis(hello.let_in_millis),
             takes_over: hello.takes_over,
+            streams: hello.streams,
         }),
     )
 }
