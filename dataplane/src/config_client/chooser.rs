@@ -2,8 +2,12 @@
 //! verdict comes out. Chance comes from dice that are handed in.
 //!
 //! Of those that may be tried one is drawn, each as likely as the others, so that a fleet spreads. One that failed is
-//! left alone for a while as long as there are others; if all failed, the one whose time is up first is next, for the
-//! pauses alone (`backoff.rs`) bound how often anything is tried. So nothing here ever waits while one may be up.
+//! left alone for a while as long as there are others; if all failed, the one that was left longest ago is next, and one
+//! that did not want us after all others, for the pauses alone (`backoff.rs`) bound how often anything is tried. So nothing
+//! here ever waits while one may be up.
+//!
+//! A name may answer in parts, each time with some of its addresses: one that an answer leaves out counts as listed for a
+//! while, but those that were named are tried first.
 //!
 //! ```text
 //!   listed ──drawn──▶ followed ──ended: well──▶ listed
@@ -12,7 +16,7 @@
 //! ```
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -35,6 +39,8 @@ const REST_UNSEEN: Duration = Duration::from_secs(30);
 const REST_REFUSED: Duration = Duration::from_secs(60);
 /// The same for one that stops: it is not back before.
 const REST_STOPPING: Duration = Duration::from_secs(5);
+/// How long an address is kept after its name last had it: answers may be parts of the whole.
+const KEPT: Duration = Duration::from_secs(30);
 /// One has at least so many more workers than the other before anybody goes there: otherwise two would trade them.
 const MORE: u32 = 2;
 
@@ -147,9 +153,11 @@ pub(super) struct Load {
 #[derive(Debug)]
 struct Known {
     replica: Replica,
-    /// Names that lead to it.
-    sources: BTreeSet<usize>,
+    /// Names that lead to it; and until when it is kept, if the newest answer leaves it out.
+    sources: BTreeMap<usize, Option<Instant>>,
     failures: u32,
+    /// When it was left, and whether it did not want us or we must not follow it.
+    left: Option<(Instant, bool)>,
     rests_until: Option<Instant>,
     /// It could not be looked at, which is no reason not to follow it.
     unseen_until: Option<Instant>,
@@ -157,10 +165,19 @@ struct Known {
     epoch: Option<Epoch>,
 }
 
+impl Known {
+    /// The newest answer of a name has it.
+    fn is_named(&self) -> bool {
+        self.sources.values().any(Option::is_none)
+    }
+}
+
 /// The one who chooses.
 #[derive(Debug)]
 pub(super) struct Chooser {
     sources: Vec<Uri>,
+    /// When each name was answered last.
+    answered: BTreeMap<usize, Instant>,
     known: Vec<Known>,
     backoff: Backoff,
     /// Where we go next, because we looked.
@@ -175,6 +192,7 @@ impl Chooser {
     pub(super) fn new(sources: Vec<Uri>, dice: fastrand::Rng) -> Self {
         let mut chooser = Self {
             sources,
+            answered: BTreeMap::new(),
             known: Vec::new(),
             backoff: Backoff::default(),
             bound_for: None,
@@ -194,19 +212,32 @@ impl Chooser {
         named.collect()
     }
 
-    /// A name has these addresses now. What is known of those that stay is kept.
-    pub(super) fn list(&mut self, source: usize, addresses: &[IpAddr]) {
+    /// A name has these addresses now. What is known of those that stay is kept. One that is not among them stays for a
+    /// while, if there is room.
+    pub(super) fn list(&mut self, now: Instant, source: usize, addresses: &[IpAddr]) {
         let port = self.sources.get(source).map(port);
         let Some(port) = port.filter(|_| !addresses.is_empty()) else {
             return;
         };
-        for known in &mut self.known {
-            known.sources.remove(&source);
-        }
-        for address in addresses {
-            self.put(source, Some(SocketAddr::new(*address, port)));
+        let before = self.answered.insert(source, now);
+        let named: Vec<_> = addresses
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, port))
+            .collect();
+        let crowded = self.known.len() + named.len() > MOST;
+        let until = before.filter(|_| !crowded).map(|named| named + KEPT);
+        let left_out = |known: &&mut Known| known.replica.at.is_none_or(|at| !named.contains(&at));
+        for known in self.known.iter_mut().filter(left_out) {
+            let kept = known.sources.remove(&source);
+            let until = kept.and_then(|before| before.or(until));
+            if let Some(until) = until.filter(|until| now < *until) {
+                known.sources.insert(source, Some(until));
+            }
         }
         self.known.retain(|known| !known.sources.is_empty());
+        for at in named {
+            self.put(source, Some(at));
+        }
     }
 
     fn put(&mut self, source: usize, at: Option<SocketAddr>) {
@@ -222,13 +253,14 @@ impl Chooser {
         });
         match same {
             Some(known) => {
-                known.sources.insert(source);
+                known.sources.insert(source, None);
             }
             None if full => {}
             None => self.known.push(Known {
                 replica: Replica { url, at },
-                sources: BTreeSet::from([source]),
+                sources: BTreeMap::from([(source, None)]),
                 failures: 0,
+                left: None,
                 rests_until: None,
                 unseen_until: None,
                 epoch: None,
@@ -268,7 +300,10 @@ impl Chooser {
         if !free.is_empty() {
             return free.get(self.dice.usize(..free.len())).cloned();
         }
-        let first = self.known.iter().min_by_key(|known| known.rests_until);
+        let first = self.known.iter().min_by_key(|known| {
+            let (at, shunned) = known.left.unzip();
+            (shunned, at)
+        });
         first.map(|known| known.replica.clone())
     }
 
@@ -287,7 +322,9 @@ impl Chooser {
         let free = self.known.iter().filter(|known| {
             known.rests_until.is_none_or(|until| until <= now) && but != Some(&known.replica)
         });
-        free.map(|known| known.replica.clone()).collect()
+        let (named, kept): (Vec<&Known>, Vec<_>) = free.partition(|known| known.is_named());
+        let first = if named.is_empty() { kept } else { named };
+        first.iter().map(|known| known.replica.clone()).collect()
     }
 
     /// The stream to this one lived for so long and ended so. Gives the pause until the next is tried.
@@ -311,6 +348,7 @@ impl Chooser {
                 }
                 Left::Refused | Left::Behind | Left::Foreign | Left::Full => Some(REST_REFUSED),
             };
+            known.left = Some((now, rest == Some(REST_REFUSED)));
             if rest.is_some() {
                 known.failures = known.failures.saturating_add(1);
             }

@@ -97,7 +97,7 @@ fn names_become_addresses_and_what_is_known_of_them_is_kept() {
         ["http://control:50051", "http://10.0.0.9:50051"]
     );
     // An address that was named by itself is not there twice.
-    chooser.list(0, &ips(&[1, 2, 9]));
+    chooser.list(now, 0, &ips(&[1, 2, 9]));
     assert_eq!(
         shown(&chooser),
         [
@@ -108,8 +108,9 @@ fn names_become_addresses_and_what_is_known_of_them_is_kept() {
     );
     assert!(chooser.has(&by_name), "who was connected to by name stays");
     let second = chooser.all()[2].clone();
-    chooser.left(now, &second, (s(0), Left::Lost));
-    chooser.list(0, &ips(&[2, 3]));
+    chooser.left(now + KEPT, &second, (s(0), Left::Lost));
+    let now = now + KEPT;
+    chooser.list(now, 0, &ips(&[2, 3]));
     assert_eq!(
         shown(&chooser),
         [
@@ -122,8 +123,89 @@ fn names_become_addresses_and_what_is_known_of_them_is_kept() {
         assert_ne!(chooser.next(now), Some(second.clone()), "it rests still");
     }
     // That there is nothing is no answer.
-    chooser.list(0, &[]);
+    chooser.list(now + KEPT, 0, &[]);
     assert_eq!(chooser.all().len(), 3);
+}
+
+/// Each answer has two of four addresses, drawn anew every five seconds.
+#[test]
+fn a_name_that_answers_in_parts_moves_nobody() {
+    let mut now = Instant::now();
+    let mut chooser = chooser(&["http://control:50051"], 7);
+    let (mut dice, mut last) = (fastrand::Rng::with_seed(7), [0_u32; 5]);
+    let mut left_out = 0;
+    for answer in 1..500_u32 {
+        let mut all = [1, 2, 3, 4];
+        dice.shuffle(&mut all);
+        chooser.list(now, 0, &ips(&all[..2]));
+        all[..2].iter().for_each(|n| last[usize::from(*n)] = answer);
+        for n in 1..=4 {
+            let address = SocketAddr::new(ips(&[n])[0], 50_051);
+            let replica = Replica {
+                url: "http://control:50051".parse().unwrap(),
+                at: Some(address),
+            };
+            let named = last[usize::from(n)];
+            // Thirty seconds are six answers.
+            let listed = named > 0 && answer - named < 6;
+            assert_eq!(chooser.has(&replica), listed, "{n} in answer {answer}");
+            left_out += u32::from(listed && named < answer);
+        }
+        // Who has to choose tries what was named before what may be gone.
+        let next = chooser.next(now).unwrap();
+        assert!(
+            all[..2]
+                .iter()
+                .any(|n| next.at.unwrap().ip() == ips(&[*n])[0])
+        );
+        now += s(5);
+    }
+    assert!(left_out > 500, "{left_out}");
+}
+
+#[test]
+fn what_is_kept_takes_no_room_from_what_was_named() {
+    let now = Instant::now();
+    let mut chooser = chooser(&["http://control:1"], 7);
+    let many: Vec<IpAddr> = (0..MOST as u32)
+        .map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()))
+        .collect();
+    chooser.list(now, 0, &many);
+    assert_eq!(chooser.all().len(), MOST);
+    let new = [IpAddr::from([10, 9, 9, 9])];
+    chooser.list(now, 0, &new);
+    let all = chooser.all();
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].at.unwrap().ip(), new[0]);
+}
+
+#[test]
+fn when_all_failed_each_has_its_turn_and_one_that_does_not_want_us_is_the_last() {
+    let mut now = Instant::now();
+    let mut chooser = three(5);
+    let all = chooser.all();
+    // It does not want us; the others are away.
+    chooser.left(now, &all[0], (s(0), Left::Foreign));
+    // Their rests differ, their turns do not.
+    for _ in 0..10 {
+        chooser.left(now, &all[1], (s(0), Left::Lost));
+        chooser.left(now, &all[2], (s(0), Left::Lost));
+    }
+    let mut before = None;
+    for _ in 0..20 {
+        now += Duration::from_millis(100);
+        let next = chooser.next(now).unwrap();
+        assert_ne!(next, all[0], "there are others");
+        assert_ne!(Some(&next), before.as_ref(), "in turns");
+        chooser.left(now, &next, (s(0), Left::Lost));
+        before = Some(next);
+    }
+    // All of them do not want us: in turns, too.
+    for replica in &all {
+        now += Duration::from_millis(1);
+        chooser.left(now, replica, (s(0), Left::Refused));
+    }
+    assert_eq!(chooser.next(now), Some(all[0].clone()));
 }
 
 #[test]
@@ -370,7 +452,7 @@ proptest! {
         for step in steps {
             let all = chooser.all();
             prop_assert!(!all.is_empty() && all.len() <= MOST);
-            let addresses: BTreeSet<_> = all.iter().filter_map(|replica| replica.at).collect();
+            let addresses: std::collections::BTreeSet<_> = all.iter().filter_map(|replica| replica.at).collect();
             prop_assert_eq!(addresses.len(), all.iter().filter(|r| r.at.is_some()).count(), "each once");
             let pick = |n: usize| all[n % all.len()].clone();
             match step {
@@ -391,7 +473,7 @@ proptest! {
                     prop_assert!(!rested || !chooser.free(now, None).contains(&pick(n)));
                     prop_assert!(pause <= s(61));
                 }
-                Step::List(n, last) => chooser.list(n, &ips(&last)),
+                Step::List(n, last) => chooser.list(now, n, &ips(&last)),
                 Step::Unseen(n) => chooser.unseen(now, &pick(n)),
                 Step::Look(n, own, other) => {
                     let to = pick(n);

@@ -63,7 +63,8 @@ impl Shared {
     }
 
     fn list(&self, listed: &Listed) {
-        self.chooser.lock().list(listed.source, &listed.addresses);
+        let mut chooser = self.chooser.lock();
+        chooser.list(Instant::now(), listed.source, &listed.addresses);
     }
 
     /// When to look next: anywhere between half of the time and one and a half of it.
