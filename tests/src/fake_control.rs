@@ -135,15 +135,18 @@ impl FakeStream {
     /// The worker's next word that is no heartbeat; nothing when it ended the stream.
     pub async fn hear(&mut self) -> Option<Heard> {
         loop {
-            let heard = timeout(PATIENCE, self.heard.message()).await;
-            match heard.expect("a word or the end") {
-                Ok(Some(message)) => match message.message {
-                    Some(Heard::Heartbeat(_)) => {}
-                    word => return word,
-                },
-                Ok(None) | Err(_) => return None,
+            match self.hear_any().await {
+                Some(Heard::Heartbeat(_)) => {}
+                word => return word,
             }
         }
+    }
+
+    /// The worker's next word, whatever it is; nothing when it ended the stream.
+    pub async fn hear_any(&mut self) -> Option<Heard> {
+        let heard = timeout(PATIENCE, self.heard.message()).await;
+        let heard = heard.expect("a word or the end").ok().flatten();
+        heard.and_then(|message| message.message)
     }
 }
 

@@ -259,7 +259,8 @@ impl<'a> Session<'a> {
             self.client.metrics.control.moved(because);
         }
         *self.client.shared.channel.lock() = Some(self.channel.clone());
-        Ok(())
+        // How requests go in this process is not in its first word, and a rollout may look before the next beat.
+        self.beat()
     }
 
     /// What is in force is not given up for what another store has, unless that is the store of most control planes.

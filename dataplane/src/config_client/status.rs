@@ -182,9 +182,11 @@ impl ConfigStatus {
         }
     }
 
-    /// For how long control planes have let us in. Zero if another process may have taken our place meanwhile.
+    /// For how long control planes have let us in. Zero if another process may have taken our place meanwhile, or is to:
+    /// one that stops stands in nobody's way.
     pub(super) fn let_in_for(&self) -> Duration {
         let let_in = self.known.lock().still_let_in();
+        let let_in = let_in.filter(|_| !self.is_stopping());
         let_in.map(|since| since.elapsed()).unwrap_or_default()
     }
 
@@ -249,5 +251,44 @@ impl ConfigStatus {
     pub fn age(&self) -> Duration {
         let known = self.known.lock();
         known.last_contact.unwrap_or(known.started).elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_kept_while_it_is_heard_of_and_until_the_worker_stops() {
+        let status = ConfigStatus::default();
+        let control = Replica {
+            url: "http://a:1".parse().unwrap(),
+            at: None,
+        };
+        status.heard();
+        status.arrived(&control, String::new());
+        advance(PLACE_KEPT - Duration::from_secs(1)).await;
+        assert_eq!(status.let_in_for(), PLACE_KEPT - Duration::from_secs(1));
+        status.heard();
+        advance(Duration::from_secs(2)).await;
+        assert_eq!(status.let_in_for(), PLACE_KEPT + Duration::from_secs(1));
+        // It is about to leave it, to whoever is there by then.
+        status.stop();
+        assert_eq!(status.let_in_for(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_lost_in_a_pause_in_which_another_process_could_take_it() {
+        let status = ConfigStatus::default();
+        let control = Replica {
+            url: "http://a:1".parse().unwrap(),
+            at: None,
+        };
+        status.heard();
+        status.arrived(&control, String::new());
+        advance(PLACE_KEPT).await;
+        assert_eq!(status.let_in_for(), Duration::ZERO);
     }
 }

@@ -281,6 +281,22 @@ impl Scene {
     }
 }
 
+/// Not only with the next sign of life, some seconds from now: the control plane may judge a rollout by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_requests_went_is_said_as_soon_as_the_worker_is_welcome() {
+    let mut scene = Scene::set().await;
+    scene.stream.cut().await;
+    let (stream, _) = scene.control.accept().await;
+    scene.stream = stream;
+    let (announced, body) = scene.announced();
+    scene.stream.say(announced).await;
+    scene.stream.say_chunks(2, &body).await;
+    match scene.stream.hear_any().await {
+        Some(Heard::Heartbeat(beat)) => assert!(beat.health.is_some(), "{beat:?}"),
+        other => unreachable!("{other:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_is_cut_leaves_nothing() {
     let mut scene = Scene::set().await;
