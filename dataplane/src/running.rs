@@ -59,8 +59,9 @@ impl BoundWorker {
         loops.spawn(follow(client, remake, ordered, over.clone()));
         let (adopt_to, adopted) = mpsc::channel(ADOPTED);
         let parts = (live.clone(), leases.clone());
+        let mut place = self.place;
         let taken = tokio::select! {
-            taken = take_place(self.place, parts, adopt_to, (&mut loops, &over)) => taken,
+            taken = take_place(&mut place, parts, adopt_to, (&mut loops, &over)) => taken,
             // The one before serves on.
             () = shutdown.cancelled() => Err(WorkerError::TakeOver("told to stop".to_owned())),
         };
@@ -70,6 +71,8 @@ impl BoundWorker {
                 // In good order: that a configuration was tried here says nothing against it.
                 over.cancel();
                 joined(loops).await?;
+                // The one before writes to the same files as soon as this is gone.
+                drop(place);
                 return Err(error);
             }
         };
@@ -150,22 +153,27 @@ async fn configured(live: &LiveCell) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// Serves in the place of the process before this one from here on, if there is one. Gives where the next one can ask.
+/// Serves in the place of the process before this one from here on, if there is one. Gives where the next one can ask. If
+/// nothing comes of it the place still has the line to that process, which takes its end for this one's.
 async fn take_place(
-    place: Place,
+    place: &mut Place,
     (live, leases): (Arc<LiveCell>, Arc<Leases>),
     adopted: mpsc::Sender<Resting>,
     (loops, over): (&mut JoinSet<()>, &CancellationToken),
 ) -> Result<Option<Offer>, WorkerError> {
-    let (place, mut stream) = match place {
+    let mut asked = Instant::now();
+    let mut left = Vec::new();
+    if let Place::Taken(_, stream) = place {
+        configured(&live).await?;
+        let failed = |error: HandoverError| WorkerError::TakeOver(error.to_string());
+        asked = Instant::now();
+        left = ready(stream).await.map_err(failed)?;
+    }
+    let (place, stream) = match std::mem::replace(place, Place::None) {
         Place::None => return Ok(None),
         Place::Offered(offer) => return Ok(Some(offer)),
         Place::Taken(place, stream) => (place, stream),
     };
-    configured(&live).await?;
-    let failed = |error: HandoverError| WorkerError::TakeOver(error.to_string());
-    let asked = Instant::now();
-    let left = ready(&mut stream).await.map_err(failed)?;
     leases.take_over(&left, asked, &live);
     let parts = (leases, live);
     loops.spawn(adopt(stream, adopted, over.clone(), parts));
@@ -233,5 +241,37 @@ async fn sweep(live: Arc<LiveCell>, metrics: Arc<Metrics>, stop: CancellationTok
             }
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, Read as _},
+        path::PathBuf,
+    };
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// What this one has yet to write would be written beside the one before.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_gives_up_is_gone_for_the_one_before_only_when_it_has_ended() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // Asked itself each time, and not what is known of it.
+        let mut theirs = theirs.into_std().unwrap();
+        let mut place = Place::Taken(PathBuf::from("unused"), ours);
+        let (mut loops, over) = (JoinSet::new(), CancellationToken::new());
+        let parts = (Arc::default(), Arc::default());
+        let lines = (&mut loops, &over);
+        // There is never a configuration.
+        let taken = take_place(&mut place, parts, mpsc::channel(1).0, lines).await;
+        assert!(matches!(taken, Err(WorkerError::TakeOver(_))));
+        let mut read = [0];
+        let nothing = theirs.read(&mut read).unwrap_err();
+        assert_eq!(nothing.kind(), ErrorKind::WouldBlock, "it is still there");
+        drop(place);
+        assert_eq!(theirs.read(&mut read).unwrap(), 0);
     }
 }

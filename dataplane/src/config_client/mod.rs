@@ -162,6 +162,10 @@ impl ConfigClient {
         self.quarantined = keeper.quarantined();
         self.status.quarantined(self.quarantined.len());
         for kept in keeper.load() {
+            if let Some(held) = self.in_force_instead(&kept.position) {
+                tracing::warn!(kept = %kept.position, %held, "what is on disk is not newer than what is in force, serving on");
+                continue;
+            }
             if let Some(refusal) = self.refuses(&kept.position) {
                 self.tell_of(&kept.position, vec![refusal]);
                 continue;
@@ -180,6 +184,14 @@ impl ConfigClient {
             }
         }
         self.keeper = Some(keeper);
+    }
+
+    /// What stays in force, where that is not to be changed for this: who goes on after a rest may have something that its
+    /// disk did not take, and what is there then is older, or of the store before.
+    fn in_force_instead(&self, kept: &Position) -> Option<Position> {
+        let held = self.live.load().position.clone()?;
+        let newer = held.epoch == kept.epoch && held.revision <= kept.revision;
+        (!newer).then_some(held)
     }
 
     /// It is in force. If it has yet to prove good, that begins.
@@ -244,4 +256,92 @@ fn tell_of_crash(tried: &Tried) {
 #[must_use]
 pub fn lkg_folder(data_dir: &std::path::Path) -> PathBuf {
     data_dir.join("last-known-good")
+}
+
+#[cfg(test)]
+mod tests {
+    use forebay_proto::{Config, Epoch, PoolSettings, Revision};
+    use prometheus::Registry;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::pool::Common;
+
+    fn kept(epoch: &str, revision: u64) -> Kept {
+        let budget = PoolSettings::default().budget().unwrap();
+        let (config, digest) = Config::new(budget, Vec::new()).unwrap().encode();
+        Kept {
+            position: Position {
+                epoch: Epoch::new(epoch).unwrap(),
+                revision: Revision::new(revision),
+                digest,
+            },
+            config,
+            retained: Vec::new(),
+        }
+    }
+
+    fn client(live: &Arc<LiveCell>, lkg: LastKnownGood) -> ConfigClient {
+        let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+        let common = Common {
+            tasks: TaskTracker::new(),
+            metrics: metrics.clone(),
+            budget: Arc::default(),
+            resolver: Arc::new(Resolver::new(&[])),
+            probing: Arc::default(),
+            discovering: Arc::default(),
+            keys: Arc::default(),
+            leases: Arc::default(),
+        };
+        let controls = Controls {
+            urls: Vec::new(),
+            look_every: None,
+            resolver: None,
+        };
+        let identity = Identity {
+            worker: WorkerId::new("w").unwrap(),
+            instance: InstanceId::new("i").unwrap(),
+            build: String::new(),
+            gateway_address: String::new(),
+            takes_over: false,
+        };
+        ConfigClient::new(
+            controls,
+            identity,
+            Applier::new(live.clone(), common, 1 << 20),
+            (live.clone(), Arc::default()),
+            Arc::default(),
+            metrics,
+            Some(Keeping {
+                lkg,
+                soak: Duration::from_secs(1),
+            }),
+        )
+    }
+
+    /// Nobody took over, and what was in force could not be written: the disk was full.
+    #[tokio::test]
+    async fn who_goes_on_keeps_what_is_in_force_unless_the_disk_has_something_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let lkg = LastKnownGood::open(&lkg_folder(dir.path())).unwrap();
+        let live = Arc::<LiveCell>::default();
+        let held = kept("bb", 5);
+        let first = client(&live, lkg.clone());
+        first
+            .applier
+            .apply(&held.position, &held.config, &[])
+            .unwrap();
+        for (on_disk, in_force) in [
+            // Of the store before.
+            (kept("aa", 9), &held),
+            (kept("bb", 4), &held),
+            // The other process wrote it before it gave up.
+            (kept("bb", 6), &kept("bb", 6)),
+        ] {
+            lkg.save(&on_disk).unwrap();
+            client(&live, lkg.clone()).start_from_disk();
+            let position = live.load().position.clone();
+            assert_eq!(position.as_ref(), Some(&in_force.position));
+        }
+    }
 }
