@@ -2,13 +2,20 @@
 //! goes away with them. Stopping is orderly; [`WorkerHandle::data_dir`] and the store live on until
 //! the cluster is dropped, so that a restart finds them.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use forebay_control::{
     BoundControl, ControlSettings, LeaseSettings, RolloutSettings, StoreLocation,
 };
 use forebay_dataplane::{BoundWorker, ClientLimits, WorkerSettings};
 use forebay_proto::{PoolSettings, WorkerId, wire};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,12 +47,14 @@ pub struct Cluster {
     rings: Option<RolloutSettings>,
     leases: LeaseSettings,
     buffered: usize,
+    /// The names of workers that were started to follow this control plane and no other.
+    workers: Mutex<Vec<Weak<str>>>,
 }
 
 /// A running worker.
 #[derive(Debug)]
 pub struct WorkerHandle {
-    name: String,
+    name: Arc<str>,
     gateway: SocketAddr,
     admin: SocketAddr,
     running: Running,
@@ -107,6 +116,7 @@ impl Cluster {
             rings,
             leases,
             buffered: BUFFERED,
+            workers: Mutex::default(),
         }
     }
 
@@ -180,7 +190,11 @@ impl Cluster {
             max_buffered_bytes: self.buffered,
             ..worker_settings(name, &controls, self.dir.path().join(data))
         };
-        run_worker(name, settings).await
+        let worker = run_worker(name, settings).await;
+        if control == self.url() {
+            self.workers.lock().push(Arc::downgrade(&worker.name));
+        }
+        worker
     }
 
     /// A connection to the control plane, made at the first call.
@@ -261,7 +275,8 @@ impl Cluster {
         created
     }
 
-    /// Waits until every connected worker runs this revision or a newer one.
+    /// Waits until every connected worker runs this revision or a newer one, and every worker that runs beside this control
+    /// plane is one of them: a rollout to nobody is complete, too.
     pub async fn rolled_out(&self, revision: u64) {
         let mut fleet = self.fleet();
         eventually(&format!("revision {revision} rolled out"), async || {
@@ -269,9 +284,17 @@ impl Cluster {
                 revision: Some(revision),
             };
             let rollout = fleet.get_rollout(request).await.ok()?.into_inner();
-            rollout.complete.then_some(())
+            (rollout.complete && rollout.applied as usize >= self.workers_alive()).then_some(())
         })
         .await;
+    }
+
+    fn workers_alive(&self) -> usize {
+        let mut workers = self.workers.lock();
+        workers.retain(|name| name.strong_count() > 0);
+        // Two of one name are one to the control plane.
+        let names: BTreeSet<_> = workers.iter().filter_map(Weak::upgrade).collect();
+        names.len()
     }
 
     /// The control plane's metrics.
@@ -368,7 +391,7 @@ pub(crate) async fn run_worker(name: &str, settings: WorkerSettings) -> WorkerHa
     let stopping = stop.clone();
     tasks.spawn(async move { bound.run(stopping).await.expect("the worker ends well") });
     WorkerHandle {
-        name: name.to_owned(),
+        name: name.into(),
         gateway,
         admin,
         running: Running { stop, tasks },
