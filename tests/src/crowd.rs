@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, sync::Arc
 use parking_lot::Mutex;
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{Chat, Client, Ended};
+use crate::{Chat, Client, Ended, eventually};
 
 /// After a failure.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -24,10 +24,19 @@ pub enum Spread {
     Even,
 }
 
+/// Who is asked, and which clients know.
+#[derive(Debug, Default)]
+struct Asked {
+    gateways: Vec<SocketAddr>,
+    /// How often the former changed, and how often it had when a client chose last.
+    changes: u64,
+    known: Vec<u64>,
+}
+
 /// Clients that ask until they are dropped.
 #[derive(Debug)]
 pub struct Crowd {
-    gateways: Arc<Mutex<Vec<SocketAddr>>>,
+    asked: Arc<Mutex<Asked>>,
     fates: Arc<Mutex<Fates>>,
     clients: JoinSet<()>,
 }
@@ -48,18 +57,21 @@ impl Crowd {
         tokens: RangeInclusive<u32>,
     ) -> Self {
         let mut crowd = Self {
-            gateways: Arc::default(),
+            asked: Arc::new(Mutex::new(Asked {
+                known: vec![0; clients],
+                ..Asked::default()
+            })),
             fates: Arc::default(),
             clients: JoinSet::new(),
         };
         for n in 0..clients {
-            let (gateways, fates) = (crowd.gateways.clone(), crowd.fates.clone());
+            let (asked, fates) = (crowd.asked.clone(), crowd.fates.clone());
             let (model, tokens) = (model.to_owned(), tokens.clone());
             crowd.clients.spawn(async move {
                 let mut dice = fastrand::Rng::with_seed(n as u64);
                 let mut known: BTreeMap<SocketAddr, Client> = BTreeMap::new();
                 loop {
-                    let there = gateways.lock().clone();
+                    let there = asked.lock().chosen_by(n);
                     let at = match spread {
                         Spread::Random => dice.usize(..there.len().max(1)),
                         // Pairs, so that each gateway has as many streams.
@@ -87,15 +99,37 @@ impl Crowd {
         crowd
     }
 
-    /// From now on they ask these.
+    /// From now on they ask these. A client that has chosen one already may yet ask that.
     pub fn ask(&self, gateways: Vec<SocketAddr>) {
-        *self.gateways.lock() = gateways;
+        let mut asked = self.asked.lock();
+        asked.gateways = gateways;
+        asked.changes += 1;
+    }
+
+    /// The same, and waits until nobody asks another one any more.
+    pub async fn ask_only(&self, gateways: Vec<SocketAddr>) {
+        self.ask(gateways);
+        eventually("all clients have chosen anew", async || {
+            let asked = self.asked.lock();
+            let all = asked.known.iter().all(|known| *known == asked.changes);
+            all.then_some(())
+        })
+        .await;
     }
 
     /// What became of requests since this was asked last.
     #[must_use]
     pub fn fates(&self) -> Fates {
         std::mem::take(&mut self.fates.lock())
+    }
+}
+
+impl Asked {
+    fn chosen_by(&mut self, client: usize) -> Vec<SocketAddr> {
+        if let Some(known) = self.known.get_mut(client) {
+            *known = self.changes;
+        }
+        self.gateways.clone()
     }
 }
 

@@ -114,8 +114,20 @@ async fn a_limit_holds_while_workers_come_and_go() {
     assert_eq!(page.sum("forebay_fleet_limit", &["model=\"m\""]), 12.0);
     assert!(page.sum("forebay_fleet_may_be_used", &["model=\"m\""]) <= 12.0);
     // Who ends in good order leaves nothing behind, not even a floor.
-    crowd.ask(vec![first.gateway()]);
+    crowd.ask_only(vec![first.gateway()]).await;
+    // What runs there is served to its end.
+    let mut running = Vec::new();
+    for worker in [&second, &third] {
+        let mut client = RawClient::connect(worker.gateway()).await;
+        client.chat("m", true, 50).await;
+        client.read_until("token0").await;
+        running.push(client);
+    }
     tokio::join!(second.stop(), third.stop());
+    for mut stream in running {
+        let text = stream.read_to_end().await;
+        assert!(text.contains("[DONE]"), "{text}");
+    }
     all_lent(&cluster, LIMIT, 1).await;
     never_above(&engine);
     let fates = crowd.fates();
@@ -252,6 +264,11 @@ async fn a_scope_and_a_limit_are_changed_under_load() {
     let updated = cluster.update(fleet_wide(&engine, 5)).await;
     cluster.rolled_out(updated.revision).await;
     all_lent(&cluster, 5, 2).await;
+    // What began with more room comes to its end.
+    eventually("no more run than may", async || {
+        (engine.stats().in_flight <= 5).then_some(())
+    })
+    .await;
     engine.reset_stats();
     eventually("it is used", async || {
         (engine.stats().requests > 50).then_some(())
