@@ -15,6 +15,8 @@ use crate::{Chat, Client};
 const TENANT: &str = "x-tenant";
 /// As often as the official SDKs come again.
 const RETRIES: u32 = 2;
+/// Who comes later than this stood still; what he missed then is not made up for, which would be another load.
+const LATE: Duration = Duration::from_millis(100);
 
 /// Requests of one tenant.
 #[derive(Debug, Clone)]
@@ -97,7 +99,7 @@ async fn come(
     length: Duration,
     mut dice: fastrand::Rng,
 ) -> Offered {
-    let began = tokio::time::Instant::now();
+    let mut began = Instant::now();
     let (mut at, mut seen, mut requests) = (0.0, Offered::default(), JoinSet::new());
     loop {
         at += -(1.0 - dice.f64()).ln() / tenant.rate;
@@ -108,6 +110,10 @@ async fn come(
             break;
         }
         sleep_until(began + at).await;
+        let late = (began + at).elapsed();
+        if late > LATE {
+            began += late;
+        }
         let (client, model, tenant) = (client.clone(), model.clone(), tenant.clone());
         requests.spawn(async move { ask(&client, &model, &tenant, tokens).await });
         while let Some(ended) = requests.try_join_next() {
