@@ -222,18 +222,34 @@ impl Disconnects {
         seen.streams_left = page.sum("forebay_streams_total", &gone) as u64;
         seen.events = page.sum("forebay_tokens_total", &["kind=\"counted\""]) as u64;
         seen.strays = upstream.strays();
-        // Until what rests is closed, too.
-        sleep(Duration::from_secs(1)).await;
-        let page = worker.metrics().await;
-        let slots = page.sum("forebay_pool_in_flight", &[]) + page.sum("forebay_pool_waiting", &[]);
-        seen.leaked_slots = slots as u64;
-        // What is kept warm is nobody's leak: it rests on both sides, with a task on each.
-        let all = page.sum("forebay_pool_connections", &[]) as u64;
-        let resting = page.sum("forebay_pool_connections", &["idle"]) as u64;
-        seen.leaked_connections = all.abs_diff(resting) + upstream.open().abs_diff(resting);
-        let tasks = quiet_tasks().await - 2 * resting as usize;
-        seen.leaked_tasks = tasks.saturating_sub(tasks_before);
+        // What rests is closed, too, and tasks end after what they served: what leaks is there for ever.
+        let _ = timeout(
+            PATIENCE,
+            eventually_within(2 * PATIENCE, "nothing is left over", async || {
+                left_over(seen, worker, upstream, tasks_before).await;
+                let left = seen.leaked_slots + seen.leaked_connections + seen.leaked_tasks as u64;
+                (left == 0).then_some(())
+            }),
+        )
+        .await;
     }
+}
+
+async fn left_over(
+    seen: &mut Departures,
+    worker: &WorkerHandle,
+    upstream: &Upstream,
+    tasks_before: usize,
+) {
+    let page = worker.metrics().await;
+    let slots = page.sum("forebay_pool_in_flight", &[]) + page.sum("forebay_pool_waiting", &[]);
+    seen.leaked_slots = slots as u64;
+    // What is kept warm is nobody's leak: it rests on both sides, with a task on each.
+    let all = page.sum("forebay_pool_connections", &[]) as u64;
+    let resting = page.sum("forebay_pool_connections", &["idle"]) as u64;
+    seen.leaked_connections = all.abs_diff(resting) + upstream.open().abs_diff(resting);
+    let tasks = quiet_tasks().await.saturating_sub(2 * resting as usize);
+    seen.leaked_tasks = tasks.saturating_sub(tasks_before);
 }
 
 /// Tasks of this process, once their number rests.
