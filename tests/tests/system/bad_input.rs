@@ -1,7 +1,7 @@
 //! What the gateway answers to bad input: a status, a stable code, what is wrong and the way out.
 
 use forebay_mock::{MockConfig, MockServer};
-use forebay_tests::{Cluster, WorkerHandle, model_at};
+use forebay_tests::{Cluster, WorkerHandle, lasting_addr, model_at};
 use reqwest::Response;
 use serde_json::Value;
 use tokio::{
@@ -174,9 +174,9 @@ async fn smuggled_lengths_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_refuses_is_named_and_comes_back_by_itself() {
     let (cluster, worker) = Cluster::with_worker().await;
-    let upstream = MockServer::start(MockConfig::serving("m")).await.unwrap();
-    let (addr, url) = (upstream.addr(), upstream.url());
-    upstream.stop().await;
+    // Nobody is there yet, and nobody else is given the port meanwhile.
+    let addr = lasting_addr();
+    let url = format!("http://{addr}");
     cluster.create_and_wait(model_at("m", &url)).await;
     let client = worker.client();
     let answer = client

@@ -1,16 +1,22 @@
 //! More models than the worker's budget holds: never more connections than that, nobody left out.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Cluster, Ended, WorkerHandle, eventually, model_at};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use forebay_tests::{Chat, Cluster, Ended, WorkerHandle, eventually, eventually_within, model_at};
+use tokio::{task::JoinSet, time::sleep};
 
 const MODELS: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// Answers after which it is looked who had how many.
+const ENOUGH: u64 = 50;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Connections that are closed, but that a busy mock has not got round to counting as closed when the
 /// next ones are accepted. Requests in flight are counted exactly.
@@ -57,27 +63,30 @@ async fn setup(interval: Duration) -> (Cluster, WorkerHandle, MockServer) {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_models_share_what_two_could_have_alone() {
     let (_cluster, worker, upstream) = setup(Duration::from_millis(4)).await;
-    let end = Instant::now() + Duration::from_secs(2);
+    let served: Arc<[AtomicU64; MODELS.len()]> = Arc::default();
     let mut crowd = JoinSet::new();
     // The first model's crowd is ten times the others'.
     for (n, id) in MODELS.iter().enumerate() {
         for _ in 0..if n == 0 { 40 } else { 4 } {
-            let client = worker.client();
+            let (client, served) = (worker.client(), served.clone());
             crowd.spawn(async move {
-                let mut served = 0_u64;
-                while Instant::now() < end {
+                while !served
+                    .iter()
+                    .all(|one| one.load(Ordering::Relaxed) >= ENOUGH)
+                {
                     assert_eq!(client.finish(id, Chat::Whole, 5).await, Ended::Well);
-                    served += 1;
+                    served[n].fetch_add(1, Ordering::Relaxed);
                 }
-                (n, served)
             });
         }
     }
-    let mut served = [0_u64; MODELS.len()];
-    while let Some(done) = crowd.join_next().await {
-        let (n, one) = done.unwrap();
-        served[n] += one;
-    }
+    let served = eventually_within(PATIENCE, "all are served", async || {
+        let served = served.each_ref().map(|one| one.load(Ordering::Relaxed));
+        served.iter().all(|one| *one >= ENOUGH).then_some(served)
+    })
+    .await;
+    // Fails if one of them did.
+    crowd.join_all().await;
     let stats = upstream.stats();
     println!(
         "served {served:?}; at most {} open and {} in flight",
@@ -159,17 +168,6 @@ async fn streams_are_not_cut_and_what_ends_goes_to_who_has_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waited_in_vain_is_told_of_the_budget() {
     let (cluster, worker, upstream) = setup(Duration::from_millis(5)).await;
-    let mut streams = JoinSet::new();
-    for id in ["a", "b"] {
-        for _ in 0..4 {
-            let client = worker.client();
-            streams.spawn(async move { client.finish(id, Chat::Stream, 300).await });
-        }
-    }
-    eventually("eight streams run", async || {
-        (upstream.stats().in_flight == 8).then_some(())
-    })
-    .await;
     let update = wire::UpdateModelRequest {
         model: Some(wire::Model {
             id: "c".to_owned(),
@@ -189,6 +187,17 @@ async fn a_request_that_waited_in_vain_is_told_of_the_budget() {
     };
     let updated = cluster.registry().update_model(update).await.unwrap();
     cluster.rolled_out(updated.into_inner().revision).await;
+    let mut streams = JoinSet::new();
+    for id in ["a", "b"] {
+        for _ in 0..4 {
+            let client = worker.client();
+            streams.spawn(async move { client.finish(id, Chat::Stream, 300).await });
+        }
+    }
+    eventually("eight streams run", async || {
+        (upstream.stats().in_flight == 8).then_some(())
+    })
+    .await;
     let Ended::Status(503, text) = worker.client().finish("c", Chat::Whole, 1).await else {
         unreachable!("not refused");
     };

@@ -303,7 +303,7 @@ async fn a_model_that_comes_back_at_once_has_its_old_pool() {
     let mut streams = JoinSet::new();
     for _ in 0..2 {
         let client = client.clone();
-        streams.spawn(async move { client.finish("m", Chat::Stream, 100).await });
+        streams.spawn(async move { client.finish("m", Chat::Stream, 1_000).await });
     }
     eventually("the streams run", async || {
         (upstream.stats().in_flight == 2).then_some(())
@@ -394,7 +394,7 @@ async fn an_endpoint_that_comes_back_at_once_keeps_its_connections() {
     let mut streams = JoinSet::new();
     for _ in 0..5 {
         let client = client.clone();
-        streams.spawn(async move { client.finish("m", Chat::Stream, 100).await });
+        streams.spawn(async move { client.finish("m", Chat::Stream, 1_000).await });
     }
     eventually("the streams run", async || {
         (here.stats().in_flight == 5).then_some(())
