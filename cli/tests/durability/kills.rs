@@ -19,12 +19,13 @@ use crate::{
 
 const KILLS: u64 = 24;
 const KILLS_VARIABLE: &str = "FOREBAY_TEST_REGISTRY_KILLS";
-/// Fewer acknowledged writes in a second are no load. A run of few kills is one among other tests, on a machine that
-/// may be busy with them; there it is a quarter.
+/// Fewer acknowledged writes in a second are no load. A run of few kills is one among other tests, on a machine and a disk
+/// that may be busy with them; there only their number counts, for each kill.
 const LEAST_RATE: f64 = 200.0;
+const LEAST_WRITES: u64 = 10;
 const FEW_KILLS: u64 = 100;
 /// How long a crash point is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The points of a commit, and those of an export, which is made at most twice a second.
 const OF_COMMIT: [&str; 4] = ["planned", "written", "flushed", "synced"];
 const OF_EXPORT: [&str; 4] = [
@@ -170,8 +171,11 @@ async fn nothing_is_lost_to_a_kill_under_load() {
     );
     assert_eq!(at_points, kills / 2);
     let few = kills < FEW_KILLS;
-    let least = if few { LEAST_RATE / 4.0 } else { LEAST_RATE };
-    assert!(rate >= least, "{rate:.0} writes in a second");
+    assert!(few || rate >= LEAST_RATE, "{rate:.0} writes in a second");
+    assert!(
+        acknowledged >= LEAST_WRITES * kills,
+        "{acknowledged} writes"
+    );
     assert!(few || made.min(not_made) > 0, "{made}, {not_made}");
 }
 

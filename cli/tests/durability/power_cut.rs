@@ -10,6 +10,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use forebay_tests::eventually_within;
 use tokio::time::sleep;
 
 use crate::{
@@ -26,6 +27,9 @@ const CUTS_VARIABLE: &str = "FOREBAY_TEST_POWER_CUTS";
 /// Starts of the control plane, and how long it is written to after each.
 const STARTS: usize = 3;
 const WRITING: Duration = Duration::from_millis(1_500);
+/// So many writes at least after each, whatever the disk needs for them.
+const ENOUGH: u64 = 40;
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What was done to the disk, and what was answered meanwhile.
 #[derive(Default)]
@@ -60,6 +64,11 @@ impl Recorded {
             let record = Some(recorder.into.as_path());
             let writers = Writers::start(&plane, found.models.keys(), &numbers, record);
             sleep(WRITING).await;
+            // However slow the disk is.
+            eventually_within(PATIENCE, "enough is written", async || {
+                (writers.acknowledged() >= ENOUGH).then_some(())
+            })
+            .await;
             recorded.take(writers.stop().await);
             let (code, _, said) = plane.process.terminate().await;
             assert_eq!(code, Some(0), "{said}");
