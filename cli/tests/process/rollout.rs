@@ -14,23 +14,27 @@ async fn a_wait_ends_when_the_worker_comes_and_never_when_it_is_gone() {
     let (url, data) = (control.url(), dir.path().join("w"));
     let worker = Worker::start(&url, "w1", &data, &[]).await;
     let first = control.create(model_at("m", NOWHERE)).await.revision;
-    let wait = [
-        "fleet",
-        "rollout",
-        "--wait",
-        "--within",
-        "1s",
-        "--control",
-        &url,
-    ];
-    let (code, out, err) = run(&wait).await;
+    let wait = |within| {
+        [
+            "fleet",
+            "rollout",
+            "--wait",
+            "--within",
+            within,
+            "--control",
+            &url,
+        ]
+    };
+    // A worker is told of before it is there.
+    worker.ready().await;
+    let (code, out, err) = run(&wait("30s")).await;
     assert_eq!(code, Some(0), "{out}{err}");
     let line = format!("revision {first}: 1 of 1 applied, 0 partial, 0 pending, 0 refused, 0 gone");
     assert!(err.lines().any(|told| told == line), "{err}");
 
     worker.process.kill().await;
     let second = control.create(model_at("n", NOWHERE)).await.revision;
-    let (code, out, err) = run(&wait).await;
+    let (code, out, err) = run(&wait("1s")).await;
     assert_eq!(code, Some(4), "{out}{err}");
     assert!(err.contains("1 are not connected"), "{err}");
     let document = ["fleet", "rollout", "--control", &url, "-o", "json"];
