@@ -12,6 +12,7 @@
 
 mod balancer;
 mod bodies;
+mod calm;
 mod client;
 mod cluster;
 mod crowd;
@@ -42,6 +43,7 @@ mod wait;
 
 pub use balancer::{Balancer, Behind};
 pub use bodies::{BOUNDARY, Bodies};
+pub use calm::calmly;
 pub use client::{Chat, Client, Ended};
 pub use cluster::{Cluster, WorkerHandle, model_at};
 pub use crowd::{Crowd, Fates, Spread};
