@@ -158,6 +158,8 @@ impl Etcd {
             .args(["--initial-cluster", &peers.join(",")])
             .args(["--initial-cluster-token", "forebay-tests"])
             .args(["--initial-cluster-state", "new"])
+            // As the docs tell everybody to: who hears nothing does not unseat a leader that the others hear.
+            .arg("--pre-vote")
             .args(["--logger", "zap", "--log-level", "warn"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
