@@ -5,7 +5,7 @@
 
 use std::{
     future::Future,
-    panic::resume_unwind,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
 
 /// How often it is played at most.
 const TURNS: u32 = 5;
@@ -27,17 +28,15 @@ const TICK: Duration = Duration::from_millis(5);
 /// As `play` does.
 pub async fn calmly<F>(most: Duration, play: impl Fn() -> F)
 where
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = ()>,
 {
     for turn in 1..=TURNS {
         let watch = Watch::start();
-        let mut task = JoinSet::new();
-        task.spawn(play());
-        let ended = task.join_next().await;
+        let ended = AssertUnwindSafe(play()).catch_unwind().await;
         let stood = watch.stop();
-        let Some(Err(error)) = ended else { return };
+        let Err(panic) = ended else { return };
         if turn == TURNS || stood <= most {
-            resume_unwind(error.into_panic());
+            resume_unwind(panic);
         }
         #[expect(clippy::print_stdout, reason = "told beside the test's own words")]
         {
@@ -94,6 +93,8 @@ fn watch(over: &AtomicBool, worst: &AtomicU64) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU32;
+
+    use tokio::task::JoinSet;
 
     use super::*;
 

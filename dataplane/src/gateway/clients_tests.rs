@@ -75,14 +75,14 @@ fn who_takes_nothing_goes_even_with_requests() {
     at(&clock, 40);
     full.wrote(true);
     full.wrote(false);
-    at(&clock, 98);
+    at(&clock, 88);
     full.wrote(false);
     assert_eq!(
         full.verdict(&limits()),
         None,
         "it took something in between"
     );
-    at(&clock, 99);
+    at(&clock, 89);
     assert_eq!(full.verdict(&limits()), Some(ClientClosed::Unread));
 }
 

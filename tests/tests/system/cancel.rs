@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use forebay_mock::{Faults, MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Cluster, WorkerHandle, eventually, eventually_within, model_at};
+use forebay_tests::{Chat, Cluster, WorkerHandle, calmly, eventually, eventually_within, model_at};
 use futures_util::StreamExt as _;
 use tokio::{task::JoinSet, time::sleep};
+
+/// A pause of the machine that matters to that.
+const STILL: Duration = Duration::from_millis(50);
 
 const WITHIN: Duration = Duration::from_millis(200);
 
@@ -46,65 +49,74 @@ async fn seen(worker: &WorkerHandle, upstream: &MockServer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_mid_stream() {
-    let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
-    let answer = worker
-        .client()
-        .chat("m", Chat::Stream, 100_000)
-        .send()
-        .await
-        .unwrap();
-    let mut stream = answer.bytes_stream();
-    for _ in 0..5 {
-        stream.next().await.unwrap().unwrap();
-    }
-    drop(stream);
-    seen(&worker, &upstream).await;
+    calmly(STILL, || async {
+        let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
+        let answer = worker
+            .client()
+            .chat("m", Chat::Stream, 100_000)
+            .send()
+            .await
+            .unwrap();
+        let mut stream = answer.bytes_stream();
+        for _ in 0..5 {
+            stream.next().await.unwrap().unwrap();
+        }
+        drop(stream);
+        seen(&worker, &upstream).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_first_byte_of_a_stream_and_of_a_whole_answer() {
-    for chat in [Chat::Stream, Chat::Whole] {
-        let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
-        upstream.set_faults(Faults {
-            stall_before_response: 1,
-            ..Faults::default()
-        });
-        let client = worker.client();
-        let mut asking = JoinSet::new();
-        asking.spawn(async move { client.chat("m", chat, 1).send().await });
-        eventually("the request is upstream", async || {
-            (upstream.stats().in_flight == 1).then_some(())
-        })
-        .await;
-        asking.shutdown().await;
-        seen(&worker, &upstream).await;
-    }
+    calmly(STILL, || async {
+        for chat in [Chat::Stream, Chat::Whole] {
+            let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
+            upstream.set_faults(Faults {
+                stall_before_response: 1,
+                ..Faults::default()
+            });
+            let client = worker.client();
+            let mut asking = JoinSet::new();
+            asking.spawn(async move { client.chat("m", chat, 1).send().await });
+            eventually("the request is upstream", async || {
+                (upstream.stats().in_flight == 1).then_some(())
+            })
+            .await;
+            asking.shutdown().await;
+            seen(&worker, &upstream).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_the_line() {
-    let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
-    let client = worker.client();
-    let mut first = client
-        .chat("m", Chat::Stream, 100_000)
-        .send()
-        .await
-        .unwrap()
-        .bytes_stream();
-    first.next().await.unwrap().unwrap();
-    let waiting = async || worker.metrics().await.sum("forebay_pool_waiting", &[]);
-    let mut asking = JoinSet::new();
-    let second = client.clone();
-    asking.spawn(async move { second.chat("m", Chat::Whole, 1).send().await });
-    eventually("the second waits", async || {
-        (waiting().await == 1.0).then_some(())
+    calmly(STILL, || async {
+        let (_cluster, worker, upstream) = setup(MockConfig::serving("m")).await;
+        let client = worker.client();
+        let mut first = client
+            .chat("m", Chat::Stream, 100_000)
+            .send()
+            .await
+            .unwrap()
+            .bytes_stream();
+        first.next().await.unwrap().unwrap();
+        let waiting = async || worker.metrics().await.sum("forebay_pool_waiting", &[]);
+        let mut asking = JoinSet::new();
+        let second = client.clone();
+        asking.spawn(async move { second.chat("m", Chat::Whole, 1).send().await });
+        eventually("the second waits", async || {
+            (waiting().await == 1.0).then_some(())
+        })
+        .await;
+        asking.shutdown().await;
+        eventually_within(WITHIN, "the line is empty", async || {
+            (waiting().await == 0.0).then_some(())
+        })
+        .await;
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(upstream.stats().requests, 1, "it never went upstream");
     })
     .await;
-    asking.shutdown().await;
-    eventually_within(WITHIN, "the line is empty", async || {
-        (waiting().await == 0.0).then_some(())
-    })
-    .await;
-    sleep(Duration::from_millis(50)).await;
-    assert_eq!(upstream.stats().requests, 1, "it never went upstream");
 }
