@@ -6,7 +6,7 @@ use forebay_control::LeaseSettings;
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
 use forebay_tests::{
-    Chat, Cluster, Crowd, Ended, FakeControl, RawClient, Relay, WorkerHandle, eventually,
+    Chat, Cluster, Crowd, Ended, FakeControl, RawClient, Relay, Spread, WorkerHandle, eventually,
     eventually_within, model_at,
 };
 use wire::{LeaseState, PoolScope};
@@ -145,7 +145,8 @@ async fn one_that_is_cut_off_keeps_its_floor_and_is_back_when_it_is_back() {
     let far = cluster.worker_of("far", &relay.url()).await;
     far.ready().await;
     cluster.create_and_wait(fleet_wide(&engine, LIMIT)).await;
-    let crowd = Crowd::new("m", 30, 5..=25);
+    // Not at random: whoever waits at the one that is cut off would be missing at the other.
+    let crowd = Crowd::spread(Spread::Even, "m", 30, 5..=25);
     crowd.ask(vec![near.gateway(), far.gateway()]);
     all_lent(&cluster, LIMIT, 2).await;
     relay.cut();
