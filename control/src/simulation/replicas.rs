@@ -93,7 +93,6 @@ impl Replicas {
             leases: Arc::new(Leases::new(
                 Arc::new(LocalBoard::new(None)),
                 LeaseSettings::default(),
-                self.registry.published().position.clone(),
             )),
             drains: None,
         };
