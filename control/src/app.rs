@@ -230,7 +230,7 @@ impl BoundControl {
             prober: Arc::new(prober(addr, settings.probe_allow)),
             abreast,
             replica,
-            leases: Arc::new(Leases::new(board, leases)),
+            leases: Arc::new(Leases::new(board, leases, position)),
             drains,
         };
         Ok(Self {

@@ -37,8 +37,8 @@ pub use replicas::Replicas;
 /// Who decides on leases, and what control planes tell one another of them, without tasks: for the model test.
 pub mod leases {
     pub use crate::leases::{
-        Call, Grant, Heard, LeaseSettings, Lent, Letter, Limit, Lines, Machine, MachineFaults, Own,
-        OwnFaults, Report, Share, Standing, Table, Use,
+        Call, Grant, Heard, LeaseSettings, Lent, Letter, Limit, Lines, Machine, MachineFaults,
+        Origin, Own, OwnFaults, Report, Share, Standing, Table, Use,
     };
 }
 
@@ -128,6 +128,7 @@ where
     let own = Arc::new(Metrics::new(&metrics).map_err(internal)?);
     let (registry, writing) =
         registry::start_here(disk, own.clone(), Vault::throwaway()).map_err(ControlError::Load)?;
+    let found = registry.published().position.clone();
     let context = Context {
         registry,
         fleet: Arc::new(Fleet::default()),
@@ -139,6 +140,7 @@ where
         leases: Arc::new(Leases::new(
             Arc::new(LocalBoard::new(None)),
             LeaseSettings::default(),
+            found,
         )),
         drains: None,
     };

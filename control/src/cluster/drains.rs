@@ -1,8 +1,10 @@
 //! Carries the word that a worker is to end to the control plane that has it. A key per word, which goes when that one
-//! has heard it, or when it is too late; nothing is decided here, and nobody waits for a worker.
+//! has heard it, or when it is too late; nothing is decided here, and nobody waits for a worker. The word names the process
+//! of the worker that is meant: whoever comes in its place meanwhile is not.
 
 use std::{sync::Arc, time::Duration};
 
+use forebay_proto::InstanceId;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +25,7 @@ const LASTS: Duration = Duration::from_secs(10);
 /// How often it is looked without having been told of a change.
 const EVERY: Duration = Duration::from_secs(5);
 const ANSWER_EVERY: Duration = Duration::from_millis(500);
-/// What stands there until it is heard.
+/// So begins what stands there until it is heard; the worker's process follows.
 const ASKED: &[u8] = b"?";
 
 /// Why a word did not come.
@@ -44,20 +46,30 @@ impl Drains {
         Self(shared)
     }
 
-    /// Has a worker of the control plane with this process told to end.
-    pub(crate) async fn carry(&self, instance: &str, worker: &str) -> Result<(), Uncarried> {
-        let carried = timeout(WITHIN, self.ask(instance, worker)).await;
+    /// Has this process of a worker, which the control plane with that process has, told to end.
+    pub(crate) async fn carry(
+        &self,
+        instance: &str,
+        (worker, process): (&str, &InstanceId),
+    ) -> Result<(), Uncarried> {
+        let carried = timeout(WITHIN, self.ask(instance, worker, process)).await;
         let silent = || Uncarried::Unanswered("it did not answer in time".to_owned());
         let answer = carried.map_err(|_| silent())?;
         let answer = answer.map_err(|error| Uncarried::Unanswered(error.to_string()))?;
         answer.map_or(Ok(()), |why| Err(Uncarried::Refused(why)))
     }
 
-    async fn ask(&self, instance: &str, worker: &str) -> Result<Option<CannotDrain>, CallError> {
+    async fn ask(
+        &self,
+        instance: &str,
+        worker: &str,
+        process: &InstanceId,
+    ) -> Result<Option<CannotDrain>, CallError> {
         let Shared { etcd, layout, .. } = &self.0;
         let key = layout.key(&format!("drain/{instance}/{worker}"));
         let lease = etcd.grant(LASTS).await?;
-        put(&self.0, key.clone(), ASKED, lease).await?;
+        let asked = [ASKED, process.as_str().as_bytes()].concat();
+        put(&self.0, key.clone(), &asked, lease).await?;
         let mut looks = Looks::new(etcd.clone(), key.clone(), ANSWER_EVERY);
         loop {
             looks.next().await;
@@ -68,7 +80,7 @@ impl Drains {
             let found = etcd.range(one, Budget::SHORT).await?;
             match found.kvs.first() {
                 None => return Ok(None),
-                Some(kv) if kv.value == ASKED => {}
+                Some(kv) if kv.value.starts_with(ASKED) => {}
                 Some(kv) => return Ok(Some(read(&kv.value))),
             }
         }
@@ -100,10 +112,11 @@ async fn hear_all(shared: &Shared, fleet: &Fleet, prefix: &[u8]) -> Result<(), C
     for kv in shared.etcd.all(all).await? {
         let worker = kv.key.strip_prefix(prefix).unwrap_or_default();
         let worker = String::from_utf8_lossy(worker).into_owned();
-        if kv.value != ASKED {
+        let Some(process) = kv.value.strip_prefix(ASKED) else {
             continue;
-        }
-        match fleet.drain(&worker) {
+        };
+        let process = String::from_utf8_lossy(process);
+        match fleet.drain_process(&worker, &process) {
             Ok(()) => {
                 tracing::info!(
                     worker,

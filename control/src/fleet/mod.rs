@@ -120,7 +120,12 @@ pub(crate) enum CannotDrain {
     /// It is not connected.
     Gone,
     /// It is connected to another control plane, of this name and process.
-    Elsewhere { replica: String, instance: String },
+    Elsewhere {
+        replica: String,
+        instance: String,
+        /// The worker's own process.
+        process: InstanceId,
+    },
     /// Its build does not know how.
     TooOld,
 }
@@ -208,20 +213,31 @@ impl Fleet {
 
     /// Has a worker told to end. It is told once it is connected, if it is now and was not told before.
     pub(crate) fn drain(&self, id: &str) -> Result<(), CannotDrain> {
+        self.drain_if(id, |_| true)
+    }
+
+    /// The same, of one process of the worker: a word on its way does not end the one that has come instead.
+    pub(crate) fn drain_process(&self, id: &str, process: &str) -> Result<(), CannotDrain> {
+        self.drain_if(id, |instance| instance.as_str() == process)
+    }
+
+    fn drain_if(
+        &self,
+        id: &str,
+        is_meant: impl FnOnce(&InstanceId) -> bool,
+    ) -> Result<(), CannotDrain> {
         let mut inner = self.inner.lock();
         let elsewhere = inner.elsewhere(id);
-        let absent = |here| {
-            elsewhere.map_or(here, |(replica, instance)| CannotDrain::Elsewhere {
-                replica,
-                instance,
-            })
-        };
+        let absent = |here| elsewhere.unwrap_or(here);
         let Some(known) = inner.workers.get_mut(id) else {
             return Err(absent(CannotDrain::Unknown));
         };
         let Some(line) = known.session.as_ref() else {
             return Err(absent(CannotDrain::Gone));
         };
+        if !is_meant(&known.introduction.instance) {
+            return Err(CannotDrain::Gone);
+        }
         if !known.drains {
             return Err(CannotDrain::TooOld);
         }

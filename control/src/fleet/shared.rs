@@ -14,7 +14,9 @@ use forebay_proto::{
 };
 use prost::Message;
 
-use super::{Applied, Fleet, Inner, Introduction, Known, Refused, across::Comer, bounded};
+use super::{
+    Applied, CannotDrain, Fleet, Inner, Introduction, Known, Refused, across::Comer, bounded,
+};
 
 /// Most refusals of one worker that others are told of.
 const REFUSALS: usize = 4;
@@ -285,15 +287,17 @@ impl Inner {
         }
     }
 
-    /// Which other control plane this worker is connected to: its name and process.
-    pub(super) fn elsewhere(&self, id: &str) -> Option<(String, String)> {
-        let has = |other: &Other| {
-            let mut parts = other.parts.values();
-            parts.any(|part| part.get(id).is_some_and(|known| known.gone.is_none()))
-        };
-        let mut others = self.others.iter();
-        let found = others.find(|(_, other)| has(other));
-        found.map(|(instance, other)| (other.name.clone(), instance.clone()))
+    /// Where else this worker is connected to, if it is: which control plane, and which process of the worker.
+    pub(super) fn elsewhere(&self, id: &str) -> Option<CannotDrain> {
+        self.others.iter().find_map(|(instance, other)| {
+            let mut told = other.parts.values().filter_map(|part| part.get(id));
+            let known = told.find(|known| known.gone.is_none())?;
+            Some(CannotDrain::Elsewhere {
+                replica: other.name.clone(),
+                instance: instance.clone(),
+                process: known.introduction.instance.clone(),
+            })
+        })
     }
 
     /// What a worker refused at another control plane, in this very process.
@@ -345,7 +349,6 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::fleet::CannotDrain;
 
     fn position(revision: u64) -> Position {
         Position {
@@ -403,6 +406,7 @@ mod tests {
         let elsewhere = CannotDrain::Elsewhere {
             replica: "b".to_owned(),
             instance: "b".to_owned(),
+            process: InstanceId::new("i").unwrap(),
         };
         assert_eq!(a.drain("w2"), Err(elsewhere));
         assert_eq!(a.counts(&position(3)).applied, 2);
@@ -414,6 +418,18 @@ mod tests {
             a.import("b", n, None);
         }
         assert_eq!(ids(&a).len(), 2, "its own stay");
+    }
+
+    #[test]
+    fn a_word_that_means_one_process_does_not_end_the_next_one() {
+        let fleet = Fleet::default();
+        let joined = join(&fleet, "w");
+        fleet.drains(&WorkerId::new("w").unwrap(), joined.session);
+        let gone = Err(CannotDrain::Gone);
+        assert_eq!(fleet.drain_process("w", "the one before"), gone);
+        assert!(!joined.drain.is_cancelled());
+        assert_eq!(fleet.drain_process("w", "i"), Ok(()));
+        assert!(joined.drain.is_cancelled());
     }
 
     #[test]

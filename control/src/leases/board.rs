@@ -44,6 +44,12 @@ pub(crate) enum TableError {
          connected, or have been gone for as long as a lease holds (--lease-ttl and --lease-linger)"
     )]
     Unreadable { at: String, what: String },
+    /// etcd does not take it.
+    #[error(
+        "who may hold a lease takes {bytes} bytes in a part of the table, and etcd is given at most {most}: have fewer \
+         workers, or fewer models with a limit of all workers together"
+    )]
+    TooLarge { bytes: usize, most: usize },
     /// Another one decides.
     #[error(transparent)]
     Fenced(#[from] Fenced),
@@ -92,8 +98,8 @@ pub(crate) trait Board: std::fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Answers one of them, under this term.
-    async fn answer(&self, _: u64, _: Asked, _: Vec<u8>) -> Result<(), Fenced> {
+    /// Answers some of them, all of one replica, under this term.
+    async fn answer(&self, _: u64, _: &str, _: Vec<(u64, Vec<u8>)>) -> Result<(), Fenced> {
         Ok(())
     }
 }

@@ -21,6 +21,8 @@ use super::words::{Report, Share, Standing, Use};
 
 /// Grants to a worker that it did not confirm and that are told apart; of more, the oldest count as one.
 pub(super) const UNCONFIRMED: usize = 16;
+/// Processes whose place others took that are told apart; of more, the oldest count as one.
+const BEFORE: usize = 4;
 /// How long a need that is over still counts for the greater part.
 const FADES_IN: Duration = Duration::from_secs(2);
 
@@ -124,6 +126,18 @@ struct Before {
     handed_over: bool,
 }
 
+impl Before {
+    /// Both as one, of which time alone tells.
+    fn join(&mut self, other: Self) {
+        self.until = self.until.max(other.until);
+        (self.instance, self.handed_over) = (None, false);
+        for (model, (size, floor)) in other.most {
+            let more = self.most.entry(model).or_default();
+            *more = (more.0.saturating_add(size), more.1.saturating_add(floor));
+        }
+    }
+}
+
 /// One worker.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holder {
@@ -149,7 +163,7 @@ pub(super) struct Holder {
     pub(super) renewed: Option<Duration>,
     pub(super) holds: BTreeMap<ModelId, Hold>,
     own: BTreeMap<ModelId, u32>,
-    before: Option<Before>,
+    before: VecDeque<Before>,
     /// Something that it is to have is not what it was sent last.
     pub(super) changed: bool,
 }
@@ -218,7 +232,7 @@ impl Holder {
         let same = self.instance.as_ref() == Some(&standing.instance);
         if !same && !self.unknown {
             if standing.takes_over || standing.displaces {
-                self.before = self.as_before(now, standing, safe);
+                self.set_aside(now, standing, safe);
             }
             self.holds.values_mut().for_each(Hold::clear);
             self.own.clear();
@@ -234,26 +248,30 @@ impl Holder {
         (self.done, self.ending) = (false, false);
     }
 
-    fn as_before(&self, now: Duration, heir: &Standing, safe: Duration) -> Option<Before> {
-        let most = self.holds.iter();
-        let mut most: BTreeMap<ModelId, (u32, u32)> = most
-            .map(|(model, hold)| (model.clone(), (hold.most(), hold.floor())))
-            .collect();
-        let mut until = self.renewed.unwrap_or(now).saturating_add(safe);
-        if let Some(before) = self.before.as_ref().filter(|before| now < before.until) {
-            until = until.max(before.until);
-            for (model, (size, floor)) in &before.most {
-                let more = most.entry(model.clone()).or_default();
-                *more = (more.0.saturating_add(*size), more.1.saturating_add(*floor));
+    /// Another process takes the place of the one that was heard. Who was kept aside before it stays so: for one that
+    /// hands over the heir of its heir speaks, for another one nobody does.
+    fn set_aside(&mut self, now: Duration, heir: &Standing, safe: Duration) {
+        self.before.retain(|before| now < before.until);
+        for before in &mut self.before {
+            if heir.takes_over && self.instance.as_ref() == Some(&before.heir) {
+                before.heir = heir.instance.clone();
             }
         }
-        Some(Before {
+        let most = self.holds.iter();
+        let most = most.map(|(model, hold)| (model.clone(), (hold.most(), hold.floor())));
+        self.before.push_back(Before {
             instance: self.instance.clone(),
             heir: heir.instance.clone(),
-            most,
-            until,
+            most: most.collect(),
+            until: self.renewed.unwrap_or(now).saturating_add(safe),
             handed_over: heir.takes_over,
-        })
+        });
+        if self.before.len() > BEFORE
+            && let Some(oldest) = self.before.pop_front()
+            && let Some(next) = self.before.front_mut()
+        {
+            next.join(oldest);
+        }
     }
 
     fn take(&mut self, now: Duration, report: &Report, standing: &Standing) {
@@ -275,12 +293,13 @@ impl Holder {
             let before = self.holds.values_mut().filter(|hold| !hold.listed);
             before.for_each(Hold::clear);
         }
+        let own = self.instance.clone();
         let concerned = |before: &Before| {
-            let heir = self.instance.as_ref() == Some(&before.heir);
-            (heir && before.handed_over) || self.instance == before.instance
+            let heir = own.as_ref() == Some(&before.heir);
+            (heir && before.handed_over) || own == before.instance
         };
-        if alone && self.before.as_ref().is_some_and(concerned) {
-            self.before = None;
+        if alone {
+            self.before.retain(|before| !concerned(before));
         }
         if first {
             // What it was sent on earlier streams has come, or never will; how old that is is not known.
@@ -365,15 +384,19 @@ impl Holder {
             .saturating_add(self.own_pool(terms))
     }
 
-    /// What the process before this one may use.
+    /// What the processes before this one may use.
     fn used_before(&self, now: Duration, model: &ModelId) -> u32 {
-        let Some(before) = &self.before else { return 0 };
-        let (most, floor) = before.most.get(model).copied().unwrap_or_default();
-        match now < before.until {
-            true => most,
-            false if before.handed_over && self.instance.as_ref() == Some(&before.heir) => floor,
-            false => 0,
-        }
+        let used = self.before.iter().map(|before| {
+            let (most, floor) = before.most.get(model).copied().unwrap_or_default();
+            match now < before.until {
+                true => most,
+                false if before.handed_over && self.instance.as_ref() == Some(&before.heir) => {
+                    floor
+                }
+                false => 0,
+            }
+        });
+        used.fold(0, u32::saturating_add)
     }
 
     /// The pool that it may still have of its own.

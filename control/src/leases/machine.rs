@@ -17,12 +17,12 @@ use std::{
     time::Duration,
 };
 
-use forebay_proto::{ModelId, Position, WorkerId};
+use forebay_proto::{Epoch, ModelId, Position, WorkerId};
 
 use super::{
     allot::{Claim, allot, grow},
     holder::{Holder, Patience, Terms},
-    words::{Grant, Share, Standing, Table},
+    words::{Grant, Origin, Share, Standing, Table},
 };
 
 /// Most workers that are remembered.
@@ -86,6 +86,8 @@ pub struct MachineFaults {
     pub forgets_at_start: bool,
     /// Takes what a worker holds that is gone for free when its time is over, without what still runs.
     pub forgets_linger: bool,
+    /// Takes any table for a whole one, whatever store it is of.
+    pub takes_any_table: bool,
 }
 
 /// The machine.
@@ -95,6 +97,11 @@ pub struct Machine {
     limits: BTreeMap<ModelId, Limit>,
     pub(super) workers: BTreeMap<WorkerId, Holder>,
     patience: Patience,
+    /// The lineage of the registry.
+    lineage: Epoch,
+    /// Whoever may hold anything is known. Otherwise somebody may who is not: until what was lent before has run out,
+    /// nothing grows at all.
+    whole: bool,
     /// What is on record.
     kept: Table,
     /// See there.
@@ -110,18 +117,24 @@ pub(super) struct Sum {
     pub(super) held_back: u64,
     /// Who is not known.
     pub(super) unknown: Vec<WorkerId>,
+    /// Others may hold something of it who are not on record.
+    pub(super) unrecorded: bool,
 }
 
 impl Machine {
     /// It begins, with what is on record. Until what was granted before has run out, or all have said what they hold,
-    /// nothing grows.
+    /// nothing grows. A table of another lineage, or none where something was registered before, may lack some: then
+    /// only time tells.
     #[must_use]
     pub fn new(
         now: Duration,
         settings: LeaseSettings,
-        table: Table,
+        (table, origin): (Table, Origin),
         faults: MachineFaults,
     ) -> Self {
+        let is_new = origin.fresh && table == Table::default();
+        let whole =
+            is_new || faults.takes_any_table || table.lineage.as_ref() == Some(&origin.epoch);
         let before = LeaseSettings {
             ttl: table.ttl.max(settings.ttl),
             linger: table.linger.max(settings.linger),
@@ -138,6 +151,8 @@ impl Machine {
                 safe: before.safe(),
                 unknown_until: now.saturating_add(before.safe()),
             },
+            lineage: origin.epoch,
+            whole,
             kept: table,
             faults,
         };
@@ -172,6 +187,12 @@ impl Machine {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.limits.is_empty()
+    }
+
+    /// True if whoever may hold anything is known.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// How long is waited for what.
@@ -221,6 +242,7 @@ impl Machine {
         for holder in self.workers.values_mut() {
             holder.look(now, self.patience);
         }
+        self.whole |= now >= self.patience.unknown_until;
         for (model, limit) in self.limits.clone() {
             self.divide(now, &model, &limit);
         }
@@ -238,7 +260,10 @@ impl Machine {
     /// What is used of a limit at most.
     pub(super) fn sum(&self, now: Duration, model: &ModelId, limit: &Limit) -> Sum {
         let terms = Self::terms(model, limit);
-        let mut sum = Sum::default();
+        let mut sum = Sum {
+            unrecorded: !self.whole,
+            ..Sum::default()
+        };
         for (id, holder) in &self.workers {
             if holder.is_unknown(now, model, self.patience) {
                 sum.unknown.push(id.clone());
@@ -304,7 +329,7 @@ impl Machine {
             let leased = holder.may_use_of_lease(now, model, self.patience);
             lower.push(granted.max((*target).min(leased)));
         }
-        let free = match sum.unknown.is_empty() {
+        let free = match sum.unknown.is_empty() && !sum.unrecorded {
             true => u64::from(limit.limit).saturating_sub(used),
             false => 0,
         };
@@ -374,8 +399,10 @@ impl Machine {
             .iter()
             .map(|(model, limit)| (model.clone(), limit.own))
             .collect();
+        let lineage = self.whole.then(|| self.lineage.clone());
         let times = (self.kept.ttl, self.kept.linger) == (self.settings.ttl, self.settings.linger);
-        if same && models == self.kept.models && (times || models.is_empty()) {
+        let same = same && models == self.kept.models && lineage == self.kept.lineage;
+        if same && (times || models.is_empty()) {
             return None;
         }
         let floors = |holder: &Holder| {
@@ -387,12 +414,13 @@ impl Machine {
         };
         let workers = self.workers.iter();
         // While some may go by what was granted before, it is their time that counts.
-        let unknown = self.workers.values().any(|holder| holder.unknown);
+        let unknown = !self.whole || self.workers.values().any(|holder| holder.unknown);
         let longest = |before: Duration, now: Duration| match unknown {
             true => before.max(now),
             false => now,
         };
         let table = Table {
+            lineage,
             ttl: longest(self.kept.ttl, self.settings.ttl),
             linger: longest(self.kept.linger, self.settings.linger),
             workers: workers

@@ -25,7 +25,7 @@ mod words;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use forebay_proto::{ModelId, PoolScope, Position};
+use forebay_proto::{ModelId, PoolScope, Position, Revision};
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
@@ -40,7 +40,7 @@ pub(crate) use self::{
 };
 pub use self::{
     machine::{Limit, Machine, MachineFaults},
-    words::{Grant, Report, Standing, Table},
+    words::{Grant, Origin, Report, Standing, Table},
 };
 #[cfg(feature = "simulation")]
 pub use self::{
@@ -72,16 +72,21 @@ pub(crate) struct Leases {
     /// Nothing while another control plane decides, or before what is on record was read.
     machine: Mutex<Option<Machine>>,
     settings: LeaseSettings,
+    /// The registry as this process found it.
+    found: Position,
+    answers: asking::Answers,
 }
 
 impl Leases {
-    /// Over this board.
-    pub(crate) fn new(board: Arc<dyn Board>, settings: LeaseSettings) -> Self {
+    /// Over this board, for the registry that was found.
+    pub(crate) fn new(board: Arc<dyn Board>, settings: LeaseSettings, found: Position) -> Self {
         Self {
             board,
             born: Instant::now(),
             machine: Mutex::new(None),
             settings,
+            found,
+            answers: asking::Answers::default(),
         }
     }
 
@@ -146,15 +151,27 @@ impl Leases {
             table = self.on_record(term) => table,
             () = led_by_another(&mut leads, term) => return Over::Fenced,
         };
+        let mut seen = Configured::default();
+        let offer = offers.borrow_and_update().clone();
+        let origin = self.origin(&offer);
         let machine = Machine::new(
             self.born.elapsed(),
             self.settings,
-            table,
+            (table, origin),
             MachineFaults::default(),
         );
+        if !machine.is_whole() {
+            tracing::warn!(
+                "who holds leases is not on record for this store: nothing grows until what may have been lent before has \
+                 run out"
+            );
+        }
         *self.machine.lock() = Some(machine);
-        let mut seen = Configured::default();
-        self.configure(&mut seen, offers.borrow_and_update().clone());
+        self.configure(&mut seen, offer);
+        // That nobody holds anything of a new store is on record before anything is registered.
+        if !self.decide(term).await {
+            return Over::Fenced;
+        }
         loop {
             let idle = self.look(|machine, _| machine.is_idle()).unwrap_or(true);
             let longest = if idle { IDLE } else { LONGEST };
@@ -182,6 +199,21 @@ impl Leases {
             }
             // However much there is to divide: no more than a quarter of a core.
             sleep((began.elapsed() * 3).clamp(SHORTEST, LONGEST)).await;
+        }
+    }
+
+    /// The registry whose limits are offered.
+    fn origin(&self, offer: &Offer) -> Origin {
+        let mut targets = offer.targets();
+        let epoch = targets.next().map_or_else(
+            || self.found.epoch.clone(),
+            |target| target.published.position.epoch.clone(),
+        );
+        // The first revision is that of the store itself.
+        let empty = self.found.revision <= Revision::ZERO.next();
+        Origin {
+            fresh: empty && self.found.epoch == epoch,
+            epoch,
         }
     }
 

@@ -190,6 +190,10 @@ fn waits_for(limit: &Limit, sum: &Sum, figures: &Figures) -> String {
             named.join(", ")
         );
     }
+    if sum.unrecorded {
+        return "what was lent before this store was made, moved or restored to run out: who may hold some is not on record"
+            .to_owned();
+    }
     if sum.used > u64::from(limit.limit) {
         return format!(
             "{} that may be in use to become {} by requests that end",

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use forebay_proto::{
-    InstanceId, ModelId, Position, WorkerId, convert::duration_to_wire, limits, wire,
+    Epoch, InstanceId, ModelId, Position, WorkerId, convert::duration_to_wire, limits, wire,
 };
 
 /// What a worker uses of one limit.
@@ -92,10 +92,21 @@ pub struct Grant {
     pub shares: BTreeMap<ModelId, Share>,
 }
 
+/// The registry whose limits are lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its lineage: a store that was restored, recovered or moved is of another one.
+    pub epoch: Epoch,
+    /// Nothing had ever been registered in it when this process opened it.
+    pub fresh: bool,
+}
+
 /// Who may hold something, and of what: what must be known when the control plane starts anew, before anything can
 /// grow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
+    /// In this lineage all are in it who may hold anything. Nothing: not known of any.
+    pub lineage: Option<Epoch>,
     /// The longest time to live that was granted under it.
     pub ttl: Duration,
     /// The longest linger.
@@ -194,6 +205,8 @@ pub(crate) struct StoredTable {
     holders: Vec<StoredHolder>,
     #[prost(message, repeated, tag = "4")]
     models: Vec<StoredModel>,
+    #[prost(string, tag = "5")]
+    lineage: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -240,6 +253,10 @@ impl From<&Table> for StoredTable {
             linger_millis: millis(table.linger),
             holders: table.workers.iter().map(holder).collect(),
             models: table.models.iter().map(model).collect(),
+            lineage: table
+                .lineage
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
         }
     }
 }
@@ -261,7 +278,9 @@ impl TryFrom<StoredTable> for Table {
         });
         let models = stored.models.into_iter();
         let models = models.map(|model| Ok((ModelId::new(&model.model)?, model.own_pools_of)));
+        let lineage = (!stored.lineage.is_empty()).then(|| Epoch::new(stored.lineage));
         Ok(Self {
+            lineage: lineage.transpose()?,
             ttl: Duration::from_millis(stored.ttl_millis),
             linger: Duration::from_millis(stored.linger_millis),
             workers: holders.collect::<Result<_, Self::Error>>()?,
@@ -281,6 +300,7 @@ mod tests {
         let model = |id: &str| ModelId::new(id).unwrap();
         let worker = |id: &str| WorkerId::new(id).unwrap();
         let table = Table {
+            lineage: Some(Epoch::new("aa").unwrap()),
             ttl: Duration::from_secs(10),
             linger: Duration::from_millis(1_500),
             workers: BTreeMap::from([

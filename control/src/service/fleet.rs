@@ -65,15 +65,20 @@ impl FleetService {
                 tracing::info!(worker = id, "worker is told to end");
                 return Ok(());
             }
-            Err(CannotDrain::Elsewhere { replica, instance }) => (replica, instance),
-            Err(why) => return Err(not_drained(&id, &why)),
+            Err(why) => why,
         };
-        let (replica, instance) = elsewhere;
-        let Some(drains) = &self.context.drains else {
-            let why = CannotDrain::Elsewhere { replica, instance };
-            return Err(not_drained(&id, &why));
+        let (
+            Some(drains),
+            CannotDrain::Elsewhere {
+                replica,
+                instance,
+                process,
+            },
+        ) = (&self.context.drains, &elsewhere)
+        else {
+            return Err(not_drained(&id, &elsewhere));
         };
-        match drains.carry(&instance, worker).await {
+        match drains.carry(instance, (worker, process)).await {
             Ok(()) => Ok(()),
             Err(Uncarried::Refused(why)) => Err(not_drained(&id, &why)),
             Err(Uncarried::Unanswered(why)) => {

@@ -93,6 +93,7 @@ impl Replicas {
             leases: Arc::new(Leases::new(
                 Arc::new(LocalBoard::new(None)),
                 LeaseSettings::default(),
+                self.registry.published().position.clone(),
             )),
             drains: None,
         };

@@ -63,6 +63,8 @@ fn the_engine_never_sees_more_than_the_limit() {
         ("leases that ran out", all.lapses),
         ("requests that were ended", all.revoked),
         ("limits that were changed", all.changes),
+        ("restored stores", all.restores),
+        ("moves of workers that do not count streams", all.uncounted),
     ];
     for (what, count) in happened {
         assert!(count > 20, "{what}: {count}");
@@ -124,6 +126,13 @@ fn planted_faults_are_found() {
             "a start that does not wait",
             machine(MachineFaults {
                 forgets_at_start: true,
+                ..MachineFaults::default()
+            }),
+        ),
+        (
+            "a table from another time taken for a whole one",
+            machine(MachineFaults {
+                takes_any_table: true,
                 ..MachineFaults::default()
             }),
         ),

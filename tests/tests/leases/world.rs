@@ -59,6 +59,8 @@ pub(crate) struct Seen {
     pub(crate) lapses: u64,
     pub(crate) revoked: u64,
     pub(crate) changes: u64,
+    pub(crate) restores: u64,
+    pub(crate) uncounted: u64,
 }
 
 impl Seen {
@@ -74,6 +76,8 @@ impl Seen {
         self.lapses += other.lapses;
         self.revoked += other.revoked;
         self.changes += other.changes;
+        self.restores += other.restores;
+        self.uncounted += other.uncounted;
     }
 }
 
@@ -99,6 +103,10 @@ struct Process {
     /// The control plane of its stream, and how many it has opened.
     plane: usize,
     count: u32,
+    /// Its build tells how many.
+    counts: bool,
+    /// The store was restored since it was lent anything.
+    unheard: bool,
     book: worker::Book,
     /// Until when each request runs, the newest last.
     requests: Vec<u64>,
@@ -112,6 +120,12 @@ struct Process {
     said_done: bool,
     paused_until: u64,
     lapsed: bool,
+}
+
+impl Process {
+    fn told_count(&self) -> u32 {
+        if self.counts { self.count } else { 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -145,6 +159,12 @@ pub(crate) struct World {
     term: u64,
     mail: Vec<(u64, Mail)>,
     disk: control::Table,
+    /// As it was once.
+    backup: control::Table,
+    /// How often it was restored.
+    lineage: u32,
+    /// Until when floors may be in use that are not on record, and how many.
+    floors: (u64, u32),
     disk_full_until: u64,
     streams: u64,
     instances: u64,
@@ -179,6 +199,9 @@ impl World {
             term: 0,
             mail: Vec::new(),
             disk: control::Table::default(),
+            backup: control::Table::default(),
+            lineage: 0,
+            floors: (0, 0),
             disk_full_until: 0,
             streams: 0,
             instances: 0,
@@ -282,6 +305,8 @@ impl World {
                 }
                 self.call();
             }
+            70..72 => self.backup = self.disk.clone(),
+            72 if self.rng.u32(0..8) == 0 => self.restore(),
             23..26 => self.disk_full_until = self.now + self.rng.u64(100..8_000),
             26..30 => self.places[n].appetite = self.rng.usize(0..60),
             30..32 => {
@@ -342,6 +367,8 @@ impl World {
             instance: InstanceId::new(format!("i{}", self.instances)).expect("a name"),
             plane: 0,
             count: 0,
+            counts: self.rng.u32(0..4) != 0,
+            unheard: false,
             book,
             requests: Vec::new(),
             ending: Vec::new(),
@@ -473,6 +500,7 @@ impl World {
                         linger: grant.linger,
                         shares: shares.collect(),
                     };
+                    process.unheard = false;
                     if process.book.take(own, grant) == worker::Taken::Changed {
                         process.due = true;
                     }
@@ -542,7 +570,9 @@ impl World {
             self.streams += 1;
             process.stream = Some(self.streams);
             let plane = up[self.rng.usize(0..up.len())];
-            self.seen.moves += u64::from(process.plane != plane && process.count > 0);
+            let moves = process.plane != plane && process.count > 0;
+            self.seen.moves += u64::from(moves);
+            self.seen.uncounted += u64::from(moves && !process.counts);
             (process.plane, process.count) = (plane, process.count + 1);
             process.book.begin();
             (process.reports, process.due) = (0, true);
@@ -568,7 +598,7 @@ impl World {
             stream,
             instance: process.instance.clone(),
             takes_over: false,
-            count: process.count,
+            count: process.told_count(),
             displaces: false,
             repeated: false,
             knows: true,
@@ -615,7 +645,8 @@ impl World {
         let now = self.now;
         self.before.retain(|(until, _)| *until > now);
         let before = self.before.iter().map(|(_, limit)| *limit).max();
-        if used > self.limit.max(before.unwrap_or(0)) {
+        let floors = self.floors_off_record();
+        if used > self.limit.max(before.unwrap_or(0)) + floors {
             let trail: Vec<_> = self.trail.iter().cloned().collect();
             self.seen.broken = Some(format!(
                 "at {}: {used} in flight of {}: {each:?}; {:?}\n{}",
@@ -624,6 +655,29 @@ impl World {
                 self.settings,
                 trail.join("\n")
             ));
+        }
+    }
+
+    /// What a restored store does not have on record is waited for, but floors do not run out: who is cut off for longer
+    /// than that has one that nobody counts.
+    fn floors_off_record(&mut self) -> u32 {
+        let processes = self
+            .places
+            .iter()
+            .filter_map(|place| place.process.as_ref());
+        let unheard = processes.filter(|process| process.unheard).count();
+        if unheard > 0 {
+            let safe = u64::try_from(self.settings.safe().as_millis()).unwrap_or(u64::MAX);
+            let (_, before) = self.floors;
+            let count = u32::try_from(unheard).unwrap_or(u32::MAX).max(before);
+            self.floors = (self.now + safe + LONGEST, count);
+        }
+        match self.floors.0 > self.now {
+            true => self.floors.1,
+            false => {
+                self.floors = (0, 0);
+                0
+            }
         }
     }
 
@@ -646,6 +700,11 @@ impl World {
             ));
         }
     }
+}
+
+/// Of a store that was restored so often.
+fn lineage(restored: u32) -> Epoch {
+    Epoch::new(format!("{restored:02x}")).expect("an epoch")
 }
 
 fn position(revision: u64) -> Position {

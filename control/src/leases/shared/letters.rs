@@ -246,6 +246,7 @@ pub(super) fn parts_of(table: &Table) -> BTreeMap<u32, Vec<u8>> {
     let mut tables: BTreeMap<u32, Table> = BTreeMap::new();
     let general = tables.entry(0).or_default();
     (general.ttl, general.linger) = (table.ttl, table.linger);
+    general.lineage.clone_from(&table.lineage);
     general.models.clone_from(&table.models);
     for (worker, floors) in &table.workers {
         let part = tables.entry(1 + hash(worker) % (PARTS - 1)).or_default();
@@ -270,6 +271,7 @@ pub(super) fn table_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<Tabl
         }
         let stored = StoredTable::decode(content).map_err(|error| error.to_string())?;
         let part = Table::try_from(stored).map_err(|error| error.to_string())?;
+        whole.lineage = whole.lineage.or(part.lineage);
         whole.ttl = whole.ttl.max(part.ttl);
         whole.linger = whole.linger.max(part.linger);
         whole.workers.extend(part.workers);
@@ -428,6 +430,7 @@ mod tests {
     #[test]
     fn a_table_is_read_back_from_its_parts_and_a_worker_changes_one_of_them() {
         let mut table = Table {
+            lineage: Some(forebay_proto::Epoch::new("aa").unwrap()),
             ttl: Duration::from_secs(10),
             linger: Duration::from_secs(60),
             workers: (0..300)

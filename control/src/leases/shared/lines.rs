@@ -62,6 +62,8 @@ struct Place {
     now: Option<Now>,
     /// The newest stream of each process.
     newest: BTreeMap<InstanceId, u32>,
+    /// Processes that were there while another one's line counted.
+    beside: BTreeSet<InstanceId>,
 }
 
 /// The line that counts, or counted last.
@@ -204,19 +206,26 @@ impl Lines {
                 let alive = now.is_some_and(|now| {
                     let there = now.of(&lines).is_some_and(|line| line.standing.connected);
                     let other = now.told.instance != best.standing.instance;
-                    other && (there || best.order < now.order)
+                    let beside = place.beside.contains(&best.standing.instance);
+                    other && (there || beside || best.order < now.order)
                 });
                 (self.streams, alive)
             }
         };
-        let heard = best.lives || place.vouches(best);
+        let heard = best.lives || place.vouches(peer, best);
+        let others = lines.iter().map(|(_, line)| &line.standing);
+        let others = others.filter(|other| other.instance != best.standing.instance);
+        let others = others.filter(|other| other.connected);
+        let beside = others.map(|other| other.instance.clone()).collect();
         let told = Standing {
             stream,
             displaces,
             repeated: !heard,
             ..best.standing.clone()
         };
-        if now.is_some_and(|now| now.told == told) {
+        let known = now.is_some_and(|now| now.told == told);
+        place.beside = beside;
+        if known {
             return None;
         }
         place.now = Some(Now {
@@ -257,21 +266,25 @@ impl Place {
         *newest = (*newest).max(standing.count);
     }
 
-    /// The line is of the process that counts, which is known to have lived.
-    fn vouches(&self, line: &Line) -> bool {
+    /// The line is of the process that counts, which is known to have lived. Of a build that does not count its streams
+    /// only one at the same control plane is known to be no older.
+    fn vouches(&self, peer: &str, line: &Line) -> bool {
         let now = self.now.as_ref().filter(|now| now.lived);
-        now.is_some_and(|now| now.told.instance == line.standing.instance)
+        now.is_some_and(|now| {
+            let counts = line.standing.count > 0 || now.peer == peer;
+            now.told.instance == line.standing.instance && counts
+        })
     }
 
     /// The line that counts, if any does.
     fn best<'a>(&self, lines: &[Told<'a>]) -> Option<Told<'a>> {
         let lived = self.now.as_ref().is_some_and(|now| now.lived);
-        let there = lines.iter().filter(|(_, line)| {
-            let counts = line.lives || !lived || self.vouches(line);
-            line.standing.connected && self.is_newest(&line.standing) && counts
+        let there = lines.iter().filter(|(peer, line)| {
+            let counts = line.lives || !lived || self.vouches(peer, line);
+            line.standing.connected && self.is_newest(line) && counts
         });
-        let best = there.max_by_key(|(_, line)| {
-            let heard = line.lives || self.vouches(line);
+        let best = there.max_by_key(|(peer, line)| {
+            let heard = line.lives || self.vouches(peer, line);
             (heard, line.standing.takes_over, line.order)
         });
         best.copied()
@@ -294,10 +307,16 @@ impl Place {
         news.then_some(told)
     }
 
-    /// Its process has opened no later one. What is not counted goes by the order in which it came.
-    fn is_newest(&self, standing: &Standing) -> bool {
-        let newest = self.newest.get(&standing.instance);
-        standing.count == 0 || newest.is_none_or(|newest| *newest <= standing.count)
+    /// Its process has opened no later one. What is not counted goes by the order in which it came, and after one that
+    /// lived no earlier one counts again.
+    fn is_newest(&self, line: &Line) -> bool {
+        let (instance, count) = (&line.standing.instance, line.standing.count);
+        if count > 0 {
+            let newest = self.newest.get(instance);
+            return newest.is_none_or(|newest| *newest <= count);
+        }
+        let now = self.now.as_ref().filter(|now| now.lived);
+        now.is_none_or(|now| now.told.instance != *instance || now.order <= line.order)
     }
 }
 
@@ -431,6 +450,58 @@ mod tests {
         assert!(!same.repeated, "it lived since");
         assert!(!play.0.gone("b")[0].1.connected);
         assert_eq!(play.write("a", true, vec![again(3, "dead", 5)]), None);
+    }
+
+    #[test]
+    fn of_a_build_that_does_not_count_a_line_that_says_nothing_takes_no_living_ones_place() {
+        let mut play = Play::new();
+        play.write("a", true, vec![word(1, "i", 0, true)]);
+        let first = play.write("b", true, vec![word(1, "i", 0, true)]).unwrap();
+        // It left the first one, which has not noticed; everything is told anew, by that one last.
+        let moved = play.write("b", true, vec![again(2, "i", 0)]).unwrap();
+        assert!(moved.stream > first.stream && !moved.repeated);
+        assert_eq!(play.write("a", true, vec![again(2, "i", 0)]), None);
+        assert_eq!(play.0.line_of(&worker(), moved.stream), Some(("b", 2)));
+        assert!(!play.0.gone("b")[0].1.connected, "that is no way back");
+        let back = play.write("a", false, vec![word(3, "i", 0, true)]).unwrap();
+        assert!(back.connected && !back.displaces, "but this is");
+    }
+
+    #[test]
+    fn of_a_build_that_does_not_count_no_earlier_line_counts_again() {
+        let mut play = Play::new();
+        play.write("a", true, vec![word(1, "i", 0, true)]);
+        play.write("b", true, vec![word(1, "i", 0, true)]);
+        assert!(!play.0.gone("b")[0].1.connected);
+        // To one that decides anew both are told, and the one that says something counts.
+        let mut play = Play::new();
+        play.write("b", true, vec![again(1, "i", 0)]);
+        play.write("a", true, vec![again(1, "i", 0)]);
+        let lives = play.write("b", false, vec![word(1, "i", 0, true)]).unwrap();
+        assert_eq!(play.0.line_of(&worker(), lives.stream), Some(("b", 1)));
+    }
+
+    #[test]
+    fn one_that_took_over_is_kept_aside_whichever_was_heard_first() {
+        let heir = |connected| {
+            let (worker, standing) = word(1, "heir", 1, connected);
+            let takes_over = true;
+            (
+                worker,
+                Standing {
+                    takes_over,
+                    ..standing
+                },
+            )
+        };
+        let mut play = Play::new();
+        play.write("b", true, vec![heir(true)]);
+        let older = play.write("a", true, vec![word(1, "older", 5, true)]);
+        assert_eq!(older, None, "it is handing over");
+        // The stream of the heir breaks; it may be alive, and is not what the older one was before it.
+        let older = play.write("b", false, vec![heir(false)]).unwrap();
+        assert_eq!(older.instance.as_str(), "older");
+        assert!(older.displaces);
     }
 
     #[test]

@@ -97,6 +97,14 @@ struct Lead {
     questions: VecDeque<Asked>,
 }
 
+impl Inner {
+    /// What was heard in this term, if that is the one in which this control plane decides: what a watch of an earlier one
+    /// still brings is none of it.
+    fn lead_in(&mut self, term: u64) -> Option<&mut Lead> {
+        self.lead.as_mut().filter(|lead| lead.term == term)
+    }
+}
+
 impl Lead {
     fn is_asked(&mut self, from: &str, questions: Vec<(u64, Vec<u8>)>) {
         for (number, question) in questions {
@@ -334,16 +342,19 @@ impl Board for EtcdBoard {
         questions.unwrap_or_default().into()
     }
 
-    async fn answer(&self, term: u64, asked: Asked, answer: Vec<u8>) -> Result<(), Fenced> {
-        let answer = Numbered {
-            number: asked.number,
-            content: answer,
-        };
+    async fn answer(
+        &self,
+        term: u64,
+        to: &str,
+        answers: Vec<(u64, Vec<u8>)>,
+    ) -> Result<(), Fenced> {
+        let answers = answers.into_iter();
+        let answers = answers.map(|(number, content)| Numbered { number, content });
         let letter = StoredLents {
             lents: Vec::new(),
-            answers: vec![answer],
+            answers: answers.collect(),
         };
-        let letters = vec![(asked.from, letter.encode_to_vec())];
+        let letters = vec![(to.to_owned(), letter.encode_to_vec())];
         self.write(term, letters).await.map(drop)
     }
 }

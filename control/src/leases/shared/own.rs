@@ -20,8 +20,9 @@ use crate::leases::words::{Grant, Report, Share, Standing};
 
 /// Grants that were handed on and not confirmed, told apart; of more, the oldest count as one.
 const UNCONFIRMED: usize = 16;
-/// Most questions that are not asked yet.
+/// Most questions that are not asked yet, and their bytes: they go with what there is to tell.
 const QUESTIONS: usize = 16;
+const QUESTION_BYTES: usize = 512 << 10;
 
 /// What is planted in a test, to see that it is found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -207,7 +208,9 @@ impl Own {
 
     /// This is to be asked. False if too much is asked already.
     pub(super) fn ask(&mut self, number: u64, question: Vec<u8>) -> bool {
-        let room = self.questions.len() < QUESTIONS;
+        let asked = self.questions.iter().map(|(_, question)| question.len());
+        let bytes = asked.sum::<usize>() + question.len();
+        let room = self.questions.len() < QUESTIONS && bytes <= QUESTION_BYTES;
         if room {
             self.questions.push((number, question));
         }
@@ -394,6 +397,26 @@ mod tests {
         assert!(told(&mut own).words[0].1.repeated, "it is the same");
         own.report(&worker(), standing(1, true, Some((2, 0, 0))));
         assert!(!told(&mut own).words[0].1.repeated);
+    }
+
+    #[test]
+    fn a_letter_with_all_that_it_may_have_is_one_that_etcd_takes() {
+        let mut own = Own::default();
+        own.call(Call { term: 5, round: 1 });
+        while own.ask(1, vec![b'w'; 100 << 10]) {}
+        let long = |n: usize| ModelId::new(format!("{n:0>128}")).unwrap();
+        let uses = (0..500).map(|n| (long(n), Use::default()));
+        for n in 0..3 {
+            let mut standing = standing(1, true, Some((1, 0, 0)));
+            let report = standing.report.as_mut().unwrap();
+            report.uses = uses.clone().collect();
+            report.own = (0..500).map(|n| (long(n), 1)).collect();
+            own.report(&WorkerId::new(format!("w{n}")).unwrap(), standing);
+        }
+        let letter = own.letter().unwrap();
+        assert!(letter.questions.len() > 1 && !letter.words.is_empty());
+        let bytes = letter.encode().len();
+        assert!(bytes < 1 << 20, "{bytes}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The tasks of the board: what is told, what is lent, and, while this control plane decides, what others tell.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -211,10 +211,8 @@ impl EtcdBoard {
         };
         let there = self.shared.etcd.range(all, Budget::SHORT).await?;
         let there = names(&prefix, there.kvs.iter().map(|kv| kv.key.as_slice()));
-        if let Some(lead) = &mut self.inner.lock().lead {
-            lead.lines.call(call);
-            let gone = lead.lines.stay(&there);
-            lead.tell(gone);
+        if !self.begins(call, &there) {
+            return Ok(());
         }
         self.news.notify_one();
         self.call_all(call).await?;
@@ -224,7 +222,7 @@ impl EtcdBoard {
             tokio::select! {
                 word = said.next() => {
                     let Some(word) = word else { return Ok(()) };
-                    let (missed, gone) = self.hear_letters(&prefix, word);
+                    let (missed, gone) = self.hear_letters(call, &prefix, word);
                     uncalled |= missed;
                     self.clear(call.term, gone).await?;
                 }
@@ -239,6 +237,18 @@ impl EtcdBoard {
                 }
             }
         }
+    }
+
+    /// From now on answers to this call are heard, and these are there. False if its term is over here.
+    pub(super) fn begins(&self, call: Call, there: &BTreeSet<String>) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(lead) = inner.lead_in(call.term) else {
+            return false;
+        };
+        lead.lines.call(call);
+        let gone = lead.lines.stay(there);
+        lead.tell(gone);
+        true
     }
 
     async fn call_all(&self, call: Call) -> Result<(), CallError> {
@@ -266,10 +276,15 @@ impl EtcdBoard {
     }
 
     /// True if somebody has not heard the call yet; and those that are no more.
-    fn hear_letters(&self, prefix: &[u8], word: WatchResponse) -> (bool, Vec<String>) {
+    pub(super) fn hear_letters(
+        &self,
+        call: Call,
+        prefix: &[u8],
+        word: WatchResponse,
+    ) -> (bool, Vec<String>) {
         let (mut uncalled, mut left) = (false, Vec::new());
         let mut inner = self.inner.lock();
-        let Some(lead) = &mut inner.lead else {
+        let Some(lead) = inner.lead_in(call.term) else {
             return (false, left);
         };
         for event in word.events {

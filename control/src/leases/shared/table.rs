@@ -87,8 +87,9 @@ impl EtcdBoard {
 
     /// Writes what is not as it is on record.
     pub(super) async fn write_table(&self, term: u64, table: &Table) -> Result<(), TableError> {
-        let mut kept = self.kept.lock().await;
         let parts = parts_of(table);
+        fit(&parts)?;
+        let mut kept = self.kept.lock().await;
         for _ in 0..TRIES {
             if kept.term != Some(term) {
                 *kept = self.kept_now().await?;
@@ -110,7 +111,9 @@ impl EtcdBoard {
         kept: &mut Kept,
         parts: &BTreeMap<u32, Vec<u8>>,
     ) -> Result<bool, TableError> {
-        let changed = (0..PARTS).filter(|n| kept.parts.get(n) != parts.get(n));
+        // The first part says whether all are in the others: it is the last to be written.
+        let changed = (1..PARTS).chain([0]);
+        let changed = changed.filter(|n| kept.parts.get(n) != parts.get(n));
         let mut changed = changed.collect::<Vec<_>>().into_iter();
         let mut next = changed.next();
         let mut first = kept.head == 0;
@@ -179,6 +182,16 @@ impl EtcdBoard {
             true => Ok(None),
             false => Err(Fenced.into()),
         }
+    }
+}
+
+/// What etcd would refuse is refused here, by its name: who is on record stays so, and nobody new gets anything.
+fn fit(parts: &BTreeMap<u32, Vec<u8>>) -> Result<(), TableError> {
+    let most = BYTES;
+    let bytes = parts.values().map(Vec::len).max().unwrap_or(0);
+    match bytes <= most {
+        true => Ok(()),
+        false => Err(TableError::TooLarge { bytes, most }),
     }
 }
 

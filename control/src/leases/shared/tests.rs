@@ -6,10 +6,13 @@ use forebay_proto::{InstanceId, ModelId};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::*;
+use super::{letters::Letter, *};
 use crate::{
     cluster::{Cluster, Replica},
-    etcd::{Etcd, EtcdAccess, EtcdLocation},
+    etcd::{
+        Etcd, EtcdAccess, EtcdLocation,
+        api::{Event, KeyValue, WatchResponse},
+    },
     leases::words::{Report, Share, Use},
 };
 
@@ -145,6 +148,47 @@ async fn lent(from: &mut watch::Receiver<Option<Arc<Grant>>>) -> Arc<Grant> {
     lent.unwrap()
 }
 
+/// Nobody is asked, and nothing is there.
+#[tokio::test]
+async fn what_a_watch_of_an_earlier_term_brings_is_not_heard_in_this_one() {
+    let at: EtcdLocation = "etcd://127.0.0.1:1/none".parse().unwrap();
+    let etcd = Arc::new(Etcd::new(&at, &EtcdAccess::default()).unwrap());
+    let board = Cluster::new(etcd, Replica::new(None)).board;
+    let (before, now) = (Call { term: 6, round: 1 }, Call { term: 7, round: 1 });
+    board.inner.lock().lead = Some(Lead {
+        term: 7,
+        lines: Lines::default(),
+        news: BTreeMap::new(),
+        questions: VecDeque::new(),
+    });
+    let prefix = board.key("said/");
+    let said = |call| WatchResponse {
+        events: vec![Event {
+            kv: Some(KeyValue {
+                key: [prefix.as_slice(), b"b"].concat(),
+                value: Letter {
+                    call,
+                    number: 1,
+                    afresh: true,
+                    words: vec![(worker(1), standing(1, 1, 1))],
+                    questions: Vec::new(),
+                }
+                .encode(),
+                ..KeyValue::default()
+            }),
+            ..Event::default()
+        }],
+        ..WatchResponse::default()
+    };
+    let there = BTreeSet::from(["b".to_owned()]);
+    assert!(board.begins(now, &there));
+    assert!(!board.begins(before, &there), "that is over");
+    board.hear_letters(before, &prefix, said(now));
+    assert!(board.heard().is_none());
+    board.hear_letters(now, &prefix, said(now));
+    assert_eq!(board.heard().unwrap().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn on_three_real_members() {
     let mut members = forebay_etcd::Etcd::start().await;
@@ -271,6 +315,15 @@ async fn a_write_of_the_table_whose_answer_is_lost_does_not_undo_a_newer_one(
         Some(table(1)),
         "what is gone is gone"
     );
+    let floors = (0..9_000).map(|n| (ModelId::new(format!("{n:0>128}")).unwrap(), 1));
+    let large = Table {
+        workers: BTreeMap::from([(worker(2), floors.collect())]),
+        ..table(5)
+    };
+    let refused = a.board.keep(term, large).await.unwrap_err();
+    assert!(refused.to_string().contains("fewer workers"), "{refused}");
+    assert_eq!(a.board.read_table().await.unwrap(), Some(table(1)));
+    a.board.keep(term, table(2)).await.unwrap();
     let key = a.board.key("table/0000");
     let txn = TxnRequest {
         success: vec![ops::put(key, b"nonsense".to_vec(), 0)],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use forebay_control::simulation::leases as control;
 
-use super::{Word, World};
+use super::{Word, World, lineage};
 
 /// What control planes write for one another, on its way.
 #[derive(Debug)]
@@ -71,6 +71,26 @@ impl World {
         }
     }
 
+    /// The store is restored from what it was once, or moved without its table; all control planes were stopped.
+    pub(super) fn restore(&mut self) {
+        self.seen.restores += 1;
+        self.note("the store is restored".to_owned());
+        for n in 0..self.planes.len() {
+            self.kill_plane(n);
+        }
+        (self.leader, self.before_it) = (None, None);
+        self.lineage += 1;
+        self.disk = match self.rng.bool() {
+            true => self.backup.clone(),
+            false => control::Table::default(),
+        };
+        for place in &mut self.places {
+            if let Some(process) = &mut place.process {
+                process.unheard = true;
+            }
+        }
+    }
+
     /// Another one decides, and this one goes on as a control plane.
     pub(super) fn depose(&mut self, lasts: u64) {
         self.seen.terms += 1;
@@ -113,7 +133,7 @@ impl World {
             stream,
             instance: process.instance.clone(),
             takes_over: false,
-            count: process.count,
+            count: process.told_count(),
             displaces: false,
             repeated: false,
             knows: true,
@@ -253,6 +273,10 @@ impl World {
             true => control::Table::default(),
             false => self.disk.clone(),
         };
+        let origin = control::Origin {
+            epoch: lineage(self.lineage),
+            fresh: self.term == 1 || self.faults.reads_no_table,
+        };
         let (settings, faults) = (self.settings, self.faults.machine);
         let mut lines = control::Lines::default();
         lines.call(call);
@@ -260,7 +284,7 @@ impl World {
         self.leader = Some(Leader {
             plane,
             call,
-            machine: control::Machine::new(self.time(), settings, table, faults),
+            machine: control::Machine::new(self.time(), settings, (table, origin), faults),
             lines,
             called: 0,
         });
