@@ -5,19 +5,19 @@ use std::{path::Path, time::Duration};
 
 use forebay_mock::{MockConfig, MockServer};
 use forebay_proto::wire;
-use forebay_tests::{Chat, Client, Crowd, Ended, Process, RawClient, eventually, model_at};
+use forebay_tests::{Chat, Client, Ended, Process, RawClient, eventually, model_at};
 use tokio::task::JoinSet;
 
 use crate::roles::{ANY, Control, FOREBAY, Worker};
 
-struct Scene {
-    dir: tempfile::TempDir,
-    control: Control,
+pub(crate) struct Scene {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) control: Control,
     upstream: MockServer,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let control = Control::start(ANY, &dir.path().join("control"), &[]).await;
         let any = MockConfig {
@@ -33,11 +33,11 @@ impl Scene {
         }
     }
 
-    fn data(&self) -> std::path::PathBuf {
+    pub(crate) fn data(&self) -> std::path::PathBuf {
         self.dir.path().join("w")
     }
 
-    async fn worker(&self, more: &[&str]) -> Worker {
+    pub(crate) async fn worker(&self, more: &[&str]) -> Worker {
         let worker = Worker::start_with(&self.control.url(), "w", &self.data(), more).await;
         worker.ready().await;
         worker
@@ -407,60 +407,6 @@ async fn a_worker_accepts_until_balancers_had_time_to_notice() {
     assert_eq!(code, Some(0), "{err}");
 }
 
-/// A model whose limit is that of all workers together.
-fn fleet_wide(engine: &MockServer, limit: u32) -> wire::Model {
-    wire::Model {
-        pool: Some(wire::Pool {
-            max_concurrent: Some(limit),
-            scope: wire::PoolScope::Fleet.into(),
-            queue: Some(wire::Queue {
-                max_waiting: Some(100),
-                ..wire::Queue::default()
-            }),
-            ..wire::Pool::default()
-        }),
-        ..model_at("f", &engine.url())
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn both_processes_together_keep_to_what_the_worker_is_lent() {
-    const LIMIT: u32 = 8;
-    let scene = Scene::new().await;
-    let engine = MockServer::start(MockConfig {
-        max_in_flight: Some(LIMIT as usize),
-        ..MockConfig::serving("f")
-    });
-    let engine = engine.await.unwrap();
-    scene.control.create(fleet_wide(&engine, LIMIT)).await;
-    let mut worker = scene.worker(&[]).await;
-    let crowd = Crowd::new("f", 24, 20..=60);
-    crowd.ask(vec![worker.gateway]);
-    let all_used = async |what: &str| {
-        eventually(what, async || {
-            (engine.stats().in_flight == u64::from(LIMIT)).then_some(())
-        })
-        .await;
-    };
-    all_used("all of it is used").await;
-    for n in 0..3 {
-        let next =
-            Worker::start_with(&scene.control.url(), "w", &scene.data(), &["--take-over"]).await;
-        let (code, _, err) = std::mem::replace(&mut worker, next).process.end().await;
-        assert_eq!(code, Some(0), "{err}");
-        let before = engine.stats().completed;
-        eventually(&format!("the heir serves, {n}"), async || {
-            (engine.stats().completed > before + 50).then_some(())
-        })
-        .await;
-        all_used("the heir uses all of it").await;
-    }
-    let stats = engine.stats();
-    assert_eq!(stats.over_limit, 0, "{} at once", stats.peak_in_flight);
-    let fates = crowd.fates();
-    assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
-}
-
 /// The oldest process still answers when the third takes over from the second, which has nothing to do itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_to_rest_in_the_oldest_of_three_processes_comes_to_the_newest() {
@@ -498,49 +444,4 @@ async fn what_comes_to_rest_in_the_oldest_of_three_processes_comes_to_the_newest
         kept.chat("m", false, 1).await;
         kept.read_until("usage").await;
     }
-}
-
-/// Of a limit, each of three processes has its part, and all of them together no more than all.
-#[tokio::test(flavor = "multi_thread")]
-async fn three_processes_together_keep_to_what_the_worker_is_lent() {
-    const LIMIT: u32 = 8;
-    let scene = Scene::new().await;
-    let engine = MockServer::start(MockConfig {
-        max_in_flight: Some(LIMIT as usize),
-        ..MockConfig::serving("f")
-    });
-    let engine = engine.await.unwrap();
-    scene.control.create(fleet_wide(&engine, LIMIT)).await;
-    let mut workers = vec![scene.worker(&[]).await];
-    let gateway = workers[0].gateway;
-    let mut long = JoinSet::new();
-    for _ in 0..LIMIT - 2 {
-        let client = Client::new(gateway);
-        long.spawn(async move { client.finish("f", Chat::Stream, 1_400).await });
-    }
-    eventually("they run", async || {
-        (engine.stats().in_flight == u64::from(LIMIT - 2)).then_some(())
-    })
-    .await;
-    let crowd = Crowd::new("f", 24, 20..=60);
-    crowd.ask(vec![gateway]);
-    for _ in 0..2 {
-        let heir = ["--take-over"];
-        workers.push(Worker::start_with(&scene.control.url(), "w", &scene.data(), &heir).await);
-    }
-    assert_eq!(long.join_all().await, vec![Ended::Well; LIMIT as usize - 2]);
-    let newest = workers.pop().unwrap();
-    for worker in workers {
-        let (code, _, err) = worker.process.end().await;
-        assert_eq!(code, Some(0), "{err}");
-    }
-    eventually("the newest uses all of it", async || {
-        (engine.stats().in_flight == u64::from(LIMIT)).then_some(())
-    })
-    .await;
-    let stats = engine.stats();
-    assert_eq!(stats.over_limit, 0, "{} at once", stats.peak_in_flight);
-    let fates = crowd.fates();
-    assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
-    drop(newest);
 }

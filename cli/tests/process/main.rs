@@ -14,6 +14,7 @@ mod demo;
 mod durability;
 mod etcd;
 mod handover;
+mod handover_limits;
 mod keys;
 mod nack;
 mod offline;

@@ -11,6 +11,8 @@
 //! What is sent must be on record first ([`Table`]): who there is, who may hold something of what, and the floor, which
 //! does not run out. [`Machine::publish`] holds back what is not.
 
+mod record;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -135,9 +137,13 @@ impl Machine {
         let is_new = origin.fresh && table == Table::default();
         let whole =
             is_new || faults.takes_any_table || table.lineage.as_ref() == Some(&origin.epoch);
-        let before = LeaseSettings {
-            ttl: table.ttl.max(settings.ttl),
-            linger: table.linger.max(settings.linger),
+        // Where all are known and there is nobody, nobody goes by what was granted before.
+        let before = match whole && table.workers.is_empty() {
+            true => settings,
+            false => LeaseSettings {
+                ttl: table.ttl.max(settings.ttl),
+                linger: table.linger.max(settings.linger),
+            },
         };
         let on_record = table.workers.iter();
         let on_record = on_record.map(|(id, floors)| (id.clone(), Holder::on_record(now, floors)));
@@ -239,10 +245,14 @@ impl Machine {
         let long = |gone: Duration| now.saturating_sub(gone) > REMEMBERED;
         self.workers
             .retain(|_, holder| holder.connected || !holder.gone.is_some_and(long));
+        if now >= self.patience.unknown_until {
+            // All that others granted has run out: what holds now was granted by this one.
+            self.whole = true;
+            self.patience.safe = self.patience.safe.min(self.settings.safe());
+        }
         for holder in self.workers.values_mut() {
             holder.look(now, self.patience);
         }
-        self.whole |= now >= self.patience.unknown_until;
         for (model, limit) in self.limits.clone() {
             self.divide(now, &model, &limit);
         }
@@ -382,71 +392,6 @@ impl Machine {
                 limit.own = None;
             }
         }
-    }
-
-    /// What is to be on record, if that is something else than what is.
-    #[must_use]
-    pub fn to_keep(&self) -> Option<Table> {
-        let moved = |holder: &Holder| {
-            let mut holds = holder.holds.values();
-            holds.any(|hold| hold.kept != Some(hold.floor()) || !(hold.listed || holder.unknown))
-        };
-        let mut workers = self.workers.iter();
-        let same = self.kept.workers.len() == self.workers.len()
-            && workers.all(|(id, holder)| self.kept.workers.contains_key(id) && !moved(holder));
-        let models: BTreeMap<ModelId, Option<u32>> = self
-            .limits
-            .iter()
-            .map(|(model, limit)| (model.clone(), limit.own))
-            .collect();
-        let lineage = self.whole.then(|| self.lineage.clone());
-        let times = (self.kept.ttl, self.kept.linger) == (self.settings.ttl, self.settings.linger);
-        let same = same && models == self.kept.models && lineage == self.kept.lineage;
-        if same && (times || models.is_empty()) {
-            return None;
-        }
-        let floors = |holder: &Holder| {
-            let holds = holder.holds.iter();
-            let holds = holds.filter(|(_, hold)| hold.listed || hold.floor() > 0 || holder.unknown);
-            holds
-                .map(|(model, hold)| (model.clone(), hold.floor()))
-                .collect()
-        };
-        let workers = self.workers.iter();
-        // While some may go by what was granted before, it is their time that counts.
-        let unknown = !self.whole || self.workers.values().any(|holder| holder.unknown);
-        let longest = |before: Duration, now: Duration| match unknown {
-            true => before.max(now),
-            false => now,
-        };
-        let table = Table {
-            lineage,
-            ttl: longest(self.kept.ttl, self.settings.ttl),
-            linger: longest(self.kept.linger, self.settings.linger),
-            workers: workers
-                .map(|(id, holder)| (id.clone(), floors(holder)))
-                .collect(),
-            models,
-        };
-        Some(table).filter(|table| *table != self.kept)
-    }
-
-    /// This is on record now.
-    pub fn kept(&mut self, table: Table) {
-        for (id, holder) in &mut self.workers {
-            let floors = table.workers.get(id);
-            for (model, hold) in &mut holder.holds {
-                let kept = floors.and_then(|floors| floors.get(model)).copied();
-                // Some of what is meant for it may have waited for that.
-                holder.changed |= kept > hold.kept;
-                hold.kept = kept;
-            }
-            let unknown = holder.unknown;
-            holder
-                .holds
-                .retain(|_, hold| hold.listed || hold.kept.is_some() || unknown);
-        }
-        self.kept = table;
     }
 
     /// What is to be sent now: to those whose reports have no answer yet, and those that are to have something else.

@@ -170,7 +170,9 @@ impl GatewayError {
             E::ModelNotAllowed(_) => (403, INVALID, "model_not_allowed", Client),
             E::Limited { .. } => (429, "rate_limit_error", "rate_limit_exceeded", Client),
             E::NotConfigured => (503, "server_error", "not_configured", Gateway),
-            E::Draining => (503, "server_error", "draining", Gateway),
+            E::Draining | E::Acquire(AcquireError::Leaving { .. }) => {
+                (503, "server_error", "draining", Gateway)
+            }
             E::LeaseLost { .. } => (503, "server_error", "lease_lost", Gateway),
             E::Acquire(AcquireError::QueueFull(_)) => {
                 (429, "rate_limit_error", "queue_full", Gateway)
@@ -265,7 +267,11 @@ impl GatewayError {
             | Self::Draining
             | Self::LeaseLost { .. }
             | Self::Overloaded { .. }
-            | Self::Acquire(AcquireError::Connect { .. } | AcquireError::NoEndpoint { .. })
+            | Self::Acquire(
+                AcquireError::Connect { .. }
+                | AcquireError::NoEndpoint { .. }
+                | AcquireError::Leaving { .. },
+            )
             | Self::UpstreamReset { sent: false, .. } => Some(Duration::from_secs(1)),
             // As often as it is asked again, unless told otherwise.
             Self::Acquire(AcquireError::WrongModel { .. }) => Some(Duration::from_secs(30)),

@@ -181,18 +181,22 @@ impl Inner {
     pub(super) fn of_leaving(&self, model: &ModelId, now: Instant) -> Option<Leased> {
         let leaving = self.leaving.as_ref()?;
         let kept = leaving.kept.get(model).copied().unwrap_or(0) as usize;
+        // What a process before both of them frees may come yet, for as long as the heir was told of it.
+        let told = leaving.told.get(model).copied().unwrap_or(0);
         Some(match leaving.ends {
             None => Leased {
                 size: kept,
                 floor: kept,
                 until: now,
                 end: now,
+                dry: told == 0,
             },
             Some(end) => Leased {
                 size: 0,
                 floor: 0,
                 until: now,
                 end,
+                dry: true,
             },
         })
     }

@@ -140,6 +140,7 @@ impl Leases {
                 floor: less(lent.floor),
                 until: self.born + inner.book.until(),
                 end: self.born + inner.book.end(),
+                dry: false,
             });
             route.pool.set_lease(leased.as_ref());
         }

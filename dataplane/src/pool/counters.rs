@@ -159,16 +159,19 @@ pub enum TurnedAway {
     Timeout,
     /// Its client would have given up before the answer.
     Impatient,
+    /// This process leaves, and has none of the fleet-wide limit for it.
+    Dry,
 }
 
 impl TurnedAway {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Full,
         Self::Displaced,
         Self::Crowded,
         Self::Timeout,
         Self::Impatient,
+        Self::Dry,
     ];
 
     /// The metric's label.
@@ -180,6 +183,7 @@ impl TurnedAway {
             Self::Crowded => "crowded",
             Self::Timeout => "timeout",
             Self::Impatient => "client_deadline",
+            Self::Dry => "leaving",
         }
     }
 }
@@ -238,6 +242,7 @@ impl Counters {
             Refused::QueueFull => self.count_turned_away(TurnedAway::Full),
             Refused::Displaced => self.count_turned_away(TurnedAway::Displaced),
             Refused::Crowded => self.count_turned_away(TurnedAway::Crowded),
+            Refused::Dry => self.count_turned_away(TurnedAway::Dry),
             Refused::ConnectFailed(_) | Refused::NoEndpoint => {}
         }
     }

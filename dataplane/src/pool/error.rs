@@ -49,6 +49,15 @@ pub enum AcquireError {
         /// Why none can.
         why: &'static str,
     },
+    /// This process leaves, and the one that takes its place has what there is of a fleet-wide limit.
+    #[error(
+        "this process of the worker leaves, and has none of the limit of all workers of model `{model}` for a request \
+         that has not begun; retry: the next connection is to the process that takes its place"
+    )]
+    Leaving {
+        /// The model.
+        model: ModelId,
+    },
     /// Every endpoint was found to serve something else.
     #[error(
         "no endpoint of model `{model}` serves it: {why}; it is asked again until it does, or its registration is \

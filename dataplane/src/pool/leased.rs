@@ -15,6 +15,8 @@ pub(crate) struct Leased {
     pub(crate) until: Instant,
     /// When what runs beyond the floor is ended.
     pub(crate) end: Instant,
+    /// It is nothing, and stays so.
+    pub(crate) dry: bool,
 }
 
 /// What a pool uses of a fleet-wide limit.
@@ -41,6 +43,7 @@ impl Pool {
             floor: lease.floor,
             until: self.desk.at(lease.until),
             end: self.desk.at(lease.end),
+            dry: lease.dry,
         });
         self.desk
             .change(|inner, now| inner.core.set_share(now, share));

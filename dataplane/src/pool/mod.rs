@@ -252,6 +252,10 @@ impl Pool {
                 let (model, why) = (self.model.clone(), no_endpoint(wish));
                 return Err(AcquireError::NoEndpoint { model, why });
             }
+            Some(Err(Refused::Dry)) => {
+                let model = self.model.clone();
+                return Err(AcquireError::Leaving { model });
+            }
             Some(Err(Refused::QueueFull | Refused::Displaced)) => {
                 return Err(AcquireError::QueueFull(self.busy()));
             }

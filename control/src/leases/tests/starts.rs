@@ -18,22 +18,61 @@ fn who_is_on_record_is_not_forgotten_because_this_process_is_old() {
     assert_eq!(machine.sum(now, &model(), &limit(8)).unknown, [id(0)]);
 }
 
-/// What was granted before the times were made shorter holds for as long as it was granted for.
+/// What was granted before the times were made shorter holds for as long as it was granted for, and no longer.
 #[test]
-fn shorter_times_count_from_the_next_one_who_decides() {
-    let table = Table {
-        lineage: Some(epoch()),
-        ttl: secs(60),
-        linger: secs(60),
-        ..Table::default()
-    };
+fn shorter_times_count_once_what_was_granted_under_the_longer_ones_has_run_out() {
     let before = LeaseSettings {
         ttl: secs(60),
         linger: secs(60),
     };
-    let on_record = (table, origin(false));
-    let machine = Machine::new(secs(0), SETTINGS, on_record, MachineFaults::default());
+    let held = BTreeMap::from([(id(0), BTreeMap::from([(model(), 1)]))]);
+    let begin = |lineage, workers| {
+        let table = Table {
+            lineage,
+            ttl: before.ttl,
+            linger: before.linger,
+            workers,
+            ..Table::default()
+        };
+        let on_record = (table, origin(false));
+        Machine::new(secs(0), SETTINGS, on_record, MachineFaults::default())
+    };
+    let mut machine = begin(Some(epoch()), held);
     assert_eq!(machine.patience().safe, before.safe());
+    machine.pass(before.safe().saturating_sub(secs(1)));
+    assert_eq!(machine.patience().safe, before.safe());
+    machine.pass(before.safe());
+    assert_eq!(machine.patience().safe, SETTINGS.safe());
+    // Of those times nothing is waited for where nobody is on record, if all are.
+    let empty = begin(Some(epoch()), BTreeMap::new());
+    assert_eq!(empty.patience().safe, SETTINGS.safe());
+    let partly = begin(None, BTreeMap::new());
+    assert_eq!(partly.patience().safe, before.safe());
+}
+
+/// One whose own time is over has what it had lent run out by the shorter times, too.
+#[test]
+fn one_that_vanishes_later_runs_out_by_the_times_that_it_was_granted_under() {
+    let table = Table {
+        lineage: Some(epoch()),
+        linger: secs(500),
+        workers: BTreeMap::from([(id(1), BTreeMap::from([(model(), 1)]))]),
+        ..Table::default()
+    };
+    let mut play = Play::new(table, limit(20));
+    for n in 1..=2 {
+        play.join(n, "a", false);
+    }
+    play.now = secs(600);
+    play.settle(4);
+    assert_eq!(play.sizes(), [10, 10]);
+    play.leave(1);
+    play.now += SETTINGS.safe().saturating_sub(secs(1));
+    play.settle(3);
+    assert_eq!(play.sizes(), [10]);
+    play.now += secs(1);
+    play.settle(3);
+    assert_eq!(play.sizes(), [19]);
 }
 
 #[test]

@@ -319,12 +319,15 @@ impl EtcdStore {
             return;
         }
         let staged = self.layout.key("staged/");
+        let past_staged = ops::after_prefix(&staged);
+        // Those of a numbering from before a build that did not count are taken out by no later answer.
+        let (first, kept) = self.layout.answered_stale(&head);
         let sweep = TxnRequest {
             compare: vec![ops::unchanged_since(self.layout.head(), head_mod)],
-            success: vec![ops::delete_range(
-                staged.clone(),
-                ops::after_prefix(&staged),
-            )],
+            success: vec![
+                ops::delete_range(staged, past_staged),
+                ops::delete_range(first, kept),
+            ],
             failure: Vec::new(),
         };
         if let Err(error) = self.etcd.txn(sweep, Budget::WRITE).await {

@@ -176,6 +176,16 @@ impl Layout {
         self.key(&format!("answered/{n:016x}"))
     }
 
+    /// The range of those that are of no use any more: after a build that did not count, all of them.
+    pub(super) fn answered_stale(&self, head: &Head) -> (Vec<u8>, Vec<u8>) {
+        let first = self.key("answered/");
+        let kept = match head.answered {
+            0 => ops::after_prefix(&first),
+            newest => self.answered((newest + 1).saturating_sub(ANSWERED)),
+        };
+        (first, kept)
+    }
+
     pub(super) fn client_key(&self, id: &str) -> Vec<u8> {
         self.key(&format!("key/{id}"))
     }
@@ -448,8 +458,13 @@ mod tests {
         assert_eq!(head.answered, (5 << 20) + 3);
         let old = layout().answered(head.answered - ANSWERED);
         assert_eq!(folded.puts.get(&old), Some(&None));
+        let (first, kept) = layout().answered_stale(&head);
+        let oldest = layout().answered(head.answered - ANSWERED + 1);
+        assert!(first < old && old < kept && kept == oldest, "{kept:?}");
         // After a build that does not count.
         head.answered = 0;
+        let (first, kept) = layout().answered_stale(&head);
+        assert!(first < old && layout().answered(u64::MAX) < kept);
         let mut folded = Folded::of(&layout(), &[], "e");
         assert_eq!(folded.number_answers(&layout(), &head, 11), 11 << 20);
     }

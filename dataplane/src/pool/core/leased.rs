@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Connection, Core, Effect, Outcome, Shape};
+use super::{Connection, Core, Effect, Outcome, Refused, Shape};
 use crate::pool::{counters::CloseReason, revocation::Revocation};
 
 /// How long an engine may take to see that a request was cut short: the same that a client's own end takes at most.
@@ -32,6 +32,8 @@ pub(in crate::pool) struct Share {
     pub(in crate::pool) until: Duration,
     /// When what runs beyond the floor is ended.
     pub(in crate::pool) end: Duration,
+    /// It is nothing, and stays so: nobody has anything to wait for.
+    pub(in crate::pool) dry: bool,
 }
 
 impl Share {
@@ -165,6 +167,19 @@ impl<C: Connection, W> Core<C, W> {
         let newest = leased.lent.values_mut().rev();
         let revoked = newest.filter_map(Option::take).take(excess);
         effects.extend(revoked.map(Effect::Revoke));
+    }
+
+    /// Sends away whoever waits for a share that will never come.
+    pub(super) fn refuse_dry(&mut self, now: Duration, effects: &mut Vec<Effect<C, W>>) {
+        let share = self.leased.as_ref().and_then(|leased| leased.share);
+        if !share.is_some_and(|share| share.dry) {
+            return;
+        }
+        for waiter in self.line.take_those_who_waited(now, Duration::ZERO) {
+            let (waiter, why) = (waiter.waiter, Refused::Dry);
+            self.counters.count_refused(&why);
+            effects.push(Effect::Refuse { waiter, why });
+        }
     }
 
     /// Slots that count as used although nothing is in flight on them.

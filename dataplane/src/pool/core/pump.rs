@@ -42,6 +42,7 @@ impl<C: Connection, W> Core<C, W> {
         self.peak.note(now, self.in_flight());
         self.connect_for_warmth(now, &mut effects);
         self.refuse_hopeless(now, &mut effects);
+        self.refuse_dry(now, &mut effects);
         self.forget_retired();
         #[cfg(test)]
         self.assert_invariants(now);

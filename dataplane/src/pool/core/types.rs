@@ -182,6 +182,8 @@ pub(in crate::pool) enum Refused {
     ConnectFailed(Arc<str>),
     /// There is none that it may go to.
     NoEndpoint,
+    /// What is lent to the pool is nothing, and stays so.
+    Dry,
 }
 
 /// What the shell must do.

@@ -15,6 +15,7 @@ fn share(size: usize, floor: usize, until: u64, end: u64) -> Share {
         floor,
         until: at(until),
         end: at(end),
+        dry: false,
     }
 }
 
@@ -122,4 +123,34 @@ fn what_began_before_the_limit_was_everybodys_is_told_of_and_not_ended() {
     // And back: it has its own size again.
     shell.reshape(shape(4), &[0]);
     assert_eq!((shell.core.size(), shell.census().lasting), (4, 0));
+}
+
+#[test]
+fn where_a_share_stays_nothing_nobody_waits_and_what_runs_goes_on() {
+    let mut shell = Shell::new(lent(50), 1);
+    set(&mut shell, Some(share(2, 2, 1_000, 9_000)));
+    let all = busy(&mut shell, 5);
+    assert_eq!((shell.granted.len(), shell.census().waiting), (2, 3));
+    // Nothing is left for now: that may change, and one waits.
+    set(&mut shell, Some(share(0, 0, 1_000, 9_000)));
+    assert_eq!((shell.refused.len(), shell.census().waiting), (0, 3));
+    let dry = Share {
+        dry: true,
+        ..share(0, 0, 1_000, 9_000)
+    };
+    set(&mut shell, Some(dry));
+    let sent_away = all[2..].iter().map(|waiter| (*waiter, Refused::Dry));
+    assert_eq!(shell.refused, sent_away.collect::<Vec<_>>());
+    let late = shell.acquire();
+    assert_eq!(shell.refused.last(), Some(&(late, Refused::Dry)));
+    let counted = shell.core.counters.turned_away();
+    let dry: Vec<u64> = counted
+        .filter(|(why, _)| *why == crate::pool::counters::TurnedAway::Dry)
+        .map(|(_, count)| count)
+        .collect();
+    assert_eq!(dry, [4]);
+    assert!(!revoked(&shell, all[0]));
+    shell.release(all[0], Outcome::Reusable);
+    shell.release(all[1], Outcome::Reusable);
+    assert_eq!(shell.core.in_flight(), 0);
 }
