@@ -287,11 +287,15 @@ async fn a_scope_and_a_limit_are_changed_under_load() {
     })
     .await;
     assert_eq!(engine.stats().over_limit, 0);
-    let request = wire::ListLeasesRequest {
-        model: "m".to_owned(),
-    };
-    let refused = cluster.fleet().list_leases(request).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::NotFound);
+    // Who decides hears of a revision as workers do, and not before them.
+    eventually("there is no such limit any more", async || {
+        let request = wire::ListLeasesRequest {
+            model: "m".to_owned(),
+        };
+        let refused = cluster.fleet().list_leases(request).await.err()?;
+        (refused.code() == tonic::Code::NotFound).then_some(())
+    })
+    .await;
     let fates = crowd.fates();
     assert_eq!(fates.keys().collect::<Vec<_>>(), ["served"], "{fates:?}");
     drop(crowd);
