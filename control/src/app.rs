@@ -322,6 +322,10 @@ where
     if let Some(cluster) = cluster {
         leadership = cluster.shared.leadership.clone();
         let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
+        if staged.is_none() {
+            let shared = cluster.shared.clone();
+            sessions.spawn(rollout::forget_shared(shared, shutdown.clone()));
+        }
         cluster.start(
             registry,
             fleet,

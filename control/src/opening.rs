@@ -128,9 +128,6 @@ fn open_shared(
     let (handle, writer) = started.map_err(ControlError::Load)?;
     let cluster = Cluster::new(etcd, Replica::new(opening.replica.name));
     let kept = Kept::Shared(cluster.shared.clone());
-    if opening.all_at_once {
-        runtime.block_on(rollout::forget_shared(&cluster.shared));
-    }
     Ok(Opened {
         handle,
         writer,

@@ -26,6 +26,8 @@ const PARTS: u32 = 64;
 const PART_BYTES: usize = 1 << 20;
 /// Between two times that something is told.
 const APART: Duration = Duration::from_secs(1);
+/// How often a part is written when what is there is not what was known.
+const TRIES: usize = 3;
 /// How often others' parts are looked at without having been told of a change.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -37,7 +39,7 @@ pub(super) async fn publish(
     stopping: CancellationToken,
 ) {
     let mut changed = fleet.watch();
-    let mut told: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    let mut told = BTreeMap::new();
     let mut under = None;
     loop {
         let now = *lease.borrow_and_update();
@@ -65,48 +67,74 @@ pub(super) async fn publish(
     }
 }
 
+/// A part as it was told, if that is known, and the revision of etcd's at which it was written.
+type Told = (Option<Vec<u8>>, i64);
+
 async fn tell(
     shared: &Shared,
     fleet: &Fleet,
     lease: i64,
-    told: &mut BTreeMap<u32, Vec<u8>>,
+    told: &mut BTreeMap<u32, Told>,
 ) -> Result<(), CallError> {
-    let now: BTreeMap<u32, Vec<u8>> = fleet
+    let mut now: BTreeMap<u32, Vec<u8>> = fleet
         .export(&shared.replica.name, PARTS)
         .into_iter()
         .collect();
-    let key = |n: u32| {
-        let instance = &shared.replica.instance;
-        shared.layout.key(&format!("workers/{instance}/{n:04}"))
-    };
-    for n in 0..PARTS {
-        let op = match (now.get(&n), told.get(&n)) {
-            (Some(part), before) if before != Some(part) => {
-                if part.len() > PART_BYTES {
-                    let bytes = part.len();
-                    tracing::warn!(
-                        bytes,
-                        "too much to tell of workers, others do not see some of them"
-                    );
-                    continue;
-                }
-                ops::put(key(n), part.clone(), lease)
-            }
-            (None, Some(_)) => ops::delete(key(n)),
-            _ => continue,
-        };
-        let txn = TxnRequest {
-            compare: Vec::new(),
-            success: vec![op],
-            failure: Vec::new(),
-        };
-        shared.etcd.txn(txn, Budget::SHORT).await?;
-        match now.get(&n) {
-            Some(part) => drop(told.insert(n, part.clone())),
-            None => drop(told.remove(&n)),
+    // One that has nobody any more is told as that: taken away, it could come back by what was sent before.
+    for n in told.keys() {
+        let nobody = || crate::fleet::nobody(&shared.replica.name);
+        now.entry(*n).or_insert_with(nobody);
+    }
+    for (n, part) in now {
+        if part.len() > PART_BYTES {
+            let bytes = part.len();
+            tracing::warn!(
+                bytes,
+                "too much to tell of workers, others do not see some of them"
+            );
+            continue;
+        }
+        let same = |(before, _): &Told| before.as_ref() == Some(&part);
+        if !told.get(&n).is_some_and(same) {
+            tell_part(shared, lease, (n, part), told).await?;
         }
     }
     Ok(())
+}
+
+/// Writes a part over what it was told as last. What was sent before, and comes late, undoes nothing that was told since.
+async fn tell_part(
+    shared: &Shared,
+    lease: i64,
+    (n, part): (u32, Vec<u8>),
+    told: &mut BTreeMap<u32, Told>,
+) -> Result<(), CallError> {
+    let instance = &shared.replica.instance;
+    let key = shared.layout.key(&format!("workers/{instance}/{n:04}"));
+    for _ in 0..TRIES {
+        let over = told.get(&n).map_or(0, |(_, over)| *over);
+        // Until it is answered, nothing is known of it.
+        told.insert(n, (None, over));
+        let txn = put_over(key.clone(), over, part.clone(), lease);
+        let answer = shared.etcd.txn(txn, Budget::SHORT).await?;
+        if answer.succeeded {
+            let written = answer.header.map_or(0, |header| header.revision);
+            told.insert(n, (Some(part), written));
+            return Ok(());
+        }
+        // An answer was lost, or what is there is of the lease before.
+        let there = ops::found(answer.responses.first()).map_or(0, |kv| kv.mod_revision);
+        told.insert(n, (None, there));
+    }
+    Err(CallError::Unknown("it changes all the time".to_owned()))
+}
+
+fn put_over(key: Vec<u8>, over: i64, part: Vec<u8>, lease: i64) -> TxnRequest {
+    TxnRequest {
+        compare: vec![ops::unchanged_since(key.clone(), over)],
+        success: vec![ops::put(key.clone(), part, lease)],
+        failure: vec![ops::get(key)],
+    }
 }
 
 /// Hears of the workers of others, until told to stop.
@@ -182,6 +210,10 @@ fn named(prefix: &[u8], key: &[u8]) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        cluster::{Cluster, Replica},
+        etcd::{Etcd, EtcdAccess, EtcdLocation},
+    };
 
     #[test]
     fn a_part_is_named_by_its_key() {
@@ -190,5 +222,42 @@ mod tests {
         assert_eq!(named(b"/x/workers/ab"), None);
         assert_eq!(named(b"/x/other/ab/0007"), None);
         assert_eq!(named(b"/x/workers/ab/x"), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_comes_late_undoes_nothing_that_was_told_since() {
+        let members = forebay_etcd::Etcd::start().await;
+        let at: EtcdLocation = members.store("workers").parse().unwrap();
+        let etcd = Arc::new(Etcd::new(&at, &EtcdAccess::default()).unwrap());
+        let shared = Cluster::new(etcd, Replica::new(Some("a".to_owned()))).shared;
+        let lease = shared.etcd.grant(Duration::from_secs(60)).await.unwrap();
+        let key = shared
+            .layout
+            .key(&format!("workers/{}/0007", shared.replica.instance));
+        let there = async || {
+            let one = RangeRequest {
+                key: key.clone(),
+                ..RangeRequest::default()
+            };
+            let found = shared.etcd.range(one, Budget::WRITE).await.unwrap();
+            found.kvs.first().map(|kv| kv.value.clone())
+        };
+        let mut told = BTreeMap::new();
+        let mut tell =
+            async |part: &[u8]| tell_part(&shared, lease, (7, part.to_vec()), &mut told).await;
+        tell(b"one").await.unwrap();
+        let held_up = put_over(key.clone(), 0, b"one".to_vec(), lease);
+        tell(b"two").await.unwrap();
+        let late = shared.etcd.txn(held_up, Budget::WRITE).await.unwrap();
+        assert!(!late.succeeded);
+        assert_eq!(there().await.as_deref(), Some(&b"two"[..]));
+        // What somebody else wrote meanwhile, or an answer that was lost, is written over.
+        let txn = TxnRequest {
+            success: vec![ops::put(key.clone(), b"other".to_vec(), lease)],
+            ..TxnRequest::default()
+        };
+        shared.etcd.txn(txn, Budget::WRITE).await.unwrap();
+        tell(b"three").await.unwrap();
+        assert_eq!(there().await.as_deref(), Some(&b"three"[..]));
     }
 }

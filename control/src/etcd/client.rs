@@ -15,34 +15,27 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Response, Status, Streaming,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::Channel,
 };
 
 use super::{
     CallError, EtcdAccess, EtcdError, EtcdLocation,
-    access::Credentials,
     api::{
-        AuthenticateRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
-        LeaseRevokeRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
-        WatchCreateRequest, WatchRequest, WatchResponse, auth_client::AuthClient,
+        KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, RangeRequest,
+        RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
         kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient,
         watch_request::RequestUnion,
     },
-    ends::{Failed, before_it_was_sent, chain, judge},
+    ends::{Failed, before_it_was_sent, judge},
+    entrance::{Entrance, Member},
     ops::after_prefix,
 };
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(1);
-/// etcd ends connections on which pings come more often than every 5 s.
-const PING: Duration = Duration::from_secs(6);
-const PING_ANSWER: Duration = Duration::from_secs(3);
 /// Between two tries of one call, with jitter.
 const PAUSE: Duration = Duration::from_millis(60);
 /// Less than this is no try.
@@ -83,21 +76,12 @@ impl Budget {
     };
 }
 
-struct Member {
-    name: String,
-    endpoint: Endpoint,
-    channel: Mutex<Option<Channel>>,
-    /// When it failed.
-    failed: Mutex<Option<Instant>>,
-}
-
 /// An etcd.
 pub(crate) struct Etcd {
     at: EtcdLocation,
     members: Vec<Member>,
     current: AtomicUsize,
-    credentials: Option<Credentials>,
-    token: Mutex<Option<MetadataValue<Ascii>>>,
+    entrance: Entrance,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -134,42 +118,14 @@ impl Etcd {
     /// Reads the files; asks nobody yet.
     pub(crate) fn new(at: &EtcdLocation, access: &EtcdAccess) -> Result<Self, EtcdError> {
         access.check(at)?;
-        let tls = match at.is_tls() {
-            true => Some(access.tls()?),
-            false => None,
-        };
-        let scheme = if at.is_tls() { "https" } else { "http" };
-        let member = |name: &String| {
-            let failed = |error| EtcdError::Transport {
-                member: name.clone(),
-                error,
-            };
-            let endpoint = Endpoint::from_shared(format!("{scheme}://{name}")).map_err(failed)?;
-            let endpoint = endpoint
-                .connect_timeout(CONNECT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(PING)
-                .keep_alive_timeout(PING_ANSWER)
-                .keep_alive_while_idle(true);
-            let endpoint = match &tls {
-                Some(tls) => endpoint.tls_config(tls.clone()).map_err(failed)?,
-                None => endpoint,
-            };
-            Ok(Member {
-                name: name.clone(),
-                endpoint,
-                channel: Mutex::new(None),
-                failed: Mutex::new(None),
-            })
-        };
-        let members = at.members().iter().map(member);
+        let members = at.members().iter();
+        let members = members.map(|name| Member::new(name, at.is_tls(), access));
         Ok(Self {
             at: at.clone(),
             members: members.collect::<Result<_, EtcdError>>()?,
             // Replicas spread over the members.
             current: AtomicUsize::new(fastrand::usize(..at.members().len().max(1))),
-            credentials: access.credentials()?,
-            token: Mutex::new(None),
+            entrance: Entrance::new(access)?,
         })
     }
 
@@ -242,48 +198,57 @@ impl Etcd {
     /// Tells of changes of all keys that begin so, from now on.
     pub(crate) async fn watch(&self, prefix: &[u8]) -> Result<Watching, CallError> {
         let member = self.current.load(Ordering::Relaxed);
+        let mut again = self.entrance.is_guarded();
+        loop {
+            let used = self.entrance.token_now();
+            let opened = timeout(WATCH_OPEN, self.open_watch(member, prefix)).await;
+            let in_time = || Failed::Unanswered("the watch was not opened in time".to_owned());
+            match opened.unwrap_or_else(|_| Err(in_time())) {
+                Ok(watching) => return Ok(watching),
+                // Each member forgets tokens by itself, and some say of an old one that it has no permission.
+                Err(Failed::Token | Failed::Refused(_)) if again => {
+                    again = false;
+                    self.entrance.forget(used.as_ref());
+                }
+                Err(Failed::Token) => return Err(self.entrance.refused()),
+                Err(Failed::Refused(status)) => return Err(CallError::Refused(status)),
+                Err(Failed::Connect(why) | Failed::Unanswered(why)) => {
+                    self.leave(member);
+                    return Err(CallError::Unknown(why));
+                }
+            }
+        }
+    }
+
+    async fn open_watch(&self, member: usize, prefix: &[u8]) -> Result<Watching, Failed> {
         let create = WatchCreateRequest {
             key: prefix.to_vec(),
             range_end: after_prefix(prefix),
             start_revision: 0,
         };
-        let opening = async {
-            let channel = self.channel(member).await.map_err(CallError::NotReached)?;
-            let unknown = |status: Status| CallError::Unknown(status.message().to_owned());
-            let token = self.token(&channel).await.map_err(unknown)?;
-            let (asking, asked) = tokio::sync::mpsc::channel(1);
-            let create = WatchRequest {
-                request_union: Some(RequestUnion::CreateRequest(create)),
-            };
-            drop(asking.try_send(create));
-            let request = request(ReceiverStream::new(asked), token);
-            let mut watch = WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
-            let opened = watch.watch(request).await.map_err(unknown)?;
-            let mut stream = opened.into_inner();
-            match stream.message().await.map_err(unknown)? {
-                Some(word) if word.created && !word.canceled => Ok(Watching {
-                    stream,
-                    member,
-                    _asking: asking,
-                }),
-                other => {
-                    let why = other.map(|word| word.cancel_reason).unwrap_or_default();
-                    Err(CallError::Unknown(format!(
-                        "the watch was not opened: {why}"
-                    )))
-                }
-            }
+        let channel = self.channel(member).await.map_err(Failed::Connect)?;
+        let token = self.entrance.token(&channel).await;
+        let token = token.map_err(before_it_was_sent)?;
+        let (asking, asked) = tokio::sync::mpsc::channel(1);
+        let create = WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
         };
-        let opened = timeout(WATCH_OPEN, opening).await;
-        let opened = opened.unwrap_or_else(|_| {
-            Err(CallError::Unknown(
-                "the watch was not opened in time".to_owned(),
-            ))
-        });
-        if opened.is_err() {
-            self.leave(member);
+        drop(asking.try_send(create));
+        let request = request(ReceiverStream::new(asked), token);
+        let mut watch = WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+        let mut stream = watch.watch(request).await.map_err(judge)?.into_inner();
+        match stream.message().await.map_err(judge)? {
+            Some(word) if word.created && !word.canceled => Ok(Watching {
+                stream,
+                member,
+                _asking: asking,
+            }),
+            Some(word) if word.canceled => {
+                let why = format!("the watch was not opened: {}", word.cancel_reason);
+                Err(Failed::Refused(Status::permission_denied(why)))
+            }
+            _ => Err(Failed::Unanswered("the watch was not opened".to_owned())),
         }
-        opened
     }
 
     /// The watch is on the member that calls go to.
@@ -338,6 +303,7 @@ impl Etcd {
         let (mut sent, mut tokens, mut patience) = (false, 0, budget.attempt);
         loop {
             let member = self.current.load(Ordering::Relaxed);
+            let used = self.entrance.token_now();
             let until = (Instant::now() + patience).min(give_up);
             patience = patience.mul_f64(LONGER);
             let why = match self.attempt(member, until, &make).await {
@@ -345,13 +311,10 @@ impl Etcd {
                 Err(Failed::Refused(status)) => return Err(CallError::Refused(status)),
                 Err(Failed::Token) if tokens < 2 => {
                     tokens += 1;
-                    *self.token.lock() = None;
+                    self.entrance.forget(used.as_ref());
                     continue;
                 }
-                Err(Failed::Token) => {
-                    let why = "the user or its password is not accepted";
-                    return Err(CallError::Refused(Status::unauthenticated(why)));
-                }
+                Err(Failed::Token) => return Err(self.entrance.refused()),
                 Err(Failed::Connect(why)) => {
                     self.leave(member);
                     why
@@ -364,7 +327,7 @@ impl Etcd {
             };
             let pause = PAUSE.mul_f64(0.5 + fastrand::f64());
             if Instant::now() + pause + LEAST >= give_up {
-                let name = self.members.get(member).map_or("", |member| &member.name);
+                let name = self.members.get(member).map_or("", Member::name);
                 let why = format!("{name}: {why}");
                 return Err(match sent {
                     true => CallError::Unknown(why),
@@ -387,7 +350,7 @@ impl Etcd {
         let connecting = timeout_at(until, self.channel(member)).await;
         let connected = connecting.unwrap_or_else(|_| Err("no connection in time".to_owned()));
         let channel = connected.map_err(Failed::Connect)?;
-        let token = timeout_at(until, self.token(&channel)).await;
+        let token = timeout_at(until, self.entrance.token(&channel)).await;
         let token = match token {
             Ok(Ok(token)) => token,
             Ok(Err(status)) => return Err(before_it_was_sent(status)),
@@ -403,29 +366,19 @@ impl Etcd {
     /// The member's channel, connected.
     async fn channel(&self, member: usize) -> Result<Channel, String> {
         let member = self.members.get(member).ok_or("there is no such member")?;
-        if let Some(channel) = member.channel.lock().clone() {
-            return Ok(channel);
-        }
-        let connected = member.endpoint.connect().await;
-        let channel = connected.map_err(|error| chain(&error))?;
-        *member.channel.lock() = Some(channel.clone());
-        Ok(channel)
+        member.channel().await
     }
 
     /// The member did not do; another one is used, by a new connection.
     fn leave(&self, member: usize) {
         let now = Instant::now();
         if let Some(left) = self.members.get(member) {
-            left.channel.lock().take();
-            *left.failed.lock() = Some(now);
+            left.leave(now);
         }
         let after = (member + 1..self.members.len()).chain(0..member);
         // The first that did not fail just now; if all did, the one that did so longest ago.
         let next = after.min_by_key(|n| {
-            let failed = self
-                .members
-                .get(*n)
-                .and_then(|member| *member.failed.lock());
+            let failed = self.members.get(*n).and_then(Member::failed);
             failed.filter(|failed| now.duration_since(*failed) < SHUNNED)
         });
         // Unless somebody else has left it already.
@@ -435,27 +388,6 @@ impl Etcd {
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-    }
-
-    async fn token(&self, channel: &Channel) -> Result<Option<MetadataValue<Ascii>>, Status> {
-        let Some(credentials) = &self.credentials else {
-            return Ok(None);
-        };
-        if let Some(token) = self.token.lock().clone() {
-            return Ok(Some(token));
-        }
-        let request = AuthenticateRequest {
-            name: credentials.name.clone(),
-            password: credentials.password.to_string(),
-        };
-        let answer = AuthClient::new(channel.clone())
-            .authenticate(request)
-            .await?;
-        let token: Result<MetadataValue<Ascii>, _> = answer.into_inner().token.parse();
-        let mut token = token.map_err(|_| Status::internal("the token is malformed"))?;
-        token.set_sensitive(true);
-        *self.token.lock() = Some(token.clone());
-        Ok(Some(token))
     }
 }
 

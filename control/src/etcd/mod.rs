@@ -7,6 +7,7 @@
 mod access;
 mod client;
 mod ends;
+mod entrance;
 mod location;
 pub(crate) mod ops;
 

@@ -25,6 +25,7 @@ pub(crate) use self::{
     contest::{Challenge, Ousted, Verdict},
     joining::{Joined, Joining},
     refusals::bounded,
+    shared::nobody,
 };
 use self::{known::Known, refusals::share_refusals, shared::Others};
 use crate::{

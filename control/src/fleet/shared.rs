@@ -205,6 +205,13 @@ fn time(wire: prost_types::Timestamp) -> SystemTime {
     SystemTime::try_from(wire).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// A part in which nobody is any more.
+pub(crate) fn nobody(replica: &str) -> Vec<u8> {
+    let replica = replica.to_owned();
+    let workers = Vec::new();
+    Part { replica, workers }.encode_to_vec()
+}
+
 impl Fleet {
     /// Its own workers for others, in so many parts; each worker is always in the same.
     pub(crate) fn export(&self, replica: &str, parts: u32) -> Vec<(u32, Vec<u8>)> {

@@ -96,6 +96,8 @@ struct Conductor<P> {
     told: Option<Arc<Staging>>,
     /// It is to be written down where others see it, and was not yet.
     unwritten: bool,
+    /// What is written down was so at this revision of etcd's.
+    written: i64,
 }
 
 /// Takes what is published, and gives what sessions are to offer instead.
@@ -105,10 +107,9 @@ pub(crate) async fn start<P: Past>(
     tasks: &TaskTracker,
     stopping: CancellationToken,
 ) -> watch::Receiver<Offer> {
-    let newest = published.borrow_and_update().stable().clone();
     if let Kept::Shared(shared) = &parts.kept {
         let shared = shared.clone();
-        let first = shared::first_offer(&shared, &parts, &newest).await;
+        let first = shared::first_offer(&shared, &parts, &mut published, &stopping).await;
         let (offers, offered) = watch::channel(first);
         let line = Line {
             parts,
@@ -118,6 +119,7 @@ pub(crate) async fn start<P: Past>(
         tasks.spawn(shared::run(shared, line, stopping));
         return offered;
     }
+    let newest = published.borrow_and_update().stable().clone();
     let saved = match &parts.kept {
         Kept::File(dir) => kept::load(dir),
         Kept::Shared(_) => None,
@@ -129,7 +131,7 @@ pub(crate) async fn start<P: Past>(
         offers,
     };
     let term = line.parts.leadership.borrow().term().unwrap_or_default();
-    let conductor = Conductor::begin(line, term, saved, Vec::new()).await;
+    let conductor = Conductor::begin(line, (term, 0), saved, Vec::new()).await;
     tasks.spawn(async move { drop(conductor.run(stopping).await) });
     offered
 }
@@ -152,15 +154,20 @@ fn same_content(one: &Target, two: &Target) -> bool {
     one.position.epoch == two.position.epoch && one.state.has_content_of(&two.state)
 }
 
+/// A number stands for one content. Another lineage that has the same under it (a store that was restored or recovered)
+/// has what was proven before.
+fn stands_for(kept: &Position, found: &Position) -> bool {
+    (kept.revision, kept.digest) == (found.revision, found.digest)
+}
+
 /// What is to count as stable: what was when the control plane ran last. If that cannot be had, the newest.
 async fn stable<P: Past>(past: &P, saved: Option<Position>, newest: &Arc<Target>) -> Arc<Target> {
     let position = &newest.published.position;
-    let Some(saved) = saved.filter(|saved| position.is_after(saved)) else {
+    let Some(saved) = saved.filter(|saved| saved.revision < position.revision) else {
         return newest.clone();
     };
     let published = match past.at(saved.revision).await {
-        // A number stands for one content.
-        Ok(published) if published.position == saved => Ok(published),
+        Ok(published) if stands_for(&saved, &published.position) => Ok(published),
         Ok(_) => Err("its content is another now".to_owned()),
         Err(error) => Err(error),
     };
@@ -180,7 +187,7 @@ impl<P: Past> Conductor<P> {
     /// Takes over what is offered, with what was stable before.
     async fn begin(
         line: Line<P>,
-        term: u64,
+        (term, written): (u64, i64),
         saved: Option<Position>,
         returns: Vec<Return>,
     ) -> Self {
@@ -217,6 +224,7 @@ impl<P: Past> Conductor<P> {
             saved,
             told: None,
             unwritten: false,
+            written,
         };
         conductor.offer();
         conductor.settled().await;
@@ -362,7 +370,8 @@ impl<P: Past> Conductor<P> {
             }
             Kept::Shared(shared) if self.unwritten => {
                 let (stable, candidate) = (self.machine.stable(), self.machine.candidate());
-                let written = shared::write(shared, self.term, (stable, candidate), &staging).await;
+                let over = (self.term, &mut self.written);
+                let written = shared::write(shared, over, (stable, candidate), &staging).await;
                 self.unwritten = written.is_err();
                 if let Err(error) = written {
                     tracing::debug!(error, "how the rollout stands is not written down yet");

@@ -7,13 +7,20 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use forebay_proto::{Position, Revision, WorkerId, wire};
 use prost::Message;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Conductor, Line, Parts, Past, Staging, machine::Return, not_in};
+use super::{Conductor, Line, Parts, Past, Staging, machine::Return, not_in, stands_for};
 use crate::{
     cluster::{Looks, Shared},
-    etcd::{Budget, CallError, api::TxnRequest, ops},
+    etcd::{
+        Budget, CallError,
+        api::{Compare, TxnRequest},
+        ops,
+    },
     session::{Offer, Target},
 };
 
@@ -21,6 +28,10 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(2);
 /// Before it is read again by one who is to take over.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How long one that starts waits for revisions that others have already.
+const BEHIND: Duration = Duration::from_secs(10);
+/// How often it is tried to write when what is there is not what was known.
+const TRIES: usize = 3;
 
 #[derive(Clone, PartialEq, Message)]
 struct Record {
@@ -98,10 +109,11 @@ fn key(shared: &Shared) -> Vec<u8> {
     shared.layout.key("head/rollout")
 }
 
-/// Writes down how it stands, if who is in charge in this term still is.
+/// Writes down how it stands, if who is in charge in this term still is, over what was written at this revision of
+/// etcd's: what was sent before, and comes late, does not undo what was written since.
 pub(super) async fn write(
     shared: &Shared,
-    term: u64,
+    (term, over): (u64, &mut i64),
     (stable, candidate): (&Position, Option<&Position>),
     staging: &Staging,
 ) -> Result<(), String> {
@@ -120,21 +132,51 @@ pub(super) async fn write(
         returns: returns.collect(),
         report_millis: u64::try_from(staging.report_every.as_millis()).unwrap_or(u64::MAX),
     };
-    let term = i64::try_from(term).unwrap_or(i64::MAX);
-    let txn = TxnRequest {
-        compare: vec![ops::made_at(shared.layout.leader(), term)],
-        success: vec![ops::put(key(shared), record.encode_to_vec(), 0)],
-        failure: Vec::new(),
-    };
-    // The same again is the same: it may be sent twice.
-    let answer = shared.etcd.txn(txn, Budget::SHORT).await;
-    match answer.map_err(|error| error.to_string())?.succeeded {
-        true => Ok(()),
-        false => Err("another control plane is in charge".to_owned()),
+    put(shared, term, over, record.encode_to_vec()).await
+}
+
+async fn put(shared: &Shared, term: u64, over: &mut i64, record: Vec<u8>) -> Result<(), String> {
+    for _ in 0..TRIES {
+        let txn = put_over(shared, term, *over, record.clone());
+        let answer = shared.etcd.txn(txn, Budget::SHORT).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        if answer.succeeded {
+            *over = answer.header.map_or(0, |header| header.revision);
+            return Ok(());
+        }
+        let leader = ops::found(answer.responses.first()).map(|kv| kv.create_revision);
+        if leader != i64::try_from(term).ok() {
+            return Err("another control plane is in charge".to_owned());
+        }
+        let there = ops::found(answer.responses.get(1));
+        *over = there.map_or(0, |kv| kv.mod_revision);
+        // It was done, and the answer was lost.
+        if there.is_some_and(|kv| kv.value == record) {
+            return Ok(());
+        }
+    }
+    Err("it changes all the time".to_owned())
+}
+
+fn put_over(shared: &Shared, term: u64, over: i64, record: Vec<u8>) -> TxnRequest {
+    let (key, leader) = (key(shared), shared.layout.leader());
+    TxnRequest {
+        compare: vec![
+            in_term(shared, term),
+            ops::unchanged_since(key.clone(), over),
+        ],
+        success: vec![ops::put(key.clone(), record, 0)],
+        failure: vec![ops::get(leader), ops::get(key)],
     }
 }
 
-async fn read(shared: &Shared) -> Result<Option<Standing>, CallError> {
+fn in_term(shared: &Shared, term: u64) -> Compare {
+    let term = i64::try_from(term).unwrap_or(i64::MAX);
+    ops::made_at(shared.layout.leader(), term)
+}
+
+/// How it stands, if that is written down, and the revision of etcd's at which it was.
+async fn read(shared: &Shared) -> Result<(Option<Standing>, i64), CallError> {
     let txn = TxnRequest {
         compare: Vec::new(),
         success: vec![ops::get(key(shared))],
@@ -142,37 +184,97 @@ async fn read(shared: &Shared) -> Result<Option<Standing>, CallError> {
     };
     let answer = shared.etcd.txn(txn, Budget::SHORT).await?;
     let found = ops::found(answer.responses.first());
-    Ok(found.and_then(|kv| Standing::read(&kv.value)))
+    let written = found.map_or(0, |kv| kv.mod_revision);
+    Ok((found.and_then(|kv| Standing::read(&kv.value)), written))
 }
 
-/// What was stable before all went at once is not any more.
-pub(crate) async fn forget(shared: &Shared) {
+/// Where all go at once, what was stable in earlier rollouts is not any more: who is in charge takes it away.
+pub(crate) async fn forget(shared: Shared, stopping: CancellationToken) {
+    let mut leadership = shared.leadership.clone();
+    loop {
+        let term = leadership.borrow_and_update().term();
+        let forgotten = match term {
+            Some(term) => forget_in(&shared, term).await,
+            None => true,
+        };
+        tokio::select! {
+            changed = leadership.changed() => if changed.is_err() { return },
+            () = sleep(EVERY), if !forgotten => {}
+            () = stopping.cancelled() => return,
+        }
+    }
+}
+
+/// False if it is not known to be gone.
+async fn forget_in(shared: &Shared, term: u64) -> bool {
     let txn = TxnRequest {
-        compare: Vec::new(),
+        compare: vec![in_term(shared, term)],
         success: vec![ops::delete(key(shared))],
         failure: Vec::new(),
     };
-    if let Err(error) = shared.etcd.txn(txn, Budget::WRITE).await {
+    let gone = shared.etcd.txn(txn, Budget::WRITE).await;
+    gone.inspect_err(|error| {
         tracing::warn!(%error, "the stable revision of earlier rollouts is still kept");
-    }
+    })
+    .is_ok()
 }
 
-/// What a replica offers before it knows whether it is in charge.
+/// What a replica offers before it knows whether it is in charge: nothing that is proven nowhere. While it cannot be
+/// read how a rollout stands, nothing is offered at all.
 pub(super) async fn first_offer<P: Past>(
     shared: &Shared,
     parts: &Parts<P>,
-    newest: &Arc<Target>,
+    published: &mut watch::Receiver<Offer>,
+    stopping: &CancellationToken,
 ) -> Offer {
-    let standing = read(shared).await.ok().flatten();
-    let offer = match &standing {
-        Some(standing) => offer(&parts.past, standing, newest, None).await,
-        None => None,
-    };
-    if let (Some(standing), Some(_)) = (standing, &offer) {
-        parts.fleet.stage(standing.staging);
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        let newest = published.borrow_and_update().stable().clone();
+        match read(shared).await {
+            Ok((None, _)) => return Offer::to_all(newest),
+            Ok((Some(standing), _)) => {
+                let late = began.elapsed() >= BEHIND;
+                if let Some(offer) = first_of(parts, &standing, &newest, late).await {
+                    return offer.before(newest.revision());
+                }
+            }
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(%error, "nothing is offered before it is known how the rollout stands");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = sleep(AGAIN) => {}
+            () = stopping.cancelled() => return Offer::to_all(newest),
+        }
     }
-    let offer = offer.unwrap_or_else(|| Offer::to_all(newest.clone()));
-    offer.before(newest.revision())
+}
+
+/// The same, where it stands so; nothing while what is stable is newer than all that is here.
+async fn first_of<P: Past>(
+    parts: &Parts<P>,
+    standing: &Standing,
+    newest: &Arc<Target>,
+    late: bool,
+) -> Option<Offer> {
+    if let Some(offer) = offer(&parts.past, standing, newest, None).await {
+        parts.fleet.stage(standing.staging.clone());
+        return Some(offer);
+    }
+    // The candidate is not here yet, or is to be had no more: it is offered by who is in charge.
+    if let Some(stable) = target(&parts.past, &standing.stable, newest, None).await {
+        return Some(Offer::to_all(stable));
+    }
+    if standing.stable.revision > newest.revision() && !late {
+        return None;
+    }
+    tracing::warn!(
+        revision = %standing.stable.revision,
+        "stable revision not to be had, the newest counts as proven"
+    );
+    Some(Offer::to_all(newest.clone()))
 }
 
 /// Conducts while in charge, and offers what is written down while not.
@@ -208,11 +310,12 @@ async fn lead<P: Past>(
             Err(_) => sleep(AGAIN).await,
         }
     };
+    let (standing, written) = standing;
     let (saved, returns) = match standing {
         Some(standing) => (Some(standing.stable), standing.staging.returns.clone()),
         None => (None, Vec::new()),
     };
-    let conductor = Conductor::begin(line, term, saved, returns).await;
+    let conductor = Conductor::begin(line, (term, written), saved, returns).await;
     conductor.run(stopping.clone()).await
 }
 
@@ -228,7 +331,7 @@ async fn follow<P: Past>(
         loop {
             looks.next().await;
             // What cannot be read stays what it was.
-            if let Ok(Some(now)) = read(shared).await {
+            if let Ok((Some(now), _)) = read(shared).await {
                 told.send_if_modified(|known: &mut Option<Standing>| {
                     let changed = known.as_ref() != Some(&now);
                     *known = Some(now);
@@ -298,55 +401,17 @@ async fn target<P: Past>(
     newest: &Arc<Target>,
     before: Option<&Offer>,
 ) -> Option<Arc<Target>> {
-    let is = |target: &&Arc<Target>| target.published.position == *position;
+    let is = |target: &&Arc<Target>| stands_for(position, &target.published.position);
     let known = before.into_iter().flat_map(Offer::targets);
     if let Some(known) = std::iter::once(newest).chain(known).find(is) {
         return Some(known.clone());
     }
-    if position.epoch != newest.published.position.epoch || position.revision > newest.revision() {
+    if position.revision > newest.revision() {
         return None;
     }
     let published = past.at(position.revision).await.ok()?;
-    // A number stands for one content.
-    (published.position == *position).then(|| Target::alone(published))
+    stands_for(position, &published.position).then(|| Target::alone(published))
 }
 
 #[cfg(test)]
-mod tests {
-    use forebay_proto::{Digest, Epoch};
-
-    use super::*;
-
-    #[test]
-    fn what_is_written_down_is_read_back() {
-        let position = |revision: u64| Position {
-            epoch: Epoch::new("aa").unwrap(),
-            revision: Revision::new(revision),
-            digest: Digest::of(&revision.to_be_bytes()),
-        };
-        let record = Record {
-            stable: Some((&position(3)).into()),
-            candidate: Some((&position(5)).into()),
-            members: vec!["w1".into(), "w2".into()],
-            ring: 1,
-            rings: 3,
-            returning: Some("slow".into()),
-            returns: vec![ReturnMessage {
-                first: 2,
-                by: 3,
-                reason: "errors".into(),
-            }],
-            report_millis: 1_250,
-        };
-        let read = Standing::read(&record.encode_to_vec()).unwrap();
-        assert_eq!(
-            (&read.stable, read.candidate.as_ref()),
-            (&position(3), Some(&position(5)))
-        );
-        assert!(read.staging.has(&WorkerId::new("w2").unwrap()));
-        assert_eq!(read.staging.report_every, Duration::from_millis(1_250));
-        assert_eq!(read.staging.returns[0].by, Revision::new(3));
-        assert!(Standing::read(b"x").is_none());
-        assert!(Standing::read(&Record::default().encode_to_vec()).is_none());
-    }
-}
+mod tests;

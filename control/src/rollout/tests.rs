@@ -1,5 +1,7 @@
 //! The task on a clock that stands still, with a registry that is played.
 
+use std::path::Path;
+
 use forebay_proto::{Digest, Epoch, PoolSettings, PoolSize, Revision, WorkerId};
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -12,7 +14,7 @@ use crate::{
 };
 
 /// Each revision has content of its own.
-fn published(revision: u64) -> Arc<Published> {
+pub(in crate::rollout) fn published(revision: u64) -> Arc<Published> {
     let size = u32::try_from(revision).unwrap();
     let settings = PoolSettings {
         max_concurrent: PoolSize::new(size).unwrap(),
@@ -28,7 +30,7 @@ fn published(revision: u64) -> Arc<Published> {
     })
 }
 
-fn position(revision: u64) -> Position {
+pub(in crate::rollout) fn position(revision: u64) -> Position {
     Position {
         epoch: Epoch::new("aa").unwrap(),
         revision: Revision::new(revision),
@@ -38,12 +40,21 @@ fn position(revision: u64) -> Position {
 
 /// A registry that is played.
 #[derive(Debug, Clone, Default)]
-struct Played {
+pub(in crate::rollout) struct Played {
     /// It has this revision, with this content.
     has: Option<(u64, u64)>,
     /// So many returns fail.
     fails: Arc<Mutex<u32>>,
     asked: Arc<Mutex<Vec<(u64, String)>>>,
+}
+
+impl Played {
+    pub(in crate::rollout) fn with(has: Option<(u64, u64)>) -> Self {
+        Self {
+            has,
+            ..Self::default()
+        }
+    }
 }
 
 impl Past for Played {
@@ -80,6 +91,23 @@ impl Past for Played {
     }
 }
 
+/// What a rollout in rings of one and then all has.
+pub(in crate::rollout) fn parts(dir: &Path, past: Played, fleet: Arc<Fleet>) -> Parts<Played> {
+    Parts {
+        settings: RolloutSettings {
+            rings: "1".parse().unwrap(),
+            soak: Duration::from_secs(10),
+            max_errors: 0.1,
+            max_slowdown: 3.0,
+        },
+        kept: Kept::File(dir.to_owned()),
+        leadership: Leadership::alone().1,
+        past,
+        fleet,
+        metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
+    }
+}
+
 struct World {
     fleet: Arc<Fleet>,
     newest: watch::Sender<Offer>,
@@ -107,19 +135,7 @@ impl World {
         let first = Offer::to_all(Target::alone(published(newest)));
         let (newest, published) = watch::channel(first);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let parts = Parts {
-            settings: RolloutSettings {
-                rings: "1".parse().unwrap(),
-                soak: Duration::from_secs(10),
-                max_errors: 0.1,
-                max_slowdown: 3.0,
-            },
-            kept: Kept::File(dir.path().to_owned()),
-            leadership: Leadership::alone().1,
-            past: past.clone(),
-            fleet: fleet.clone(),
-            metrics: Arc::new(Metrics::new(&Registry::new()).unwrap()),
-        };
+        let parts = parts(dir.path(), past.clone(), fleet.clone());
         let offers = start(parts, published, &tasks, stop.clone()).await;
         Self {
             fleet,
@@ -283,4 +299,21 @@ async fn what_waits_is_known_of_though_nobody_is_offered_it() {
     assert_eq!(count(&world.offered(), 3), 1, "its turn");
     assert_eq!(count(&world.offered(), 2), 3);
     world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_proven_is_so_in_another_lineage_that_has_the_same_under_its_number() {
+    let has = |content| Played {
+        has: Some((1, content)),
+        ..Played::default()
+    };
+    for (past, expected) in [(has(1), 1), (has(7), 5)] {
+        let saved = Position {
+            epoch: Epoch::new("bb").unwrap(),
+            ..position(1)
+        };
+        let newest = Target::alone(published(5));
+        let stable = stable(&past, Some(saved), &newest).await;
+        assert_eq!(stable.revision(), Revision::new(expected));
+    }
 }

@@ -61,6 +61,29 @@ impl Guarded {
         guarded
     }
 
+    /// Another authority, another certificate, another password.
+    async fn renew(&self) {
+        let authority = Authority::new("another");
+        let (certificate, key) = authority.sign(&["localhost", "127.0.0.1"]);
+        let root = ["--user", "root:root"];
+        for command in [
+            &["user", "delete", "ada"][..],
+            &["user", "add", "ada:other"],
+            &["user", "grant-role", "ada", "forebay"],
+        ] {
+            let command = [&root[..], command].concat();
+            assert!(self.ctl(&command).await, "{command:?}");
+        }
+        for (name, text) in [
+            ("ca.pem", authority.pem()),
+            ("cert.pem", certificate),
+            ("key.pem", key),
+            ("right", "other\n".to_owned()),
+        ] {
+            fs::write(self.dir.path().join(name), text).unwrap();
+        }
+    }
+
     fn file(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
@@ -221,6 +244,13 @@ async fn certificates_and_passwords_are_asked_for_and_tokens_are_had_anew() {
         .unwrap()
         .into_inner();
     assert_eq!(written.revision, 3);
+    // What is in the files is read anew for a connection and for a token that are made anew.
+    guarded.renew().await;
+    guarded.restart().await;
+    eventually("it is let in with the new ones", async || {
+        registry.clone().create_model(create("c")).await.ok()
+    })
+    .await;
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap();
