@@ -34,7 +34,7 @@ use wire::{
 
 use crate::{
     accept::incoming,
-    cluster::{Cluster, Leadership, ReplicaSettings},
+    cluster::{Cluster, ReplicaSettings},
     etcd::EtcdError,
     exporter::{Exporter, StoreStatus},
     fleet::Fleet,
@@ -42,9 +42,10 @@ use crate::{
     leases::{Board, LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
     opening::{self, Opened, Opening, Own},
+    plan::Plan,
     probe::Prober,
     registry::{RegistryHandle, WriterThread},
-    rollout::{self, Kept, RegistryPast, RolloutSettings},
+    rollout::RolloutSettings,
     secrets::SecretsError,
     service::{
         Context, FleetService, KeysService, ModelsService, RevisionsService, SettingsService,
@@ -164,23 +165,6 @@ pub struct BoundControl {
     /// Of a store of its own.
     exporter: Option<Exporter>,
     plan: Plan,
-}
-
-/// How it serves.
-pub(crate) struct Plan {
-    pub(crate) stream_age: Option<Duration>,
-    /// In rings, and where what is stable is kept.
-    pub(crate) staged: Option<(RolloutSettings, Kept)>,
-    /// With others on one store.
-    pub(crate) cluster: Option<Box<Cluster>>,
-}
-
-impl std::fmt::Debug for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan")
-            .field("cluster", &self.cluster)
-            .finish_non_exhaustive()
-    }
 }
 
 impl BoundControl {
@@ -309,45 +293,11 @@ where
 {
     let sessions = TaskTracker::new();
     let published = context.registry.watch();
-    let (feed, mut offers) = session::targets(&published);
+    let (feed, offers) = session::targets(&published);
     let counts = context.metrics.clone();
     sessions.spawn(session::follow(published, feed, counts, shutdown.clone()));
-    let Plan {
-        stream_age,
-        staged,
-        cluster,
-    } = plan;
-    // Kept to the end: who shares its store with nobody decides for as long as it runs.
-    let (alone, mut leadership) = Leadership::alone();
-    if let Some(cluster) = cluster {
-        leadership = cluster.shared.leadership.clone();
-        let (registry, fleet) = (context.registry.clone(), context.fleet.clone());
-        if staged.is_none() {
-            let shared = cluster.shared.clone();
-            sessions.spawn(rollout::forget_shared(shared, shutdown.clone()));
-        }
-        cluster.start(
-            registry,
-            fleet,
-            context.metrics.clone(),
-            &sessions,
-            shutdown.clone(),
-        );
-    }
-    let leads = leadership.clone();
-    if let Some((settings, kept)) = staged {
-        let parts = rollout::Parts {
-            settings,
-            kept,
-            leadership,
-            past: RegistryPast(context.registry.clone()),
-            fleet: context.fleet.clone(),
-            metrics: context.metrics.clone(),
-        };
-        offers = rollout::start(parts, offers, &sessions, shutdown.clone()).await;
-    }
-    let leases = context.leases.clone();
-    sessions.spawn(leases.run(offers.clone(), leads, shutdown.clone()));
+    let stream_age = plan.stream_age;
+    let (offers, alone) = plan.begin(&context, offers, &sessions, &shutdown).await;
     // Held to the end of the select: otherwise a server that ends in good order lets go of the writer
     // first, and that would look like a writer that died.
     let registry = context.registry.clone();

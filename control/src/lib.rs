@@ -14,6 +14,7 @@ mod http;
 mod leases;
 mod metrics;
 mod opening;
+mod plan;
 mod probe;
 mod registry;
 mod rollout;

@@ -19,6 +19,7 @@ use crate::{
     fleet::Fleet,
     leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
+    plan::Plan,
     probe::Prober,
     registry,
     secrets::Vault,
@@ -144,7 +145,7 @@ where
         )),
         drains: None,
     };
-    let plan = app::Plan {
+    let plan = Plan {
         stream_age: Some(STREAM_AGE),
         staged: None,
         cluster: None,

@@ -287,30 +287,32 @@ impl Machine {
         sum
     }
 
-    fn divide(&mut self, now: Duration, model: &ModelId, limit: &Limit) {
-        let sum = self.sum(now, model, limit);
+    /// Who takes part, and what each of them has and needs.
+    fn claims(&self, now: Duration, model: &ModelId, limit: &Limit) -> (Vec<WorkerId>, Vec<Claim>) {
         let known = self.workers.values();
         let known = known
             .filter(|holder| holder.knows && !holder.ending)
             .count();
         let each = limit.limit / u32::try_from(known.max(1)).unwrap_or(u32::MAX);
         let floor = limit.floor.min(each);
-        let mut members = Vec::new();
-        let mut claims = Vec::new();
-        for (id, holder) in &self.workers {
-            let hold = holder.holds.get(model);
-            let Some(hold) = hold.filter(|_| holder.takes_part(now, model, self.patience)) else {
-                continue;
-            };
-            members.push(id.clone());
-            claims.push(Claim {
+        let members = self.workers.iter().filter_map(|(id, holder)| {
+            let hold = holder.holds.get(model)?;
+            let claim = Claim {
                 demand: hold.need(now, holder.ending),
                 weight: holder.weight,
                 floor: if holder.ending { 0 } else { floor },
                 held: hold.granted.size,
                 most: limit.most,
-            });
-        }
+            };
+            let takes_part = holder.takes_part(now, model, self.patience);
+            takes_part.then(|| (id.clone(), claim))
+        });
+        members.unzip()
+    }
+
+    fn divide(&mut self, now: Duration, model: &ModelId, limit: &Limit) {
+        let sum = self.sum(now, model, limit);
+        let (members, claims) = self.claims(now, model, limit);
         let held_back = u32::try_from(sum.held_back).unwrap_or(u32::MAX);
         let targets = allot(limit.limit.saturating_sub(held_back), &claims);
         // First what is taken away; then what is free by now, and no more, is given.

@@ -26,6 +26,7 @@ use crate::{
     fleet::Fleet,
     leases::{LeaseSettings, Leases, LocalBoard},
     metrics::Metrics,
+    plan::Plan,
     probe::Prober,
     registry::{self, Published, RegistryHandle},
     secrets::Vault,
@@ -99,7 +100,7 @@ impl Replicas {
         };
         let known = (name.clone(), Arc::downgrade(&fleet));
         self.fleets.lock().push(known);
-        let plan = app::Plan {
+        let plan = Plan {
             stream_age: Some(STREAM_AGE),
             staged: None,
             cluster: None,
