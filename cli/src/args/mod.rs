@@ -108,7 +108,8 @@ pub(crate) enum Command {
     /// Show and change what every model inherits.
     #[command(subcommand)]
     Pool(Pool),
-    /// Show the workers, and how far a revision has come.
+    /// Show the workers and their leases, and how far a revision has come; diff and roll back revisions; drain and forget
+    /// workers.
     #[command(subcommand)]
     Fleet(Fleet),
     /// Measure this gateway, or another one.

@@ -251,7 +251,8 @@ pub(crate) enum Offline {
         #[arg(short, long, value_name = "FILE", default_value = "forebay.export")]
         out: PathBuf,
     },
-    /// Make the store of an empty data directory from an export. Workers take it over as a whole.
+    /// Make the store of an empty data directory from an export. Workers take it over as a whole. An etcd gets it from there,
+    /// with `forebay control migrate`: `--store etcd://…` is refused here.
     Import {
         /// The export.
         file: PathBuf,
@@ -309,7 +310,8 @@ pub(crate) struct StoreArgs {
         value_name = "DIR"
     )]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The store: sled:DIRECTORY or etcd://HOST:PORT[,…][/PREFIX]. [default: sled: and `control` below the data directory]
+    /// The store: sled:DIRECTORY or, but for `import`, etcd://HOST:PORT[,…][/PREFIX].
+    /// [default: sled: and `control` below the data directory]
     #[arg(
         long,
         hide_env_values = true,
