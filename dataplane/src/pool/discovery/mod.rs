@@ -13,7 +13,7 @@ mod state;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     sync::{Arc, Weak},
     time::Duration,
@@ -24,6 +24,7 @@ use forebay_proto::{
     endpoint::{Discovery, Source},
     limits,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore},
     task::spawn_blocking,
@@ -47,6 +48,8 @@ use super::{Common, Pool};
 /// Most lists that are asked for at a time, and as many files, in all pools together. Their sockets are in the reserve of
 /// `apply/open_files.rs`.
 const AT_ONCE: usize = 8;
+/// Most at one server of lists: one that does not answer leaves turns for the others.
+const AT_ORIGIN: usize = 2;
 
 /// A pool without servers is told so again.
 const REMIND: Duration = Duration::from_secs(10);
@@ -55,6 +58,8 @@ const REMIND: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Discovering {
     turns: Semaphore,
+    /// Those at each server, for as long as somebody follows a list there.
+    origins: Mutex<HashMap<String, Weak<Semaphore>>>,
     files: Arc<Semaphore>,
     kept: Option<KeptLists>,
 }
@@ -64,9 +69,22 @@ impl Discovering {
     pub(crate) fn new(data_dir: Option<&Path>) -> Self {
         Self {
             turns: Semaphore::new(AT_ONCE),
+            origins: Mutex::default(),
             files: Arc::new(Semaphore::new(AT_ONCE)),
             kept: data_dir.map(KeptLists::within),
         }
+    }
+
+    /// The turns at a server of lists.
+    fn at_origin(&self, origin: String) -> Arc<Semaphore> {
+        let mut origins = self.origins.lock();
+        if let Some(turns) = origins.get(&origin).and_then(Weak::upgrade) {
+            return turns;
+        }
+        origins.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(AT_ORIGIN));
+        origins.insert(origin, Arc::downgrade(&turns));
+        turns
     }
 }
 

@@ -20,7 +20,7 @@ use forebay_proto::{
 use http::{HeaderValue, Request, StatusCode, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{Response, body::Incoming};
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     Discovering, Named,
@@ -45,6 +45,10 @@ const WITHIN: Duration = match cfg!(test) {
     true => Duration::from_millis(500),
     false => Duration::from_secs(5),
 };
+/// Time for a connection to one of the addresses of a list's server. Together they have less than all of `WITHIN`.
+const CONNECT_WITHIN: Duration = Duration::from_millis(1_500);
+/// So many of its addresses are tried at a time.
+const TRIED: usize = 4;
 /// After a failure names are asked for again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Two writes of a file within this time may look alike: it is read again.
@@ -93,6 +97,10 @@ pub(super) struct Reader {
     tag: Option<HeaderValue>,
     /// Where a list is, and its TLS.
     list: Option<(Arc<Endpoint>, Option<Arc<Tls>>)>,
+    /// Turns at its server, which other lists may be at, too.
+    at_origin: Arc<Semaphore>,
+    /// So many of its addresses were tried in vain.
+    missed: usize,
 }
 
 impl Reader {
@@ -101,6 +109,8 @@ impl Reader {
             Source::Http(url) => list_server(&source, &discovery, url),
             Source::Dns { .. } | Source::Srv(_) | Source::File(_) => None,
         };
+        let origin = list.as_ref().map(|(list, _)| list.url.to_string());
+        let at_origin = common.discovering.at_origin(origin.unwrap_or_default());
         Self {
             source,
             discovery,
@@ -108,6 +118,8 @@ impl Reader {
             stamp: None,
             tag: None,
             list,
+            at_origin,
+            missed: 0,
         }
     }
 
@@ -122,9 +134,7 @@ impl Reader {
                 self.polled(found)
             }
             Source::Http(url) => {
-                let asked = timeout(WITHIN, self.http(url)).await;
-                let late = || Failure::new(Why::Timeout, format!("no list within {WITHIN:?}"));
-                let found = asked.unwrap_or_else(|_| Err(late()));
+                let found = self.http(url).await;
                 self.polled(found)
             }
         }
@@ -152,7 +162,9 @@ impl Reader {
             })
         };
         let found = found.map(|found| {
-            let servers = found.addresses.iter().filter_map(named).collect();
+            // How many of them are used is for the state to decide, which knows those that are.
+            let addresses = found.addresses.iter().take(limits::LISTED);
+            let servers = addresses.filter_map(named).collect();
             (servers, found.hold)
         });
         self.of_records(found)
@@ -288,17 +300,31 @@ impl Reader {
         Ok(answer)
     }
 
+    /// Its time begins with its turn: what others wait for is not its fault.
     async fn http(&mut self, url: &ListUrl) -> Result<Answer, Failure> {
         let discovering = self.common.discovering.clone();
-        let turn = discovering.turns.acquire().await;
-        let _turn = turn.map_err(|_| Failure::new(Why::Connect, "the worker stops"))?;
+        let stops = |_| Failure::new(Why::Connect, "the worker stops");
+        let at_origin = self.at_origin.clone();
+        let _at_origin = at_origin.acquire().await.map_err(stops)?;
+        let _turn = discovering.turns.acquire().await.map_err(stops)?;
+        let late = |_| Failure::new(Why::Timeout, format!("no list within {WITHIN:?}"));
+        let asked = timeout(WITHIN, self.list(url)).await;
+        asked.map_err(late)?
+    }
+
+    async fn list(&mut self, url: &ListUrl) -> Result<Answer, Failure> {
         let Some((list, tls)) = self.list.clone() else {
             return Err(Failure::new(Why::Connect, "its url leads nowhere"));
         };
-        let targets = self.list_targets(&list, tls).await?;
+        let mut targets = self.list_targets(&list, tls).await?;
+        // The one that answered last comes first, and what did not is not waited for each time.
+        let first = self.missed.checked_rem(targets.len()).unwrap_or(0);
+        targets.rotate_left(first);
+        targets.truncate(TRIED);
+        let each = WITHIN / (u32::try_from(targets.len()).unwrap_or(u32::MAX) + 1);
         let mut last = Failure::new(Why::Connect, "its name has no address");
         for target in targets {
-            match conn::connect(&target, &self.common.tasks, WITHIN).await {
+            match conn::connect(&target, &self.common.tasks, each.min(CONNECT_WITHIN)).await {
                 Ok((conn, driver)) => {
                     let (mut asked, mut driver) =
                         (pin!(self.ask(conn, url)), pin!(driver.run(|_| {})));
@@ -310,7 +336,10 @@ impl Reader {
                     }
                     return asked.await;
                 }
-                Err(error) => last = Failure::new(Why::Connect, format!("no connection: {error}")),
+                Err(error) => {
+                    self.missed = self.missed.wrapping_add(1);
+                    last = Failure::new(Why::Connect, format!("no connection: {error}"));
+                }
             }
         }
         Err(last)
@@ -326,7 +355,7 @@ impl Reader {
             Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
                 let found = self.common.resolver.lookup(host).await;
                 let failed = |error: LookupError| Failure::new(Why::Resolve, error.to_string());
-                found.map_err(failed)?.addresses
+                found.map_err(failed)?.some().to_vec()
             }
             _ => Vec::new(),
         };

@@ -12,7 +12,7 @@ use std::{
 
 use forebay_proto::{
     Digest, Endpoint, EndpointId, EndpointUrl,
-    endpoint::{Address, OutOfBounds},
+    endpoint::{Address, OutOfBounds, Source},
     limits,
 };
 
@@ -139,6 +139,13 @@ impl Sources {
         self.owners.get(endpoint).map(|owner| &owner.source)
     }
 
+    /// True if the host of this endpoint is a whole name, never one within a search domain: SRV records have no others
+    /// (RFC 2782).
+    pub(in crate::pool) fn names_whole(&self, endpoint: &EndpointId) -> bool {
+        let discovery = self.owner(endpoint).and_then(|owner| owner.url.discovery());
+        discovery.is_some_and(|discovery| matches!(discovery.source, Source::Srv(_)))
+    }
+
     /// Its weight in parts of one; of one that no source named, nothing.
     pub(in crate::pool) fn parts(&self, endpoint: &EndpointId) -> Option<u32> {
         self.owners.get(endpoint).map(|owner| owner.parts)
@@ -253,7 +260,7 @@ fn named_after(source: &EndpointId, rest: &str) -> Option<EndpointId> {
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::endpoint::{Discovery, Source};
+    use forebay_proto::endpoint::Discovery;
     use proptest::prelude::*;
 
     use super::*;
