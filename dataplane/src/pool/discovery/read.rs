@@ -2,6 +2,7 @@
 //! said goes through `list.rs` and through the bounds of the operator before anything is made of it.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, Read as _},
     net::{IpAddr, SocketAddr},
@@ -17,7 +18,7 @@ use forebay_proto::{
     endpoint::{Address, Discovery, DnsName, ListUrl, OutOfBounds, ServerName, Source},
     limits,
 };
-use http::{HeaderValue, Request, StatusCode, header, uri::PathAndQuery};
+use http::{HeaderValue, Request, StatusCode, Version, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{Response, body::Incoming};
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
@@ -167,39 +168,61 @@ impl Reader {
             let servers = addresses.filter_map(named).collect();
             (servers, found.hold)
         });
-        self.of_records(found)
+        self.of_records(found, Vec::new())
     }
 
     async fn services(&self, name: &DnsName) -> Look {
         let found = self.common.resolver.services(name.as_str()).await;
-        let found = found.map(|found| (self.weighed(&found.servers), found.hold));
-        self.of_records(found)
+        let (mut places, mut refused) = (Vec::new(), Vec::new());
+        let found = found.map(|found| {
+            for service in found.servers {
+                let at = format!("{}:{}", service.host, service.port);
+                match self.url(&at) {
+                    Some(url) => places.push((service, url)),
+                    None => refused.push(RefusedServer {
+                        url: at,
+                        why: "not where a server is".to_owned(),
+                    }),
+                }
+            }
+            (self.weighed(places), found.hold)
+        });
+        self.of_records(found, refused)
     }
 
     /// Weights are shares within a priority; together its servers weigh as much as others would.
-    fn weighed(&self, servers: &[Service]) -> Vec<Named> {
-        let named = |service: &Service| {
-            let peers = servers.iter().filter(|s| s.priority == service.priority);
-            let count = peers.clone().count() as u64;
-            let all: u64 = peers.map(|s| u64::from(s.weight)).sum();
-            let parts = match all {
-                0 => self.weight(),
-                _ => share(self.weight(), u64::from(service.weight) * count, all),
+    fn weighed(&self, servers: Vec<(Service, EndpointUrl)>) -> Vec<Named> {
+        let mut priorities: HashMap<u16, (u64, u64)> = HashMap::new();
+        for (service, _) in &servers {
+            let (count, all) = priorities.entry(service.priority).or_default();
+            *count += 1;
+            *all += u64::from(service.weight);
+        }
+        let named = |(service, url): (Service, EndpointUrl)| {
+            let parts = match priorities.get(&service.priority) {
+                Some((count, all)) if *all > 0 => {
+                    share(self.weight(), u64::from(service.weight) * count, *all)
+                }
+                _ => self.weight(),
             };
-            Some(Named {
-                url: self.url(&format!("{}:{}", service.host, service.port))?,
+            Named {
+                url,
                 parts,
                 priority: service.priority,
                 server_name: None,
-            })
+            }
         };
-        servers.iter().filter_map(named).collect()
+        servers.into_iter().map(named).collect()
     }
 
-    fn of_records(&self, found: Result<(Vec<Named>, Duration), LookupError>) -> Look {
+    fn of_records(
+        &self,
+        found: Result<(Vec<Named>, Duration), LookupError>,
+        refused: Vec<RefusedServer>,
+    ) -> Look {
         match found {
             Ok((servers, again)) => Look {
-                found: self.admit(servers),
+                found: self.admit(servers, refused),
                 again,
             },
             // So says the server. What follows is for the state to decide.
@@ -228,10 +251,14 @@ impl Reader {
         EndpointUrl::parse(&format!("{scheme}://{authority}")).ok()
     }
 
-    /// Only those that may be used. If there are some, but none of these, the source says nothing that could be followed.
-    fn admit(&self, servers: Vec<Named>) -> Result<Answer, Failure> {
-        let given = servers.len();
-        let mut answer = Answer::default();
+    /// Only those that may be used, beside those that are refused already. If there are some, but none of these, the source
+    /// says nothing that could be followed.
+    fn admit(&self, servers: Vec<Named>, refused: Vec<RefusedServer>) -> Result<Answer, Failure> {
+        let given = servers.len() + refused.len();
+        let mut answer = Answer {
+            refused,
+            ..Answer::default()
+        };
         let mut admitted = Vec::new();
         for named in servers {
             match within_bounds(&self.discovery, &named.url) {
@@ -261,7 +288,7 @@ impl Reader {
             priority: 0,
             server_name: None,
         };
-        self.admit(entries.into_iter().map(named).collect())
+        self.admit(entries.into_iter().map(named).collect(), Vec::new())
     }
 
     async fn file(&mut self, path: &Path) -> Result<Answer, Failure> {
@@ -294,7 +321,13 @@ impl Reader {
             Err(error) => return Err(failed(format!("the file cannot be read: {error}"))),
         };
         let json = path.extension().is_some_and(|end| end == "json");
-        let form = if json { Form::Json } else { Form::Lines };
+        // Of a file that was written a moment ago more may come.
+        let whole = stamp.is_some();
+        let form = if json {
+            Form::Json
+        } else {
+            Form::Lines { whole }
+        };
         let answer = self.read_list(&bytes, form)?;
         self.stamp = stamp;
         Ok(answer)
@@ -465,9 +498,23 @@ fn form_of(response: &Response<Incoming>) -> Result<Form, Failure> {
     let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
     match kind.trim_ascii().to_ascii_lowercase().as_slice() {
         b"application/json" => Ok(Form::Json),
-        b"text/plain" => Ok(Form::Lines),
+        b"text/plain" if has_an_end(response) => Ok(Form::Lines { whole: true }),
+        b"text/plain" => Err(Failure::new(
+            Why::Malformed,
+            "neither its length is said nor is it chunked, and half of it would pass for a list",
+        )),
         _ => bad("its content type is neither `application/json` nor `text/plain`"),
     }
+}
+
+/// True if it is known when all of the answer is there: other ones end with the connection, however that ended.
+fn has_an_end(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let coding = headers.get(header::TRANSFER_ENCODING);
+    let coding = coding.map(|coding| coding.as_bytes().to_ascii_lowercase());
+    headers.contains_key(header::CONTENT_LENGTH)
+        || coding.is_some_and(|coding| coding.ends_with(b"chunked"))
+        || response.version() == Version::HTTP_2
 }
 
 fn too_large() -> Failure {
@@ -500,6 +547,11 @@ fn read_file(path: &Path, known: Option<Stamp>) -> io::Result<FileRead> {
         return Ok(FileRead::TooLarge);
     }
     let (before, after) = (stamp(&before), file.metadata()?);
+    // A rename over it changes neither of these.
+    let written = |stamp: Stamp| (stamp.modified, stamp.length);
+    if written(before) != written(stamp(&after)) || bytes.len() as u64 != after.len() {
+        return Err(io::Error::other("it is being written"));
+    }
     let old = after
         .modified()
         .ok()
