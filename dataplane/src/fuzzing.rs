@@ -167,7 +167,8 @@ pub fn sse(data: &[u8]) {
 /// A list of servers, as JSON and as lines: it is none, or every entry is a place that can be printed and read again. What is
 /// wrong with it has none of its text.
 pub fn list(bytes: &[u8]) {
-    for form in [Form::Json, Form::Lines] {
+    let lines = [true, false].map(|whole| Form::Lines { whole });
+    for form in [Form::Json].into_iter().chain(lines) {
         for tls in [false, true] {
             for entry in read_list(bytes, form, tls).into_iter().flatten() {
                 assert_eq!(entry.url.is_tls(), tls);

@@ -349,7 +349,7 @@ fn discovery(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     let stale = gauge(
         registry,
         "forebay_discovery_stale",
-        "1 if a source does not say now which servers there are, and those that were known serve.",
+        "1 if a source does not say now which servers there are: those that were known serve, if there are any.",
         labels,
     )?;
     let age = Opts::new(
@@ -361,8 +361,8 @@ fn discovery(registry: &Registry, pools: &[PoolSnapshot]) -> Result<(), Error> {
     for pool in pools {
         for source in &pool.discovery {
             let name = &[pool.model.as_str(), source.endpoint.as_str()];
-            let is_stale = matches!(source.state, "stale" | "empty" | "last_known_good");
-            stale.with_label_values(name).set(i64::from(is_stale));
+            let is_stale = i64::from(source.is_stale());
+            stale.with_label_values(name).set(is_stale);
             if let Some(seconds) = source.last_success_seconds {
                 age.with_label_values(name).set(seconds);
             }

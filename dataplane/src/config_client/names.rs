@@ -75,7 +75,7 @@ async fn follow_one(
         let (addresses, hold) = match resolver.lookup(&name).await {
             Ok(found) => {
                 told = false;
-                (found.addresses, found.hold)
+                (found.some().to_vec(), found.hold)
             }
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {

@@ -22,6 +22,15 @@ use crate::resolve::Resolver;
 /// After a failure it is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A name of an endpoint.
+#[derive(Debug)]
+pub(super) struct Followed {
+    endpoint: EndpointId,
+    name: String,
+    /// No search domain is tried for it.
+    whole: bool,
+}
+
 /// Runs until the pool is gone or stops.
 pub(super) async fn follow(
     pool: Weak<Pool>,
@@ -33,9 +42,7 @@ pub(super) async fn follow(
         let Some(names) = pool.upgrade().map(|pool| pool.names()) else {
             return;
         };
-        let each = names
-            .iter()
-            .map(|(endpoint, name)| follow_one(&pool, &resolver, endpoint, name));
+        let each = names.iter().map(|name| follow_one(&pool, &resolver, name));
         let all = async {
             match names.is_empty() {
                 true => pending().await,
@@ -52,14 +59,19 @@ pub(super) async fn follow(
 }
 
 /// Runs until the pool is gone. Each name has its own time: one without an answer holds up no other.
-async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, endpoint: &EndpointId, name: &str) {
+async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, followed: &Followed) {
+    let (endpoint, name) = (&followed.endpoint, &followed.name);
+    let asked = match followed.whole {
+        true => format!("{name}."),
+        false => name.clone(),
+    };
     loop {
         let asked_at = Instant::now();
-        let found = resolver.lookup(name).await;
+        let found = resolver.lookup(&asked).await;
         let Some(pool) = pool.upgrade() else { return };
         let hold = match found {
             Ok(found) => {
-                pool.resolved(endpoint, name, &found.addresses);
+                pool.resolved(endpoint, name, found.some());
                 found.hold
             }
             Err(error) => {
@@ -74,15 +86,19 @@ async fn follow_one(pool: &Weak<Pool>, resolver: &Resolver, endpoint: &EndpointI
 
 impl Pool {
     /// The endpoints whose urls have a name, and the names.
-    pub(super) fn names(&self) -> Vec<(EndpointId, String)> {
-        let endpoints = self.desk.with(|inner, _| inner.endpoints.clone());
-        let named = endpoints.iter().filter_map(|e| match e.url.address() {
-            Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
-                Some((e.id.clone(), host.to_owned()))
-            }
-            Address::Host(..) | Address::Unix(_) | Address::Listed(_) => None,
-        });
-        named.collect()
+    pub(super) fn names(&self) -> Vec<Followed> {
+        self.desk.with(|inner, _| {
+            let endpoints = inner.endpoints.iter();
+            let named = endpoints.filter_map(|e| match e.url.address() {
+                Address::Host(host, _) if host.parse::<IpAddr>().is_err() => Some(Followed {
+                    endpoint: e.id.clone(),
+                    name: host.to_owned(),
+                    whole: inner.sources.names_whole(&e.id),
+                }),
+                Address::Host(..) | Address::Unix(_) | Address::Listed(_) => None,
+            });
+            named.collect()
+        })
     }
 
     fn resolved(&self, endpoint: &EndpointId, name: &str, addresses: &[IpAddr]) {

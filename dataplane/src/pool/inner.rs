@@ -28,8 +28,10 @@ use forebay_proto::{
 pub(super) const PARTS: u32 = 5_040;
 /// Origins that the core knows, by the endpoint and its place.
 pub(super) type Known = HashMap<(EndpointId, Place), Vec<OriginId>>;
-/// An address that is in no answer for this long is gone.
+/// An address that is in no answer for this long is gone, if there were as many that lack it: those that hold for longer are
+/// asked for but once within that time.
 const KEPT: Duration = Duration::from_secs(30);
+const LACKED: u32 = 3;
 
 /// A pool's state: the core, and what the shell must know of endpoints to dial.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     pub(super) sources: Sources,
     /// What their names were resolved to, and when each address was last in an answer.
-    addresses: BTreeMap<EndpointId, BTreeMap<IpAddr, Duration>>,
+    addresses: BTreeMap<EndpointId, BTreeMap<IpAddr, Seen>>,
     /// Where each origin is that the core knows, those that were removed included.
     pub(super) targets: HashMap<OriginId, Target>,
     pub(super) next_origin: u64,
@@ -62,6 +64,15 @@ pub(super) struct Inner<C: Upstream> {
     pub(super) drain: Drain,
     /// How soon answers begin, for the patience of clients.
     prompt: Prompt,
+}
+
+/// An address in answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    /// The last one that had it.
+    at: Duration,
+    /// How many have lacked it since.
+    lacked: u32,
 }
 
 /// What endpoints are asked for.
@@ -137,10 +148,11 @@ impl<C: Upstream> Inner<C> {
     pub(super) fn to_check(&self) -> Option<(HealthSpec, Vec<Checked>)> {
         let health = self.failure.health.clone();
         health.path.as_ref()?;
+        let endpoints = self.endpoints_by_id();
         let configured = |target: &Target| {
-            let mut endpoints = self.endpoints.iter();
+            let endpoint = endpoints.get(&target.endpoint.id);
             let known = !matches!(target.place, Place::Name(_));
-            known && endpoints.any(|endpoint| endpoint.same_connections(&target.endpoint))
+            known && endpoint.is_some_and(|e| e.same_connections(&target.endpoint))
         };
         let targets = self.targets.iter().filter(|(_, target)| configured(target));
         let checked = targets.filter_map(|(origin, target)| {
@@ -228,8 +240,15 @@ impl<C: Upstream> Inner<C> {
         if !answer.iter().any(|address| known.contains_key(address)) {
             known.clear();
         }
-        known.retain(|_, seen| now.saturating_sub(*seen) < KEPT);
-        known.extend(answer.iter().map(|address| (*address, now)));
+        let had = Seen { at: now, lacked: 0 };
+        known.extend(answer.iter().map(|address| (*address, had)));
+        let answered: HashSet<&IpAddr> = answer.iter().collect();
+        known.retain(|address, seen| {
+            if !answered.contains(address) {
+                seen.lacked = seen.lacked.saturating_add(1);
+            }
+            now.saturating_sub(seen.at) < KEPT || seen.lacked < LACKED
+        });
         while known.len() > MOST {
             let oldest = known.iter().min_by_key(|(_, seen)| **seen);
             let Some(oldest) = oldest.map(|(address, _)| *address) else {
@@ -326,8 +345,8 @@ impl<C: Upstream> Inner<C> {
     /// Each endpoint keeps its key for as long as it is configured.
     fn name_endpoints(&mut self) {
         let endpoints = &self.endpoints;
-        let is_there = |id: &EndpointId| endpoints.iter().any(|endpoint| endpoint.id == *id);
-        self.keys.retain(|id, _| is_there(id));
+        let there: HashSet<&EndpointId> = endpoints.iter().map(|e| &e.id).collect();
+        self.keys.retain(|id, _| there.contains(id));
         for endpoint in endpoints {
             self.keys.entry(endpoint.id.clone()).or_insert_with(|| {
                 self.next_key += 1;
@@ -342,8 +361,16 @@ impl<C: Upstream> Inner<C> {
         key.copied().unwrap_or(EndpointKey(0))
     }
 
+    /// Those in use. To find one among hundreds, for each of hundreds, under the lock.
+    fn endpoints_by_id(&self) -> HashMap<&EndpointId, &Arc<Endpoint>> {
+        self.endpoints.iter().map(|e| (&e.id, e)).collect()
+    }
+
     /// The TLS that it has had so far, if nothing about that changed.
     fn tls_of(&self, endpoint: &Arc<Endpoint>) -> Option<Arc<Tls>> {
+        if !endpoint.url.is_tls() {
+            return None;
+        }
         let mut targets = self.targets.values();
         let same = targets.find(|target| target.endpoint.same_connections(endpoint));
         match same {
@@ -404,13 +431,18 @@ impl<C: Upstream> Inner<C> {
                 tls.server_name.clone(),
             )
         };
-        let moved = gone.into_iter().filter(|(_, gone)| {
-            let belongs = |heir: &Endpoint| match self.sources.owner(&heir.id) {
-                Some(source) => source.id == gone.belongs_to(),
+        let mut heirs: HashMap<&EndpointId, Vec<&Endpoint>> = HashMap::new();
+        for heir in &self.endpoints {
+            let of = match self.sources.owner(&heir.id) {
+                Some(source) => &source.id,
                 // A source that names nobody has no heirs.
-                None => heir.id == gone.belongs_to() && heir.url.discovery().is_none(),
+                None if heir.url.discovery().is_some() => continue,
+                None => &heir.id,
             };
-            let mut heirs = self.endpoints.iter().filter(|heir| belongs(heir));
+            heirs.entry(of).or_default().push(heir);
+        }
+        let moved = gone.into_iter().filter(|(_, gone)| {
+            let mut heirs = heirs.get(&gone.belongs_to()).into_iter().flatten();
             heirs.any(|heir| trust(heir) == trust(&gone.endpoint))
         });
         moved.map(|(id, _)| id).collect()
@@ -494,9 +526,14 @@ mod tests {
         assert_eq!(answer(0, &[1, 2]), (vec![ip(1), ip(2)], 2));
         assert_eq!(answer(1, &[2, 3]), (vec![ip(1), ip(2), ip(3)], 3));
         assert_eq!(answer(2, &[1, 3]), (vec![ip(1), ip(2), ip(3)], 3));
-        // What no answer had for half a minute is gone.
-        assert_eq!(answer(31, &[1, 3]), (vec![ip(1), ip(3)], 2));
-        assert_eq!(answer(32, &[9]), (vec![ip(9)], 1));
+        // What no answer had for half a minute is gone, if they were some.
+        assert_eq!(answer(60, &[1, 3]), (vec![ip(1), ip(2), ip(3)], 3));
+        assert_eq!(answer(61, &[1, 3]), (vec![ip(1), ip(3)], 2));
+        assert_eq!(answer(62, &[9]), (vec![ip(9)], 1));
+        // Those that hold for a minute rotate as well.
+        assert_eq!(answer(120, &[9, 8]).1, 2);
+        assert_eq!(answer(180, &[8, 7]).1, 3);
+        assert_eq!(answer(240, &[7, 9]).1, 3);
     }
 
     fn asked(model: &mut ResolvedModel, mode: ProbeMode) {

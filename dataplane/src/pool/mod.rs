@@ -116,6 +116,8 @@ pub struct Pool {
     checks_changed: Arc<Notify>,
     /// Requests that are being sent again to another endpoint.
     retries: AtomicUsize,
+    /// The model was removed.
+    retired: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -144,6 +146,7 @@ impl Pool {
             checks: AtomicBool::new(false),
             checks_changed: Arc::default(),
             retries: AtomicUsize::new(0),
+            retired: Arc::default(),
             stop: CancellationToken::new(),
         });
         pool.reshape(model);
@@ -325,7 +328,7 @@ impl Pool {
         if sources && !self.discovers.swap(true, Ordering::AcqRel) {
             let (pool, common) = (Arc::downgrade(self), self.common.clone());
             let (changed, stop) = (self.sources_changed.clone(), self.stop.clone());
-            let follow = discovery::follow(pool, common, changed, stop);
+            let follow = discovery::follow(pool, common, changed, stop, self.retired.clone());
             self.common.tasks.spawn(follow);
         }
         self.sources_changed.notify_one();
@@ -373,11 +376,13 @@ impl Pool {
 
     /// The model was removed: serves who still holds it, then empties.
     pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
         self.desk.change(|inner, now| inner.core.retire(now));
     }
 
     /// The model is registered again before its last request was done: what is open is its again.
     pub(crate) fn revive(self: &Arc<Self>, model: &ResolvedModel) {
+        self.retired.store(false, Ordering::Release);
         self.desk.with(|inner, _| inner.core.revive());
         self.reshape(model);
     }

@@ -264,6 +264,17 @@ impl PoolSnapshot {
     }
 }
 
+impl DiscoverySnapshot {
+    /// True if it does not say now which servers there are. One that was not asked yet is only slow.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        match self.state {
+            "waiting" => self.reason.is_some(),
+            state => state != "fresh",
+        }
+    }
+}
+
 fn discovery<C: Upstream>(inner: &Inner<C>) -> Vec<DiscoverySnapshot> {
     let sources = inner.configured.iter();
     let sources = sources.filter_map(|e| Some((e, e.url.discovery()?)));

@@ -7,6 +7,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use forebay_proto::{Digest, EndpointUrl, endpoint::ServerName, limits};
@@ -14,8 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Named;
 
-/// Most files. What is kept of sources that are no more goes when there are as many.
-const MOST_FILES: usize = 4_096;
+/// Most files, or nearly so. What is kept of a source goes with it; of those that went while no worker ran, when there are as
+/// many. A worker has no more sources than this.
+const MOST_FILES: usize = 100_000;
+const _: () = assert!(MOST_FILES > limits::MODELS * limits::SOURCES);
+/// They are counted each time so many were made.
+const COUNTED_EACH: u64 = 1_000;
 /// Largest file that is read.
 const MOST_BYTES: u64 = 4 * limits::LIST_BYTES as u64;
 
@@ -23,6 +31,8 @@ const MOST_BYTES: u64 = 4 * limits::LIST_BYTES as u64;
 #[derive(Debug, Clone)]
 pub(crate) struct KeptLists {
     folder: PathBuf,
+    /// How many files were made: counts, and tells those of two sources apart that write at a time.
+    made: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,6 +57,7 @@ impl KeptLists {
     pub(crate) fn within(data_dir: &Path) -> Self {
         Self {
             folder: data_dir.join("discovery"),
+            made: Arc::default(),
         }
     }
 
@@ -84,10 +95,7 @@ impl KeptLists {
     pub(super) fn save(&self, of: &str, servers: &[Named]) -> io::Result<()> {
         let path = self.path(of);
         if servers.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            };
+            return self.remove(of);
         }
         fs::create_dir_all(&self.folder)?;
         let server = |named: &Named| Server {
@@ -103,11 +111,12 @@ impl KeptLists {
             of: of.to_owned(),
             servers: servers.iter().map(server).collect(),
         };
-        if !path.exists() {
-            self.make_room();
+        let made = self.made.fetch_add(1, Ordering::Relaxed);
+        if made.is_multiple_of(COUNTED_EACH) {
+            self.make_room(MOST_FILES);
         }
         // Another process of this worker may be at it, too (docs/adr/0026).
-        let fresh = path.with_extension(format!("writing-{}", std::process::id()));
+        let fresh = path.with_extension(format!("writing-{}-{made}", std::process::id()));
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&fresh)?;
@@ -115,18 +124,24 @@ impl KeptLists {
         // Not synced: after the end of a machine the source is asked anew.
         fs::rename(&fresh, &path)
     }
-}
 
-impl KeptLists {
+    /// Keeps nothing of it any more. Blocks.
+    pub(super) fn remove(&self, of: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(of)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what was kept longest ago, if there is too much.
-    fn make_room(&self) {
+    fn make_room(&self, most: usize) {
         let files = fs::read_dir(&self.folder).into_iter().flatten();
         let aged = files.filter_map(|file| {
             let file = file.ok()?;
             Some((file.metadata().ok()?.modified().ok()?, file.path()))
         });
         let mut aged: Vec<_> = aged.collect();
-        let surplus = (aged.len() + 1).saturating_sub(MOST_FILES);
+        let surplus = (aged.len() + 1).saturating_sub(most);
         aged.sort();
         for (_, path) in aged.into_iter().take(surplus) {
             // One that cannot be removed is met again.
@@ -170,5 +185,18 @@ mod tests {
         lists.save("m\np\nx", &[]).unwrap();
         assert!(!path.exists());
         lists.save("m\np\nx", &[]).unwrap();
+    }
+
+    #[test]
+    fn as_many_lists_are_kept_as_there_are_and_the_oldest_go_when_there_are_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let lists = KeptLists::within(dir.path());
+        let count = || fs::read_dir(&lists.folder).unwrap().count();
+        for n in 0..5_000 {
+            lists.save(&n.to_string(), &[named("http://a:1")]).unwrap();
+        }
+        assert_eq!(count(), 5_000);
+        lists.make_room(10);
+        assert_eq!(count(), 9);
     }
 }

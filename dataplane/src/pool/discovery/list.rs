@@ -12,7 +12,10 @@ pub(crate) enum Form {
     /// As Prometheus' `file_sd_config` and `http_sd_config`.
     Json,
     /// A server on each line.
-    Lines,
+    Lines {
+        /// Nothing more comes. Otherwise a last line without an end may be half of one.
+        whole: bool,
+    },
 }
 
 /// A server of a list.
@@ -36,6 +39,8 @@ pub(crate) enum Malformed {
     Entry(usize),
     #[error("entry {0} has another scheme than `discovery.https` says")]
     Scheme(usize),
+    #[error("its last line has no end, as if more were to come")]
+    Unended,
     #[error("group {0} has a `forebay_weight` that is not 1 to 1000")]
     Weight(usize),
 }
@@ -58,7 +63,7 @@ struct Labels {
 pub(crate) fn read(bytes: &[u8], form: Form, tls: bool) -> Result<Vec<Entry>, Malformed> {
     match form {
         Form::Json => json(bytes, tls),
-        Form::Lines => lines(bytes, tls),
+        Form::Lines { whole } => lines(bytes, tls, whole),
     }
 }
 
@@ -85,8 +90,11 @@ fn json(bytes: &[u8], tls: bool) -> Result<Vec<Entry>, Malformed> {
     Ok(entries)
 }
 
-fn lines(bytes: &[u8], tls: bool) -> Result<Vec<Entry>, Malformed> {
+fn lines(bytes: &[u8], tls: bool, whole: bool) -> Result<Vec<Entry>, Malformed> {
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed::Text)?;
+    if !whole && !text.is_empty() && !text.ends_with('\n') {
+        return Err(Malformed::Unended);
+    }
     let mut entries = Vec::new();
     for line in text.lines() {
         let said = line.split_once('#').map_or(line, |(said, _)| said).trim();
@@ -138,6 +146,8 @@ mod tests {
 
     use super::*;
 
+    const LINES: Form = Form::Lines { whole: true };
+
     fn urls(text: &str, form: Form) -> Result<Vec<String>, Malformed> {
         let entries = read(text.as_bytes(), form, false)?;
         Ok(entries.into_iter().map(|e| e.url.to_string()).collect())
@@ -170,14 +180,22 @@ mod tests {
     fn lines_have_comments_and_blanks() {
         let text = "# engines\n10.0.0.5:8000\r\n\n  http://b:80  # the second\n";
         let expected = ["http://10.0.0.5:8000", "http://b:80"];
-        assert_eq!(urls(text, Form::Lines).unwrap(), expected);
-        assert_eq!(urls("", Form::Lines), Ok(vec![]));
-        let tls = read(b"a:443\nhttps://b:1", Form::Lines, true).unwrap();
+        assert_eq!(urls(text, LINES).unwrap(), expected);
+        assert_eq!(urls("", LINES), Ok(vec![]));
+        let tls = read(b"a:443\nhttps://b:1", LINES, true).unwrap();
         assert_eq!(tls[0].url.to_string(), "https://a:443");
-        assert_eq!(
-            read(b"http://a:1", Form::Lines, true),
-            Err(Malformed::Scheme(1))
-        );
+        assert_eq!(read(b"http://a:1", LINES, true), Err(Malformed::Scheme(1)));
+    }
+
+    #[test]
+    fn half_of_a_last_line_is_none() {
+        let growing = Form::Lines { whole: false };
+        // It may become `10.0.0.15:8000`, or another port.
+        let half = "10.0.0.1:80\n10.0.0.1:80";
+        assert_eq!(urls(half, growing), Err(Malformed::Unended));
+        assert_eq!(urls(half, LINES).map(|urls| urls.len()), Ok(2));
+        assert_eq!(urls("a:1\nb:2\n", growing).map(|urls| urls.len()), Ok(2));
+        assert_eq!(urls("", growing), Ok(vec![]));
     }
 
     #[test]
@@ -221,10 +239,10 @@ mod tests {
             assert_eq!(urls(&text, Form::Json), Err(Malformed::Entry(2)), "{place}");
         }
         assert_eq!(
-            urls("root:x:0:0:root:/root:/bin/sh", Form::Lines),
+            urls("root:x:0:0:root:/root:/bin/sh", LINES),
             Err(Malformed::Entry(1))
         );
-        assert_eq!(urls("a:1\n\u{0}b:1", Form::Lines), Err(Malformed::Entry(2)));
+        assert_eq!(urls("a:1\n\u{0}b:1", LINES), Err(Malformed::Entry(2)));
         for weight in ["\"0\"", "\"1001\"", "\"x\"", "\"\""] {
             let text =
                 format!("[{{\"targets\":[\"a:1\"],\"labels\":{{\"forebay_weight\":{weight}}}}}]");
@@ -235,14 +253,14 @@ mod tests {
             );
         }
         let many = "a:1\n".repeat(limits::LISTED + 1);
-        assert_eq!(urls(&many, Form::Lines), Err(Malformed::TooMany));
+        assert_eq!(urls(&many, LINES), Err(Malformed::TooMany));
     }
 
     proptest! {
         /// Whatever comes, it does not panic, and what is read is a place and nothing more.
         #[test]
         fn anything_can_be_read(bytes in prop::collection::vec(any::<u8>(), 0..200), tls: bool) {
-            for form in [Form::Json, Form::Lines] {
+            for form in [Form::Json, LINES] {
                 for entry in read(&bytes, form, tls).into_iter().flatten() {
                     prop_assert_eq!(entry.url.is_tls(), tls);
                 }
@@ -251,7 +269,7 @@ mod tests {
 
         #[test]
         fn nearly_lists_too(text in "[\\[\\]{}\":,a-z0-9.@/ \n#-]{0,80}") {
-            for form in [Form::Json, Form::Lines] {
+            for form in [Form::Json, LINES] {
                 for entry in read(text.as_bytes(), form, false).into_iter().flatten() {
                     let printed = entry.url.to_string();
                     prop_assert_eq!(EndpointUrl::parse(&printed), Ok(entry.url));

@@ -13,9 +13,12 @@ mod state;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,7 @@ use forebay_proto::{
     endpoint::{Discovery, Source},
     limits,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore},
     task::spawn_blocking,
@@ -47,6 +51,8 @@ use super::{Common, Pool};
 /// Most lists that are asked for at a time, and as many files, in all pools together. Their sockets are in the reserve of
 /// `apply/open_files.rs`.
 const AT_ONCE: usize = 8;
+/// Most at one server of lists: one that does not answer leaves turns for the others.
+const AT_ORIGIN: usize = 2;
 
 /// A pool without servers is told so again.
 const REMIND: Duration = Duration::from_secs(10);
@@ -55,6 +61,8 @@ const REMIND: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Discovering {
     turns: Semaphore,
+    /// Those at each server, for as long as somebody follows a list there.
+    origins: Mutex<HashMap<String, Weak<Semaphore>>>,
     files: Arc<Semaphore>,
     kept: Option<KeptLists>,
 }
@@ -64,9 +72,33 @@ impl Discovering {
     pub(crate) fn new(data_dir: Option<&Path>) -> Self {
         Self {
             turns: Semaphore::new(AT_ONCE),
+            origins: Mutex::default(),
             files: Arc::new(Semaphore::new(AT_ONCE)),
             kept: data_dir.map(KeptLists::within),
         }
+    }
+
+    /// Nobody follows these any more: nothing is kept of them.
+    async fn forget(&self, of: Vec<String>) {
+        let Some(lists) = self.kept.clone().filter(|_| !of.is_empty()) else {
+            return;
+        };
+        let removed = spawn_blocking(move || of.iter().try_for_each(|of| lists.remove(of)));
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(%error, "what a source named before cannot be removed from disk");
+        }
+    }
+
+    /// The turns at a server of lists.
+    fn at_origin(&self, origin: String) -> Arc<Semaphore> {
+        let mut origins = self.origins.lock();
+        if let Some(turns) = origins.get(&origin).and_then(Weak::upgrade) {
+            return turns;
+        }
+        origins.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(AT_ORIGIN));
+        origins.insert(origin, Arc::downgrade(&turns));
+        turns
     }
 }
 
@@ -80,6 +112,7 @@ impl Default for Discovering {
 #[derive(Debug)]
 struct Followed {
     source: Arc<Endpoint>,
+    of: String,
     _until: DropGuard,
 }
 
@@ -89,15 +122,22 @@ pub(super) async fn follow(
     common: Common,
     changed: Arc<Notify>,
     stop: CancellationToken,
+    retired: Arc<AtomicBool>,
 ) {
+    let lists = common.discovering.clone();
     let mut followed: BTreeMap<EndpointId, Followed> = BTreeMap::new();
     loop {
         let Some((model, sources)) = pool.upgrade().map(|pool| pool.sources()) else {
             return;
         };
+        let was: BTreeSet<String> = followed.values().map(|f| f.of.clone()).collect();
         followed.retain(|_, known| sources.iter().any(|s| is_same(s, &known.source)));
+        let is: BTreeSet<String> = sources.iter().filter_map(|s| of(&model, s)).collect();
+        lists.forget(was.difference(&is).cloned().collect()).await;
         for source in sources {
-            let Some(discovery) = source.url.discovery().cloned() else {
+            let (Some(discovery), Some(of)) =
+                (source.url.discovery().cloned(), of(&model, &source))
+            else {
                 continue;
             };
             if followed.contains_key(&source.id) {
@@ -109,6 +149,7 @@ pub(super) async fn follow(
                 model: model.clone(),
                 source: source.clone(),
                 discovery,
+                of: of.clone(),
                 common: common.clone(),
                 born: Instant::now(),
             };
@@ -120,13 +161,24 @@ pub(super) async fn follow(
                 }
             });
             let _until = until.drop_guard();
-            followed.insert(id, Followed { source, _until });
+            followed.insert(id, Followed { source, of, _until });
         }
         tokio::select! {
             () = changed.notified() => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         }
     }
+    // A worker that stops needs them again; a model that was removed does not.
+    if retired.load(Ordering::Acquire) {
+        let of = followed.into_values().map(|followed| followed.of);
+        lists.forget(of.collect()).await;
+    }
+}
+
+/// By what a list is known on disk. Not by the endpoint's id, which may be another one tomorrow.
+fn of(model: &ModelId, source: &Endpoint) -> Option<String> {
+    let source = &source.url.discovery()?.source;
+    Some(format!("{model}\n{source}"))
 }
 
 /// True if following one is following the other. A weight is in what it names.
@@ -140,13 +192,24 @@ struct Follower {
     model: ModelId,
     source: Arc<Endpoint>,
     discovery: Arc<Discovery>,
+    /// By what its list is known on disk.
+    of: String,
     common: Common,
     born: Instant,
 }
 
+/// What is on disk of a list.
+#[derive(Debug, Default)]
+struct OnDisk {
+    /// As it was read or written last; nothing if that is not known.
+    list: Option<Vec<Named>>,
+    /// It was said that it cannot be written.
+    told: bool,
+}
+
 impl Follower {
     async fn run(self) {
-        let Some(before) = self.before().await else {
+        let Some((before, mut on_disk)) = self.before().await else {
             return;
         };
         let records = matches!(self.discovery.source, Source::Dns { .. } | Source::Srv(_));
@@ -161,7 +224,6 @@ impl Follower {
         let mut state = State::new(rules, before);
         let (source, discovery) = (self.source.clone(), self.discovery.clone());
         let mut reader = Reader::new(source, discovery, self.common.clone());
-        let mut kept = state.used();
         if !self.tell(&state, &status) {
             return;
         }
@@ -171,7 +233,7 @@ impl Follower {
             if !self.tell(&state, &status) {
                 return;
             }
-            self.keep(&state, &mut kept).await;
+            self.keep(&state, &mut on_disk).await;
             if !self.wait(again, &mut state, &mut status).await {
                 return;
             }
@@ -184,32 +246,27 @@ impl Follower {
 
     /// What is used before the source says anything: what the pool has of it, or what an earlier process had. Nothing of it
     /// is used that is out of bounds by now.
-    async fn before(&self) -> Option<Vec<Named>> {
-        let known = self.pool.upgrade()?.named_by(&self.source.id);
-        let known = match (known.is_empty(), &self.common.discovering.kept) {
-            (true, Some(kept)) => {
-                let (kept, of) = (kept.clone(), self.of());
-                let loaded = spawn_blocking(move || kept.load(&of)).await;
-                let loaded = loaded.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-                loaded.unwrap_or_else(|error| {
-                    let (model, endpoint) = (&self.model, &self.source.id);
-                    tracing::warn!(%model, %endpoint, %error, "what a source named last cannot be read");
-                    Vec::new()
-                })
-            }
-            _ => known,
-        };
+    async fn before(&self) -> Option<(Vec<Named>, OnDisk)> {
+        let mut known = self.pool.upgrade()?.named_by(&self.source.id);
+        let mut on_disk = OnDisk::default();
+        // What the pool has may be of the source before this one, and what is on disk is not of this one, then.
+        if let (true, Some(lists)) = (known.is_empty(), &self.common.discovering.kept) {
+            let (lists, of) = (lists.clone(), self.of.clone());
+            let loaded = spawn_blocking(move || lists.load(&of)).await;
+            let loaded = loaded.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            known = loaded.unwrap_or_else(|error| {
+                let (model, endpoint) = (&self.model, &self.source.id);
+                tracing::warn!(%model, %endpoint, %error, "what a source named last cannot be read");
+                Vec::new()
+            });
+            on_disk.list = Some(known.clone());
+        }
         let within = |named: &Named| {
             let tls = named.url.is_tls() == self.discovery.tls;
             tls && within_bounds(&self.discovery, &named.url).is_ok()
         };
-        Some(known.into_iter().filter(within).collect())
-    }
-
-    /// By what a list is known on disk.
-    fn of(&self) -> String {
-        let source = &self.discovery.source;
-        format!("{}\n{}\n{source}", self.model, self.source.id)
+        known.retain(within);
+        Some((known, on_disk))
     }
 
     fn take_in(&self, state: &mut State, status: &mut Status, found: Result<Answer, Failure>) {
@@ -323,21 +380,30 @@ impl Follower {
         true
     }
 
-    async fn keep(&self, state: &State, kept: &mut Vec<Named>) {
-        let used = state.used();
+    async fn keep(&self, state: &State, on_disk: &mut OnDisk) {
         let Some(lists) = self.common.discovering.kept.clone() else {
             return;
         };
-        if used == *kept {
+        let used = state.used();
+        if on_disk.list.as_ref() == Some(&used) {
             return;
         }
-        kept.clone_from(&used);
-        let of = self.of();
-        let saved = spawn_blocking(move || lists.save(&of, &used)).await;
+        let (of, list) = (self.of.clone(), used.clone());
+        let saved = spawn_blocking(move || lists.save(&of, &list)).await;
         let saved = saved.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        if let Err(error) = saved {
-            let (model, endpoint) = (&self.model, &self.source.id);
-            tracing::warn!(%model, %endpoint, %error, "what a source named cannot be kept on disk");
+        match saved {
+            Ok(()) => {
+                *on_disk = OnDisk {
+                    list: Some(used),
+                    told: false,
+                }
+            }
+            // It is tried again at the next look.
+            Err(error) if !std::mem::replace(&mut on_disk.told, true) => {
+                let (model, endpoint) = (&self.model, &self.source.id);
+                tracing::warn!(%model, %endpoint, %error, "what a source named cannot be kept on disk");
+            }
+            Err(_) => {}
         }
     }
 }

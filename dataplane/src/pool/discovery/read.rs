@@ -1,42 +1,35 @@
 //! Asks a source once: records of DNS, a file, a list at a url. Each within its time and size, and from anybody: what is
 //! said goes through `list.rs` and through the bounds of the operator before anything is made of it.
 
+mod fetch;
+
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, Read as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::Path,
-    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use forebay_proto::{
     Endpoint, EndpointUrl,
-    endpoint::{Address, Discovery, DnsName, ListUrl, OutOfBounds, ServerName, Source},
+    endpoint::{Address, Discovery, DnsName, OutOfBounds, ServerName, Source},
     limits,
 };
-use http::{HeaderValue, Request, StatusCode, header, uri::PathAndQuery};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::{Response, body::Incoming};
-use tokio::{task::spawn_blocking, time::timeout};
+use http::HeaderValue;
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
+use self::fetch::list_server;
 use super::{
     Discovering, Named,
     list::{self, Entry, Form},
     status::{Failure, RefusedServer, Why},
 };
 use crate::{
-    pool::{
-        Common,
-        conn::{self, Conn},
-        inner::PARTS,
-        probe::may_dial,
-        request_body::RequestBody,
-        target::Target,
-        tls::Tls,
-    },
+    pool::{Common, inner::PARTS, tls::Tls},
     resolve::{LookupError, Service},
 };
 
@@ -49,8 +42,6 @@ const WITHIN: Duration = match cfg!(test) {
 const RETRY: Duration = Duration::from_secs(1);
 /// Two writes of a file within this time may look alike: it is read again.
 const FRESH: Duration = Duration::from_secs(2);
-/// Longest tag of a list that is kept.
-const TAG_BYTES: usize = 256;
 
 /// What a source said.
 #[derive(Debug, Default)]
@@ -93,6 +84,10 @@ pub(super) struct Reader {
     tag: Option<HeaderValue>,
     /// Where a list is, and its TLS.
     list: Option<(Arc<Endpoint>, Option<Arc<Tls>>)>,
+    /// Turns at its server, which other lists may be at, too.
+    at_origin: Arc<Semaphore>,
+    /// So many of its addresses were tried in vain.
+    missed: usize,
 }
 
 impl Reader {
@@ -101,6 +96,8 @@ impl Reader {
             Source::Http(url) => list_server(&source, &discovery, url),
             Source::Dns { .. } | Source::Srv(_) | Source::File(_) => None,
         };
+        let origin = list.as_ref().map(|(list, _)| list.url.to_string());
+        let at_origin = common.discovering.at_origin(origin.unwrap_or_default());
         Self {
             source,
             discovery,
@@ -108,6 +105,8 @@ impl Reader {
             stamp: None,
             tag: None,
             list,
+            at_origin,
+            missed: 0,
         }
     }
 
@@ -122,9 +121,7 @@ impl Reader {
                 self.polled(found)
             }
             Source::Http(url) => {
-                let asked = timeout(WITHIN, self.http(url)).await;
-                let late = || Failure::new(Why::Timeout, format!("no list within {WITHIN:?}"));
-                let found = asked.unwrap_or_else(|_| Err(late()));
+                let found = self.http(url).await;
                 self.polled(found)
             }
         }
@@ -152,42 +149,66 @@ impl Reader {
             })
         };
         let found = found.map(|found| {
-            let servers = found.addresses.iter().filter_map(named).collect();
+            // How many of them are used is for the state to decide, which knows those that are.
+            let addresses = found.addresses.iter().take(limits::LISTED);
+            let servers = addresses.filter_map(named).collect();
             (servers, found.hold)
         });
-        self.of_records(found)
+        self.of_records(found, Vec::new())
     }
 
     async fn services(&self, name: &DnsName) -> Look {
         let found = self.common.resolver.services(name.as_str()).await;
-        let found = found.map(|found| (self.weighed(&found.servers), found.hold));
-        self.of_records(found)
+        let (mut places, mut refused) = (Vec::new(), Vec::new());
+        let found = found.map(|found| {
+            for service in found.servers {
+                let at = format!("{}:{}", service.host, service.port);
+                match self.url(&at) {
+                    Some(url) => places.push((service, url)),
+                    None => refused.push(RefusedServer {
+                        url: at,
+                        why: "not where a server is".to_owned(),
+                    }),
+                }
+            }
+            (self.weighed(places), found.hold)
+        });
+        self.of_records(found, refused)
     }
 
     /// Weights are shares within a priority; together its servers weigh as much as others would.
-    fn weighed(&self, servers: &[Service]) -> Vec<Named> {
-        let named = |service: &Service| {
-            let peers = servers.iter().filter(|s| s.priority == service.priority);
-            let count = peers.clone().count() as u64;
-            let all: u64 = peers.map(|s| u64::from(s.weight)).sum();
-            let parts = match all {
-                0 => self.weight(),
-                _ => share(self.weight(), u64::from(service.weight) * count, all),
+    fn weighed(&self, servers: Vec<(Service, EndpointUrl)>) -> Vec<Named> {
+        let mut priorities: HashMap<u16, (u64, u64)> = HashMap::new();
+        for (service, _) in &servers {
+            let (count, all) = priorities.entry(service.priority).or_default();
+            *count += 1;
+            *all += u64::from(service.weight);
+        }
+        let named = |(service, url): (Service, EndpointUrl)| {
+            let parts = match priorities.get(&service.priority) {
+                Some((count, all)) if *all > 0 => {
+                    share(self.weight(), u64::from(service.weight) * count, *all)
+                }
+                _ => self.weight(),
             };
-            Some(Named {
-                url: self.url(&format!("{}:{}", service.host, service.port))?,
+            Named {
+                url,
                 parts,
                 priority: service.priority,
                 server_name: None,
-            })
+            }
         };
-        servers.iter().filter_map(named).collect()
+        servers.into_iter().map(named).collect()
     }
 
-    fn of_records(&self, found: Result<(Vec<Named>, Duration), LookupError>) -> Look {
+    fn of_records(
+        &self,
+        found: Result<(Vec<Named>, Duration), LookupError>,
+        refused: Vec<RefusedServer>,
+    ) -> Look {
         match found {
             Ok((servers, again)) => Look {
-                found: self.admit(servers),
+                found: self.admit(servers, refused),
                 again,
             },
             // So says the server. What follows is for the state to decide.
@@ -216,10 +237,14 @@ impl Reader {
         EndpointUrl::parse(&format!("{scheme}://{authority}")).ok()
     }
 
-    /// Only those that may be used. If there are some, but none of these, the source says nothing that could be followed.
-    fn admit(&self, servers: Vec<Named>) -> Result<Answer, Failure> {
-        let given = servers.len();
-        let mut answer = Answer::default();
+    /// Only those that may be used, beside those that are refused already. If there are some, but none of these, the source
+    /// says nothing that could be followed.
+    fn admit(&self, servers: Vec<Named>, refused: Vec<RefusedServer>) -> Result<Answer, Failure> {
+        let given = servers.len() + refused.len();
+        let mut answer = Answer {
+            refused,
+            ..Answer::default()
+        };
         let mut admitted = Vec::new();
         for named in servers {
             match within_bounds(&self.discovery, &named.url) {
@@ -249,7 +274,7 @@ impl Reader {
             priority: 0,
             server_name: None,
         };
-        self.admit(entries.into_iter().map(named).collect())
+        self.admit(entries.into_iter().map(named).collect(), Vec::new())
     }
 
     async fn file(&mut self, path: &Path) -> Result<Answer, Failure> {
@@ -282,111 +307,15 @@ impl Reader {
             Err(error) => return Err(failed(format!("the file cannot be read: {error}"))),
         };
         let json = path.extension().is_some_and(|end| end == "json");
-        let form = if json { Form::Json } else { Form::Lines };
+        // Of a file that was written a moment ago more may come.
+        let whole = stamp.is_some();
+        let form = if json {
+            Form::Json
+        } else {
+            Form::Lines { whole }
+        };
         let answer = self.read_list(&bytes, form)?;
         self.stamp = stamp;
-        Ok(answer)
-    }
-
-    async fn http(&mut self, url: &ListUrl) -> Result<Answer, Failure> {
-        let discovering = self.common.discovering.clone();
-        let turn = discovering.turns.acquire().await;
-        let _turn = turn.map_err(|_| Failure::new(Why::Connect, "the worker stops"))?;
-        let Some((list, tls)) = self.list.clone() else {
-            return Err(Failure::new(Why::Connect, "its url leads nowhere"));
-        };
-        let targets = self.list_targets(&list, tls).await?;
-        let mut last = Failure::new(Why::Connect, "its name has no address");
-        for target in targets {
-            match conn::connect(&target, &self.common.tasks, WITHIN).await {
-                Ok((conn, driver)) => {
-                    let (mut asked, mut driver) =
-                        (pin!(self.ask(conn, url)), pin!(driver.run(|_| {})));
-                    tokio::select! {
-                        biased;
-                        answer = &mut asked => return answer,
-                        // How that ended is told to the answer.
-                        _ = &mut driver => {}
-                    }
-                    return asked.await;
-                }
-                Err(error) => last = Failure::new(Why::Connect, format!("no connection: {error}")),
-            }
-        }
-        Err(last)
-    }
-
-    /// The very addresses that will be dialled.
-    async fn list_targets(
-        &self,
-        list: &Arc<Endpoint>,
-        tls: Option<Arc<Tls>>,
-    ) -> Result<Vec<Target>, Failure> {
-        let addresses = match list.url.address() {
-            Address::Host(host, _) if host.parse::<IpAddr>().is_err() => {
-                let found = self.common.resolver.lookup(host).await;
-                let failed = |error: LookupError| Failure::new(Why::Resolve, error.to_string());
-                found.map_err(failed)?.addresses
-            }
-            _ => Vec::new(),
-        };
-        let targets = Target::all(list, tls, &addresses);
-        for target in &targets {
-            let checked = may_dial(target, &self.common.probing.policy);
-            checked.map_err(|found| Failure::new(Why::Blocked, found.message))?;
-        }
-        Ok(targets)
-    }
-
-    async fn ask(&mut self, mut conn: Conn, url: &ListUrl) -> Result<Answer, Failure> {
-        let lost = || Failure::new(Why::Connect, "the connection was closed before the answer");
-        let request = Request::get("/")
-            .header(header::USER_AGENT, "forebay-discovery")
-            .header(header::ACCEPT, "application/json, text/plain;q=0.5")
-            .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::CONNECTION, HeaderValue::from_static("close"))
-            .body(RequestBody::default());
-        let (Ok(mut request), true) = (request, conn.ready().await) else {
-            return Err(lost());
-        };
-        let path = PathAndQuery::try_from(url.path());
-        let path = path.map_err(|_| Failure::new(Why::Connect, "its path cannot be sent"))?;
-        if let Some(tag) = &self.tag {
-            let headers = request.headers_mut();
-            headers.insert(header::IF_NONE_MATCH, tag.clone());
-        }
-        conn.address(path, &mut request);
-        match conn.send(request).await {
-            Some(Ok(response)) => self.take(response).await,
-            Some(Err(_)) | None => Err(lost()),
-        }
-    }
-
-    async fn take(&mut self, response: Response<Incoming>) -> Result<Answer, Failure> {
-        let status = response.status();
-        if status == StatusCode::NOT_MODIFIED && self.tag.is_some() {
-            return Ok(Answer::default());
-        }
-        // Whatever comes now, the tag of before says nothing of it.
-        self.tag = None;
-        if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
-            let text = format!("it answers {status}, and redirects are not followed");
-            return Err(Failure::new(Why::Redirect, text));
-        }
-        if status != StatusCode::OK {
-            return Err(Failure::new(Why::Status, format!("it answers {status}")));
-        }
-        let form = form_of(&response)?;
-        let tag = response.headers().get(header::ETAG).cloned();
-        let body = Limited::new(response.into_body(), limits::LIST_BYTES).collect();
-        let body = body
-            .await
-            .map_err(|error| match error.is::<LengthLimitError>() {
-                true => too_large(),
-                false => Failure::new(Why::Connect, "its answer broke off"),
-            })?;
-        let answer = self.read_list(&body.to_bytes(), form)?;
-        self.tag = tag.filter(|tag| tag.len() <= TAG_BYTES);
         Ok(answer)
     }
 }
@@ -411,34 +340,6 @@ pub(super) fn within_bounds(discovery: &Discovery, url: &EndpointUrl) -> Result<
         }
     };
     checked.map_err(|why| why.to_string())
-}
-
-/// An endpoint that is the server of the list.
-fn list_server(
-    source: &Endpoint,
-    discovery: &Discovery,
-    url: &ListUrl,
-) -> Option<(Arc<Endpoint>, Option<Arc<Tls>>)> {
-    let mut list = Endpoint::new(source.id.clone(), EndpointUrl::parse(url.origin()).ok()?);
-    list.tls = discovery.source_tls.clone();
-    let list = Arc::new(list);
-    let tls = Tls::of(&list);
-    Some((list, tls))
-}
-
-fn form_of(response: &Response<Incoming>) -> Result<Form, Failure> {
-    let of = |name| response.headers().get(name).map(HeaderValue::as_bytes);
-    let bad = |text: &str| Err(Failure::new(Why::ContentType, text));
-    if of(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != b"identity") {
-        return bad("it is encoded, which was not asked for");
-    }
-    let kind = of(header::CONTENT_TYPE).unwrap_or_default();
-    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
-    match kind.trim_ascii().to_ascii_lowercase().as_slice() {
-        b"application/json" => Ok(Form::Json),
-        b"text/plain" => Ok(Form::Lines),
-        _ => bad("its content type is neither `application/json` nor `text/plain`"),
-    }
 }
 
 fn too_large() -> Failure {
@@ -471,6 +372,11 @@ fn read_file(path: &Path, known: Option<Stamp>) -> io::Result<FileRead> {
         return Ok(FileRead::TooLarge);
     }
     let (before, after) = (stamp(&before), file.metadata()?);
+    // A rename over it changes neither of these.
+    let written = |stamp: Stamp| (stamp.modified, stamp.length);
+    if written(before) != written(stamp(&after)) || bytes.len() as u64 != after.len() {
+        return Err(io::Error::other("it is being written"));
+    }
     let old = after
         .modified()
         .ok()

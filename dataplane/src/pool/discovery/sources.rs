@@ -12,7 +12,7 @@ use std::{
 
 use forebay_proto::{
     Digest, Endpoint, EndpointId, EndpointUrl,
-    endpoint::{Address, OutOfBounds},
+    endpoint::{Address, Discovery, OutOfBounds, Source},
     limits,
 };
 
@@ -33,6 +33,8 @@ pub(in crate::pool) struct Sources {
 /// What one source named.
 #[derive(Debug, Default)]
 struct Known {
+    /// Which one.
+    of: Option<Arc<Discovery>>,
     named: Vec<Named>,
     status: Status,
     /// So many priorities beside the best one are in use.
@@ -81,9 +83,7 @@ impl Sources {
     /// The endpoints that are in use: what is configured, and in place of a source what it named.
     pub(in crate::pool) fn expand(&mut self, configured: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
         let is_source = |e: &&Arc<Endpoint>| e.url.discovery().is_some();
-        let there: BTreeSet<&EndpointId> =
-            configured.iter().filter(is_source).map(|e| &e.id).collect();
-        self.known.retain(|id, _| there.contains(id));
+        self.hand_on(configured);
         self.owners.clear();
         let plain = configured.iter().filter(|endpoint| !is_source(endpoint));
         let mut taken: HashSet<String> = plain.clone().map(|e| e.url.to_string()).collect();
@@ -97,6 +97,34 @@ impl Sources {
             }
         }
         endpoints
+    }
+
+    /// What is known stays with its source, also under another id: ids that nobody chose move on when the first endpoint of a
+    /// model goes. Under an id that has another source now, what the old one named is used until the new one speaks.
+    fn hand_on(&mut self, configured: &[Arc<Endpoint>]) {
+        let sources = configured.iter();
+        let sources = sources.filter_map(|e| Some((&e.id, e.url.discovery()?)));
+        let sources: Vec<(&EndpointId, &Arc<Discovery>)> = sources.collect();
+        let mut before = std::mem::take(&mut self.known);
+        let is = |known: &Known, of: &Arc<Discovery>| known.of.as_ref() == Some(of);
+        for (id, of) in &sources {
+            if before.get(*id).is_some_and(|known| is(known, of)) {
+                self.known.extend(before.remove_entry(*id));
+            }
+        }
+        for (id, of) in &sources {
+            let mut others = before.iter().filter(|(_, known)| is(known, of));
+            let other = others.next().map(|(other, _)| other.clone());
+            if let Some(known) = other.filter(|_| !self.known.contains_key(*id)) {
+                let known = before.remove(&known).unwrap_or_default();
+                self.known.insert((*id).clone(), known);
+            }
+        }
+        for (id, of) in sources {
+            let known = self.known.entry(id.clone());
+            let known = known.or_insert_with(|| before.remove(id).unwrap_or_default());
+            known.of = Some(of.clone());
+        }
     }
 
     fn expand_one(
@@ -137,6 +165,13 @@ impl Sources {
     /// The endpoint whose source named this one.
     pub(in crate::pool) fn owner(&self, endpoint: &EndpointId) -> Option<&Arc<Endpoint>> {
         self.owners.get(endpoint).map(|owner| &owner.source)
+    }
+
+    /// True if the host of this endpoint is a whole name, never one within a search domain: SRV records have no others
+    /// (RFC 2782).
+    pub(in crate::pool) fn names_whole(&self, endpoint: &EndpointId) -> bool {
+        let discovery = self.owner(endpoint).and_then(|owner| owner.url.discovery());
+        discovery.is_some_and(|discovery| matches!(discovery.source, Source::Srv(_)))
     }
 
     /// Its weight in parts of one; of one that no source named, nothing.
@@ -253,7 +288,6 @@ fn named_after(source: &EndpointId, rest: &str) -> Option<EndpointId> {
 
 #[cfg(test)]
 mod tests {
-    use forebay_proto::endpoint::{Discovery, Source};
     use proptest::prelude::*;
 
     use super::*;
@@ -305,6 +339,27 @@ mod tests {
         // A source that is configured no more is forgotten.
         sources.expand(&configured[..1]);
         assert_eq!(ids(&sources.expand(&configured)), ["a", "pods"]);
+    }
+
+    #[test]
+    fn what_a_source_named_goes_with_it_to_another_id() {
+        let under = |name: &str, other: &Arc<Endpoint>| {
+            let endpoint = Endpoint::new(id(name), other.url.clone());
+            Arc::new(endpoint)
+        };
+        let (x, y, z) = (source("x"), source("y"), source("z"));
+        let mut sources = Sources::default();
+        sources.expand(&[under("e1", &x), under("e2", &y), under("e3", &z)]);
+        for n in 1..=3 {
+            let named = vec![at(&format!("10.0.0.{n}:80"), 0)];
+            sources.named(&id(&format!("e{n}")), named, Status::default());
+        }
+        // The first one goes, and the ids of the others move on.
+        let endpoints = sources.expand(&[under("e1", &y), under("e2", &z)]);
+        assert_eq!(ids(&endpoints), ["e1-10-0-0-2-80", "e2-10-0-0-3-80"]);
+        // Another source under an id begins with what is known there.
+        let endpoints = sources.expand(&[under("e1", &x), under("e2", &z)]);
+        assert_eq!(ids(&endpoints), ["e1-10-0-0-2-80", "e2-10-0-0-3-80"]);
     }
 
     #[test]

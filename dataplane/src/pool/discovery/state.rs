@@ -7,7 +7,7 @@
 //! - An answer without any server is believed after `keep_empty` only; so one answer never takes away all, but where another
 //!   one names others instead.
 //! - A server that an answer lacks is gone at once; but where answers may be parts of the whole (DNS) and this one has news
-//!   besides, it stays for a while, since some servers give another part each time.
+//!   besides, it stays for a while and some more answers, since some servers give another part each time.
 //! - One that comes back for the second time within some minutes waits, longer each time, unless nothing else is there.
 //! - No more than `limits::TARGETS` are used; those in use stay, and what is lacking longest makes room.
 
@@ -20,6 +20,9 @@ use forebay_proto::{EndpointUrl, endpoint::ServerName, limits};
 
 /// How long a server is used that an answer lacks which may be a part.
 pub(super) const KEPT: Duration = Duration::from_secs(30);
+/// And for as many answers that lack it, the first one included: what holds for longer than that time is asked for but once
+/// within it.
+const LACKED: u32 = 3;
 /// A server that did not leave for this long is as good as a new one.
 const CALM: Duration = Duration::from_secs(300);
 /// The first time that one waits which came back too often; doubled each time.
@@ -53,8 +56,22 @@ pub(super) struct Rules {
 #[derive(Debug)]
 struct Used {
     named: Named,
-    /// Since when answers lack it.
-    missing: Option<Duration>,
+    /// Answers lack it.
+    missing: Option<Missing>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Missing {
+    since: Duration,
+    /// So many of them.
+    answers: u32,
+}
+
+impl Missing {
+    /// When it goes by itself; not before more answers have lacked it.
+    fn until(self) -> Option<Duration> {
+        (self.answers >= LACKED).then(|| self.since + KEPT)
+    }
 }
 
 #[derive(Debug)]
@@ -135,16 +152,19 @@ impl State {
     fn take_leave(&mut self, now: Duration, named: &BTreeMap<String, Named>) {
         let only_lacks = named.keys().all(|key| self.answered.contains(key));
         let others_alone = !named.keys().any(|key| self.used.contains_key(key));
-        let at_once = !self.rules.partial || only_lacks || others_alone;
         let lacks = self.used.keys().filter(|key| !named.contains_key(*key));
         for key in lacks.cloned().collect::<Vec<_>>() {
-            match at_once {
-                true => self.remove(now, &key),
-                false => {
-                    if let Some(used) = self.used.get_mut(&key) {
-                        used.missing.get_or_insert(now);
-                    }
-                }
+            // What the one before lacked, too, may be in another part: that the same part comes again says nothing of it.
+            let shrank = only_lacks && self.answered.contains(&key);
+            if !self.rules.partial || shrank || others_alone {
+                self.remove(now, &key);
+            } else if let Some(used) = self.used.get_mut(&key) {
+                let first = Missing {
+                    since: now,
+                    answers: 0,
+                };
+                let missing = used.missing.get_or_insert(first);
+                missing.answers = missing.answers.saturating_add(1);
             }
         }
     }
@@ -194,7 +214,8 @@ impl State {
             self.used.clear();
         }
         let gone = self.used.iter();
-        let gone = gone.filter(|(_, used)| used.missing.is_some_and(|since| over(since, KEPT)));
+        let due = |used: &Used| used.missing.and_then(Missing::until);
+        let gone = gone.filter(|(_, used)| due(used).is_some_and(|until| until <= now));
         for key in gone.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.remove(now, &key);
         }
@@ -223,7 +244,7 @@ impl State {
             return true;
         }
         let missing = self.used.iter();
-        let missing = missing.filter_map(|(key, used)| Some((used.missing?, key.clone())));
+        let missing = missing.filter_map(|(key, used)| Some((used.missing?.since, key.clone())));
         let Some((_, key)) = missing.min() else {
             return false;
         };
@@ -236,10 +257,9 @@ impl State {
         let waiting = self.waiting.values().map(|waits| waits.until);
         // What is due already waits for room.
         let waiting = waiting.filter(|until| *until > now);
-        let missing = self.used.values().filter_map(|used| used.missing);
+        let missing = self.used.values().filter_map(|used| used.missing?.until());
         let empty = self.empty_since.filter(|_| !self.used.is_empty());
         let empty = empty.map(|since| since + self.rules.keep_empty);
-        let missing = missing.map(|since| since + KEPT);
         waiting.chain(missing).chain(empty).min()
     }
 

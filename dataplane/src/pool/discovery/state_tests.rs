@@ -91,14 +91,45 @@ fn answers_that_rotate_are_no_changes_and_those_that_only_lack_are() {
     assert_eq!(used(&state), [1, 2, 3, 4]);
     state.answer(secs(2), list(&[1, 4]));
     assert_eq!(used(&state), [1, 2, 3, 4]);
-    // What none had for half a minute is gone.
-    assert_eq!(state.next(secs(2)), Some(secs(32)));
+    // What none had for half a minute is gone, if they were some.
+    state.advance(secs(32));
+    assert_eq!(used(&state), [1, 2, 3, 4]);
+    state.answer(secs(3), list(&[1, 4]));
+    assert_eq!(state.next(secs(3)), None);
+    state.answer(secs(4), list(&[1, 4]));
+    assert_eq!(state.next(secs(4)), Some(secs(32)));
     state.advance(secs(32));
     assert_eq!(used(&state), [1, 4]);
     state.answer(secs(33), list(&[1]));
     assert_eq!(used(&state), [1], "scaled down");
     state.answer(secs(34), list(&[8, 9]));
     assert_eq!(used(&state), [8, 9], "all are others");
+}
+
+#[test]
+fn answers_that_hold_for_long_or_come_again_rotate_as_well() {
+    let mut state = State::new(RECORDS, vec![]);
+    state.answer(secs(0), list(&[1, 2, 3]));
+    // A minute apart, each is the first that lacks another one for longer than half a minute.
+    for (n, part) in [[2, 3, 4], [3, 4, 1], [4, 1, 2], [1, 2, 3]]
+        .iter()
+        .enumerate()
+    {
+        state.answer(secs(60 * (n as u64 + 1)), list(part));
+        state.advance(secs(60 * (n as u64 + 1) + 59));
+        assert_eq!(used(&state), [1, 2, 3, 4], "{part:?}");
+    }
+    // The same part again, from a cache between: what it lacked before is in another one.
+    state.answer(secs(300), list(&[1, 2, 3]));
+    assert_eq!(used(&state), [1, 2, 3, 4]);
+    // What is lacking for the first time when nothing is new is gone.
+    state.answer(secs(301), list(&[1, 2]));
+    assert_eq!(used(&state), [1, 2]);
+    state.answer(secs(360), list(&[1, 5]));
+    state.answer(secs(420), list(&[1, 6, 5]));
+    assert_eq!(used(&state), [1, 2, 5, 6]);
+    state.answer(secs(480), list(&[1, 6, 5]));
+    assert_eq!(used(&state), [1, 5, 6]);
 }
 
 #[test]

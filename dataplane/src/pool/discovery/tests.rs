@@ -1,11 +1,15 @@
 //! Sources of every kind against a pool: what is read, refused, kept, and how it ends. Lists come over real sockets and files.
 
-use std::{fs, net::SocketAddr};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+};
 
 use forebay_proto::{
     EndpointUrl, ModelSpec, PoolSettings, Protocol, ResolvedModel, Revision, Weight,
-    endpoint::{Bounds, ListUrl},
+    endpoint::{Bounds, DnsName, ListUrl},
 };
+use hickory_resolver::proto::rr::{Name, RData, RecordType, rdata::SRV};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::{
@@ -19,8 +23,8 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::{
     metrics::Metrics,
-    pool::{DiscoverySnapshot, PoolSnapshot},
-    resolve::Resolver,
+    pool::{DiscoverySnapshot, PoolSnapshot, conn::Conn, inner::Inner},
+    resolve::{Resolver, testing::Dns},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -35,7 +39,11 @@ struct ListServer {
 
 impl ListServer {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn at(addr: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (answer, asked) = <(Arc<Mutex<Vec<u8>>>, Arc<Mutex<Vec<String>>>)>::default();
         let mut task = JoinSet::new();
@@ -248,6 +256,8 @@ async fn whatever_a_list_does_the_servers_that_are_known_serve_on() {
         ("too_large", format!("{head}\r\n{huge}")),
         ("connect", format!("{head}content-length: 99\r\n\r\n[")),
         ("connect", "not HTTP at all\r\n\r\n".into()),
+        // Where it broke off cannot be told from where it ends.
+        ("malformed", "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n10.0.0.1:80\n".into()),
         ("refused", format!("{head}\r\n{}", json(&["169.254.169.254:80", "8.8.8.8:80"]))),
     ];
     let good = json(&["10.0.0.1:8000"]);
@@ -339,8 +349,11 @@ async fn a_file_is_followed_through_renames_and_kept_through_rubbish() {
     let pool = start(discovery(source), &common(None));
     let seen = failed(&pool, "file").await;
     assert_eq!(seen.discovery[0].state, "waiting");
+    // That it never said anything is as bad as that it says nothing any more.
+    assert!(seen.discovery[0].is_stale());
     put(&json(&["10.0.0.1:80"]));
-    fresh(&pool, 1).await;
+    let seen = fresh(&pool, 1).await;
+    assert!(!seen.discovery[0].is_stale());
     put("[{\"targets\": [\"10.0.0.1:80\", \"10.");
     let seen = failed(&pool, "malformed").await;
     assert_eq!(servers(&seen), ["http://10.0.0.1:80"]);
@@ -479,4 +492,228 @@ async fn servers_are_made_in_the_likeness_of_their_endpoint() {
     assert_eq!(servers(&seen), ["https://vllm-1.test:8000"]);
     assert_eq!(seen.endpoints[0].protocol, "http2");
     assert!(seen.endpoints[0].id.starts_with("pods-vllm-1-test-8000-"));
+}
+
+#[tokio::test]
+async fn a_name_has_as_many_servers_as_there_is_room_for() {
+    let dns = Dns::start().await;
+    let address = |n: u16| RData::from(IpAddr::from([10, 0, (n >> 8) as u8, n as u8]));
+    dns.say("pods.test.", RecordType::A, (0..100).map(address).collect());
+    let common = Common {
+        resolver: Arc::new(dns.resolver(&[])),
+        ..common(None)
+    };
+    let pool = start(discovery(Source::dns("pods.test:80").unwrap()), &common);
+    fresh(&pool, 100).await;
+    dns.say("pods.test.", RecordType::A, (0..300).map(address).collect());
+    let seen = fresh(&pool, limits::TARGETS).await;
+    assert_eq!(seen.discovery[0].no_room, 300 - limits::TARGETS);
+    let model = ModelId::new("m").unwrap();
+    assert!(common.metrics.discovery.count(&model, Why::TooMany) > 0);
+}
+
+fn server(priority: u16, port: u16, host: &str) -> RData {
+    RData::SRV(SRV::new(priority, 1, port, Name::from_ascii(host).unwrap()))
+}
+
+#[tokio::test]
+async fn hosts_of_srv_records_are_whole_names_and_those_without_a_port_are_refused() {
+    const SERVICE: &str = "_http._tcp.pods.test.";
+    let dns = Dns::start().await;
+    dns.say(
+        SERVICE,
+        RecordType::SRV,
+        vec![server(0, 0, "p0."), server(0, 80, "p1.")],
+    );
+    dns.say(
+        "p1.",
+        RecordType::A,
+        vec![RData::from(IpAddr::from([10, 0, 0, 1]))],
+    );
+    let common = Common {
+        resolver: Arc::new(dns.resolver(&["test"])),
+        ..common(None)
+    };
+    let source = Source::Srv(DnsName::new("_http._tcp.pods").unwrap());
+    let pool = start(discovery(source), &common);
+    let seen = fresh(&pool, 1).await;
+    assert_eq!(servers(&seen), ["http://p1:80"]);
+    assert_eq!(seen.discovery[0].refused, 1);
+    assert_eq!(seen.discovery[0].refused_servers[0].url, "p0:0");
+    let asked = async {
+        while !dns.was_asked("p1.", RecordType::A) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, asked).await.unwrap();
+    assert!(!dns.was_asked("p1.test.", RecordType::A));
+    // That all are no places is not that there are none.
+    dns.say(SERVICE, RecordType::SRV, vec![server(0, 0, "p0.")]);
+    let seen = failed(&pool, "refused").await;
+    assert_eq!(servers(&seen), ["http://p1:80"]);
+}
+
+fn reader(url: &str, common: &Common) -> Reader {
+    let model = model(discovery(Source::Http(ListUrl::parse(url).unwrap())));
+    let source = Arc::new(model.endpoints[0].clone());
+    let discovery = source.url.discovery().unwrap().clone();
+    Reader::new(source, discovery, common.clone())
+}
+
+#[tokio::test]
+async fn a_server_of_lists_that_is_silent_holds_up_no_other() {
+    let (silent, good) = (ListServer::start().await, ListServer::start().await);
+    good.list("", &json(&["10.0.0.1:80"]));
+    let common = common(None);
+    let mut waiting = JoinSet::new();
+    for _ in 0..2 * AT_ONCE {
+        let mut reader = reader(&silent.url(), &common);
+        waiting.spawn(async move { reader.look().await });
+    }
+    timeout(SOON, async {
+        while silent.heard("GET") == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let free = common.discovering.turns.available_permits();
+    assert_eq!(free, AT_ONCE - AT_ORIGIN);
+    let look = reader(&good.url(), &common).look().await;
+    assert!(look.found.is_ok(), "{look:?}");
+    // Who waited longer than a list may take has its whole time.
+    while let Some(look) = waiting.join_next().await {
+        assert_eq!(look.unwrap().found.unwrap_err().why, Why::Timeout);
+    }
+    assert!(silent.heard("GET") >= 2 * AT_ONCE - 1);
+}
+
+#[tokio::test]
+async fn the_next_address_of_a_server_of_lists_is_tried_when_one_does_not_answer() {
+    // Nobody takes what comes, and there is no room for more than this.
+    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    dead.bind(&any.into()).unwrap();
+    dead.listen(0).unwrap();
+    let at = dead.local_addr().unwrap().as_socket().unwrap();
+    let mut full = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100)) {
+        full.push(stream);
+    }
+    let alive = SocketAddr::from(([127, 0, 0, 2], at.port()));
+    let good = ListServer::at(alive).await;
+    good.list("", &json(&["10.0.0.1:80"]));
+    let dns = Dns::start().await;
+    let both = [at, alive].map(|at| RData::from(at.ip()));
+    dns.say("lists.test.", RecordType::A, both.to_vec());
+    let common = Common {
+        resolver: Arc::new(dns.resolver(&[])),
+        ..common(None)
+    };
+    let mut reader = reader(&format!("http://lists.test:{}/", at.port()), &common);
+    let look = reader.look().await;
+    assert!(look.found.is_ok(), "{look:?}");
+    // The one that answered is asked first from now on.
+    let began = Instant::now();
+    assert!(reader.look().await.found.is_ok());
+    assert!(began.elapsed() < Duration::from_millis(150));
+}
+
+#[tokio::test]
+async fn a_file_of_lines_that_is_being_written_is_no_list_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("targets");
+    fs::write(&path, "10.0.0.1:80\n").unwrap();
+    let source = Source::file(path.to_str().unwrap()).unwrap();
+    let pool = start(discovery(source), &common(None));
+    fresh(&pool, 1).await;
+    let fresh_file = dir.path().join("fresh");
+    fs::write(&fresh_file, "10.0.0.2:80\n10.0.0.3:80").unwrap();
+    fs::rename(&fresh_file, &path).unwrap();
+    let seen = failed(&pool, "malformed").await;
+    assert_eq!(servers(&seen), ["http://10.0.0.1:80"]);
+    // It was written like that, and nothing came after it.
+    fresh(&pool, 2).await;
+}
+
+fn kept_in(data: &Path) -> usize {
+    fs::read_dir(data.join("discovery")).map_or(0, Iterator::count)
+}
+
+async fn kept(data: &Path, files: usize) {
+    let wait = async {
+        while kept_in(data) != files {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let kept = timeout(SOON, wait).await;
+    assert!(kept.is_ok(), "{} files, not {files}", kept_in(data));
+}
+
+#[tokio::test]
+async fn what_is_used_is_kept_of_another_source_too_and_of_none_that_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    // It cannot be written for a while.
+    fs::write(data.join("discovery"), "in the way").unwrap();
+    fs::write(&one, "10.0.0.1:80\n").unwrap();
+    let at = |path: &Path| discovery(Source::file(path.to_str().unwrap()).unwrap());
+    let pool = start(at(&one), &common(Some(&data)));
+    fresh(&pool, 1).await;
+    fs::remove_file(data.join("discovery")).unwrap();
+    kept(&data, 1).await;
+    let lists = KeptLists::within(&data);
+    let source = |path: &Path| format!("m\nfile {}", path.display());
+    assert_eq!(lists.load(&source(&one)).unwrap().len(), 1);
+    // Another source that says nothing yet: what is used is its last known good.
+    pool.reshape(&model(at(&other)));
+    failed(&pool, "file").await;
+    let wait = async {
+        while lists.load(&source(&other)).unwrap().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, wait).await.unwrap();
+    assert!(lists.load(&source(&one)).unwrap().is_empty());
+    // A worker that stops needs it again, and a model that is removed does not.
+    pool.shutdown();
+    drop(pool);
+    let pool = start(at(&other), &common(Some(&data)));
+    until(&pool, "as before", |s| s.state == "last_known_good").await;
+    pool.retire();
+    drop(pool);
+    kept(&data, 0).await;
+}
+
+#[test]
+fn the_next_priority_is_used_when_all_of_the_best_serve_another_model() {
+    let mut model = model(discovery(Source::file("/x").unwrap()));
+    model.probe.mode = forebay_proto::ProbeMode::Enforce;
+    let mut inner = Inner::<Conn>::new(&model, usize::MAX, 1);
+    let now = Duration::ZERO;
+    drop(inner.reshape(now, &model));
+    let named = |host: &str, priority| Named {
+        url: EndpointUrl::parse(&format!("http://{host}:80")).unwrap(),
+        parts: 1,
+        priority,
+        server_name: None,
+    };
+    let id = EndpointId::new("pods").unwrap();
+    let servers = vec![
+        named("10.0.0.1", 0),
+        named("10.0.0.2", 0),
+        named("10.0.0.3", 1),
+    ];
+    inner.sources.named(&id, servers, Status::default());
+    drop(inner.expand(now));
+    let (asked, targets) = inner.to_ask().unwrap();
+    assert_eq!(targets.len(), 2);
+    drop(inner.found(now, &asked, &targets[0], Some("other")));
+    assert!(!inner.weigh_reserves(now));
+    drop(inner.found(now, &asked, &targets[1], Some("other")));
+    assert!(inner.weigh_reserves(now));
+    drop(inner.expand(now));
+    assert_eq!(inner.endpoints.len(), 3);
 }

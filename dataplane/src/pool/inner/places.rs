@@ -2,7 +2,7 @@
 //! be dialled.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -22,22 +22,23 @@ impl<C: Upstream> Inner<C> {
     pub(in crate::pool) fn expand(&mut self, now: Duration) -> Effects<C> {
         let before = std::mem::take(&mut self.endpoints);
         self.endpoints = self.sources.expand(&self.configured);
+        let before: HashMap<&EndpointId, &Arc<Endpoint>> =
+            before.iter().map(|e| (&e.id, e)).collect();
         let kept = |endpoint: &Endpoint| {
-            let mut before = before.iter();
-            let same_name =
-                before.find(|b| b.id == endpoint.id && b.url.address() == endpoint.url.address());
-            same_name.is_some()
+            let same_name = before.get(&endpoint.id);
+            same_name.is_some_and(|before| before.url.address() == endpoint.url.address())
         };
         let kept: BTreeSet<EndpointId> = {
             let kept = self.endpoints.iter().filter(|endpoint| kept(endpoint));
             kept.map(|endpoint| endpoint.id.clone()).collect()
         };
         self.addresses.retain(|id, _| kept.contains(id));
-        let endpoints = &self.endpoints;
+        let endpoints: HashMap<&EndpointId, &Arc<Endpoint>> =
+            self.endpoints.iter().map(|e| (&e.id, e)).collect();
         for places in self.quarantine.values_mut() {
             places.retain(|_, found| {
-                let mut same = endpoints.iter();
-                same.any(|endpoint| endpoint.same_connections(&found.endpoint))
+                let same = endpoints.get(&found.endpoint.id);
+                same.is_some_and(|endpoint| endpoint.same_connections(&found.endpoint))
             });
         }
         self.quarantine.retain(|_, places| !places.is_empty());
@@ -83,18 +84,20 @@ impl<C: Upstream> Inner<C> {
         why
     }
 
-    /// How the servers of a source do.
+    /// How the servers of a source do. What serves another model is as good as lost, and what of it is still open, too.
     fn doing(&self, now: Duration, own: &dyn Fn(&EndpointId) -> bool) -> Doing {
-        let targets = self
-            .targets
-            .iter()
-            .filter(|(_, target)| own(&target.endpoint.id));
+        let targets = self.targets.iter();
+        let targets = targets.filter(|(_, t)| own(&t.endpoint.id) && !self.is_quarantined(t));
         let census: Vec<_> = targets
             .map(|(id, _)| self.core.census_of(now, *id))
             .collect();
         let lost = |c: &OriginCensus| c.unreachable || c.state != State::Healthy;
+        let mut endpoints = self.endpoints.iter().filter(|endpoint| own(&endpoint.id));
         Doing {
-            down: !census.is_empty() && census.iter().all(lost),
+            down: match census.is_empty() {
+                true => endpoints.any(|endpoint| self.quarantine.contains_key(&endpoint.id)),
+                false => census.iter().all(lost),
+            },
             well: census.iter().any(|c| !lost(c) && c.open > 0),
         }
     }
