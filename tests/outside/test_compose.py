@@ -72,6 +72,11 @@ def test_containers_have_no_more_than_they_need(fleet):
     surviving.containers_have_no_more_than_they_need(fleet)
 
 
+@pytest.mark.parametrize("service", ["control", "worker-1"])
+def test_the_image_trusts_the_usual_authorities(fleet, service):
+    surviving.the_image_trusts_the_usual_authorities(fleet, service)
+
+
 def test_the_balancer_passes_on_what_clients_do(fleet):
     surviving.streams_pass_as_they_come()
     surviving.a_client_that_goes_away_cancels()
