@@ -89,6 +89,9 @@ def test_selectors_and_ports_meet(objects):
         assert each["spec"]["selector"]["matchLabels"].items() <= labels.items()
         for spread in each["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
             assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+            # A node with a taint has no pod of these, and would let no other node have two: a rolling update would wait.
+            if spread["whenUnsatisfiable"] == "DoNotSchedule":
+                assert spread["nodeTaintsPolicy"] == "Honor"
     for service in of_kind(objects, "Service"):
         [target] = chosen(objects, service["spec"]["selector"])
         ports = {port["name"] for port in container(target)["ports"]}
