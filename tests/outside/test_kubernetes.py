@@ -3,6 +3,7 @@ not say: that names meet, that the graces add up, that nothing has more rights t
 
 import copy
 import re
+import shutil
 import subprocess
 
 import kubernetes_validate
@@ -19,17 +20,23 @@ VERSIONS = ["1.32", "1.37"]
 NOTICED_WITHIN = 10
 
 
-def built(overlay):
-    path = MANIFESTS / "overlays" / overlay
+def built(overlay, *components, manifests=MANIFESTS):
+    path = manifests / "overlays" / overlay
+    if components:
+        # As `kustomize edit add component` does.
+        listed = "".join(f"  - ../../components/{component}\n" for component in components)
+        (path / "kustomization.yaml").open("a").write(f"components:\n{listed}")
     done = subprocess.run(["kubectl", "kustomize", path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.fixture(scope="module", params=OVERLAYS)
-def objects(request):
-    return built(request.param)
+@pytest.fixture(scope="module", params=[*OVERLAYS, *(f"{overlay} queue-wait" for overlay in OVERLAYS)])
+def objects(request, tmp_path_factory):
+    """An overlay as it is, and with what may be added to it."""
+    manifests = shutil.copytree(MANIFESTS, tmp_path_factory.mktemp("manifests") / "kubernetes")
+    return built(*request.param.split(), manifests=manifests)
 
 
 def of_kind(objects, *kinds):
@@ -134,6 +141,19 @@ def test_streams_have_the_time_that_they_are_promised(objects):
     assert down["periodSeconds"] >= spec["terminationGracePeriodSeconds"]
     # A rolling update takes nobody away before somebody is there.
     assert worker["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_autoscaler_looks_at_what_is_there(overlay, tmp_path):
+    """A metric without a number keeps it from taking anybody away: what needs an adapter comes with the adapter."""
+    manifests = shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
+    plain = named(built(overlay), "HorizontalPodAutoscaler", "forebay-worker")
+    assert [metric["type"] for metric in plain["spec"]["metrics"]] == ["Resource"]
+    waits = built(overlay, "queue-wait", manifests=manifests)
+    waits = named(waits, "HorizontalPodAutoscaler", "forebay-worker")
+    assert [metric["type"] for metric in waits["spec"]["metrics"]] == ["Resource", "Pods"]
+    waits["spec"]["metrics"].pop()
+    assert waits == plain
 
 
 def test_nothing_has_more_rights_than_it_needs(objects):
