@@ -13,6 +13,7 @@ import yaml
 from processes import ROOT, helped
 
 MANIFESTS = ROOT / "deploy/kubernetes"
+GUIDE = ROOT / "docs/deploying.md"
 OVERLAYS = ["sled", "etcd"]
 # The oldest that is supported, and the newest that there are schemas of.
 VERSIONS = ["1.32", "1.37"]
@@ -178,6 +179,21 @@ def test_nothing_has_more_rights_than_it_needs(objects):
             and each in chosen(objects, policy["spec"]["podSelector"]["matchLabels"])
         ]
         assert covered
+
+
+def test_the_guide_lists_whom_labels_let_in(objects):
+    """By labels alone, never by the name that a namespace happens to have: but for the cluster's own."""
+    guide = set(re.findall(r"^kubectl label namespace \w+ +(forebay\.dev/\w+)=true ", GUIDE.read_text(), re.M))
+    asked = set()
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]:
+            for peer in [*rule.get("from", []), *rule.get("to", [])]:
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                if labels != {"kubernetes.io/metadata.name": "kube-system"}:
+                    assert set(labels.values()) <= {"true"}, labels
+                    asked |= labels.keys()
+    etcd = {"forebay.dev/etcd"} if "envFrom" in str(workloads(objects)) else set()
+    assert asked == guide - ({"forebay.dev/etcd"} - etcd)
 
 
 def test_every_setting_is_one(objects):
