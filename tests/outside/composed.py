@@ -51,8 +51,7 @@ class Composed:
     def build(self):
         """The images as the compose file makes them; Forebay's own are left alone with FOREBAY_IMAGES=there."""
         there = os.environ.get("FOREBAY_IMAGES") == "there"
-        ours = "control" if "control" in self.services else "control-1"
-        own = [] if there else [ours, "engine-1"]
+        own = [] if there else ["worker-1", "engine-1"]
         others = ["balancer", *(service for service in self.services if service == "etcd-1")]
         self.compose("build", *own, *others)
 

@@ -8,7 +8,7 @@ import time
 
 import openai
 
-from composed import BALANCER, ENGINES, WORKERS, metric
+from composed import BALANCER, ENGINES, WORKERS, docker, metric
 from control_plane import ControlPlane
 from load import Load, told
 from processes import ROOT, eventually
@@ -200,6 +200,12 @@ def containers_have_no_more_than_they_need(fleet):
         assert uid != "0", f"{service} runs as root"
         for bindings in (host["PortBindings"] or {}).values():
             assert all(binding["HostIp"] == "127.0.0.1" for binding in bindings), service
+
+
+def the_image_trusts_the_usual_authorities(fleet, service):
+    """Otherwise neither `https://` to engines nor `etcds://` works without a file of one's own; its user must read them."""
+    trusted = docker("exec", fleet.container(service), "cat", "/etc/ssl/certs/ca-certificates.crt")
+    assert trusted.count("-----BEGIN CERTIFICATE-----") > 50, service
 
 
 def data_outlive_the_containers(fleet, control):

@@ -5,12 +5,13 @@ import urllib.error
 import urllib.parse
 
 import pytest
+import yaml
 
 import surviving
 import test_monitoring
 from composed import BALANCER, ENGINES, WORKERS, Composed
 from control_plane import ControlPlane
-from processes import eventually
+from processes import ROOT, eventually
 from stack import get
 from surviving import MODELS
 
@@ -35,6 +36,22 @@ def fleet():
         fleet.down("--volumes")
 
 
+def test_each_image_is_built_by_one_service():
+    """The first in the file that uses it, and one that every profile with that image has."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    users = {}
+    for name, service in services.items():
+        if service["image"].endswith(":local"):
+            users.setdefault(service["image"], []).append(name)
+    assert {"forebay:local", "forebay-mock:local", "forebay-etcd:local"} <= users.keys()
+    for image, names in users.items():
+        assert [name for name in names if "build" in services[name]] == names[:1], image
+        profiles = {profile for name in names for profile in services[name].get("profiles", [])}
+        assert set(services[names[0]].get("profiles", profiles)) == profiles, image
+        # Nobody asks a registry for it.
+        assert all(services[name].get("pull_policy") == "never" for name in names[1:]), image
+
+
 def states():
     workers = ControlPlane(CONTROL).call("Fleet", "ListWorkers")["workers"]
     return {worker["id"]: worker["state"].removeprefix("WORKER_STATE_") for worker in workers}
@@ -53,6 +70,11 @@ def test_what_is_registered_is_served_through_the_balancer(fleet):
 
 def test_containers_have_no_more_than_they_need(fleet):
     surviving.containers_have_no_more_than_they_need(fleet)
+
+
+@pytest.mark.parametrize("service", ["control", "worker-1"])
+def test_the_image_trusts_the_usual_authorities(fleet, service):
+    surviving.the_image_trusts_the_usual_authorities(fleet, service)
 
 
 def test_the_balancer_passes_on_what_clients_do(fleet):

@@ -3,6 +3,7 @@ not say: that names meet, that the graces add up, that nothing has more rights t
 
 import copy
 import re
+import shutil
 import subprocess
 
 import kubernetes_validate
@@ -12,6 +13,7 @@ import yaml
 from processes import ROOT, helped
 
 MANIFESTS = ROOT / "deploy/kubernetes"
+GUIDE = ROOT / "docs/deploying.md"
 OVERLAYS = ["sled", "etcd"]
 # The oldest that is supported, and the newest that there are schemas of.
 VERSIONS = ["1.32", "1.37"]
@@ -19,17 +21,23 @@ VERSIONS = ["1.32", "1.37"]
 NOTICED_WITHIN = 10
 
 
-def built(overlay):
-    path = MANIFESTS / "overlays" / overlay
+def built(overlay, *components, manifests=MANIFESTS):
+    path = manifests / "overlays" / overlay
+    if components:
+        # As `kustomize edit add component` does.
+        listed = "".join(f"  - ../../components/{component}\n" for component in components)
+        (path / "kustomization.yaml").open("a").write(f"components:\n{listed}")
     done = subprocess.run(["kubectl", "kustomize", path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.fixture(scope="module", params=OVERLAYS)
-def objects(request):
-    return built(request.param)
+@pytest.fixture(scope="module", params=[*OVERLAYS, *(f"{overlay} queue-wait" for overlay in OVERLAYS)])
+def objects(request, tmp_path_factory):
+    """An overlay as it is, and with what may be added to it."""
+    manifests = shutil.copytree(MANIFESTS, tmp_path_factory.mktemp("manifests") / "kubernetes")
+    return built(*request.param.split(), manifests=manifests)
 
 
 def of_kind(objects, *kinds):
@@ -89,6 +97,9 @@ def test_selectors_and_ports_meet(objects):
         assert each["spec"]["selector"]["matchLabels"].items() <= labels.items()
         for spread in each["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
             assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+            # A node with a taint has no pod of these, and would let no other node have two: a rolling update would wait.
+            if spread["whenUnsatisfiable"] == "DoNotSchedule":
+                assert spread["nodeTaintsPolicy"] == "Honor"
     for service in of_kind(objects, "Service"):
         [target] = chosen(objects, service["spec"]["selector"])
         ports = {port["name"] for port in container(target)["ports"]}
@@ -133,6 +144,19 @@ def test_streams_have_the_time_that_they_are_promised(objects):
     assert worker["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_autoscaler_looks_at_what_is_there(overlay, tmp_path):
+    """A metric without a number keeps it from taking anybody away: what needs an adapter comes with the adapter."""
+    manifests = shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
+    plain = named(built(overlay), "HorizontalPodAutoscaler", "forebay-worker")
+    assert [metric["type"] for metric in plain["spec"]["metrics"]] == ["Resource"]
+    waits = built(overlay, "queue-wait", manifests=manifests)
+    waits = named(waits, "HorizontalPodAutoscaler", "forebay-worker")
+    assert [metric["type"] for metric in waits["spec"]["metrics"]] == ["Resource", "Pods"]
+    waits["spec"]["metrics"].pop()
+    assert waits == plain
+
+
 def test_nothing_has_more_rights_than_it_needs(objects):
     [namespace] = of_kind(objects, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -155,6 +179,21 @@ def test_nothing_has_more_rights_than_it_needs(objects):
             and each in chosen(objects, policy["spec"]["podSelector"]["matchLabels"])
         ]
         assert covered
+
+
+def test_the_guide_lists_whom_labels_let_in(objects):
+    """By labels alone, never by the name that a namespace happens to have: but for the cluster's own."""
+    guide = set(re.findall(r"^kubectl label namespace \w+ +(forebay\.dev/\w+)=true ", GUIDE.read_text(), re.M))
+    asked = set()
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]:
+            for peer in [*rule.get("from", []), *rule.get("to", [])]:
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                if labels != {"kubernetes.io/metadata.name": "kube-system"}:
+                    assert set(labels.values()) <= {"true"}, labels
+                    asked |= labels.keys()
+    etcd = {"forebay.dev/etcd"} if "envFrom" in str(workloads(objects)) else set()
+    assert asked == guide - ({"forebay.dev/etcd"} - etcd)
 
 
 def test_every_setting_is_one(objects):

@@ -17,8 +17,7 @@ WORKER = "forebay-worker@w1.service"
 DROP_INS = {
     "forebay-gateway@w1.socket.d": "[Socket]\nListenStream=\nListenStream=0.0.0.0:8080\n",
     "forebay-admin@w1.socket.d": "[Socket]\nListenStream=\nListenStream=0.0.0.0:8081\n",
-    "forebay-worker@w1.service.d": "[Service]\nPrivateUsers=no\nEnvironment=FOREBAY_INSECURE=true\n"
-    "Environment=FOREBAY_DRAIN_DELAY=1s\n",
+    "forebay-worker@w1.service.d": "[Service]\nPrivateUsers=no\nEnvironment=FOREBAY_INSECURE=true\n",
     # A container has no users to give away.
     "forebay-control.service.d": "[Service]\nPrivateUsers=no\n",
 }

@@ -77,8 +77,8 @@ def test_every_job_that_is_asked_for_is_scraped():
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_gives():
-    scaler = yaml.safe_load((DEPLOY / "kubernetes/base/autoscaling.yaml").read_text())
-    asked = {each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"] if each["type"] == "Pods"}
+    patch = yaml.safe_load((DEPLOY / "kubernetes/components/queue-wait/metric.yaml").read_text())
+    asked = {each["value"]["pods"]["metric"]["name"] for each in patch}
     given = {rule["name"]["as"] for rule in yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]}
     assert asked == given
 
