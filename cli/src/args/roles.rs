@@ -259,7 +259,8 @@ pub(crate) enum Offline {
         #[command(flatten)]
         dir: StoreArgs,
     },
-    /// Read everything in a store and say what is wrong; nothing is changed.
+    /// Read everything in a store and say what is wrong. Nothing is changed, but that in an etcd a large commit that was
+    /// made, and whose control plane ended before all of it was in its place, is finished.
     Check {
         #[command(flatten)]
         dir: StoreArgs,

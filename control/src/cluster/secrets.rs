@@ -39,9 +39,12 @@ pub(crate) async fn check(
         peppers: vault.pepper_checks().to_vec(),
         seal_keys: vault.seal_checks().to_vec(),
     };
-    let failed = |error: CallError| EtcdError::Away {
-        at: etcd.at().to_string(),
-        error: error.to_string(),
+    let failed = |error: CallError| {
+        let (at, text) = (etcd.at().to_string(), error.to_string());
+        match error {
+            CallError::Refused(_) => EtcdError::Refused { at, error: text },
+            CallError::NotReached(_) | CallError::Unknown(_) => EtcdError::Away { at, error: text },
+        }
     };
     for _ in 0..TRIES {
         let read = TxnRequest {

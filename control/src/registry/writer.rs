@@ -37,8 +37,11 @@ use crate::{
 const WAITING: usize = 1_024;
 /// Most reads of the history at a time.
 const READERS: usize = 4;
-/// Most writes in one commit.
+/// Most writes in one commit, and how many edits they have, and bytes, before no further one is added to it: what each
+/// store takes by itself it also takes after these.
 const GROUP: usize = 64;
+const GROUP_EDITS: usize = 4_096;
+const GROUP_BYTES: u64 = 8 << 20;
 /// How often a group is planned because others were faster. Each time one of them got on.
 const PLANS: u32 = 32;
 
@@ -51,19 +54,11 @@ enum Asked {
     Write(Job),
     Key(KeyJob),
     /// To take over what others wrote.
-    Follow(oneshot::Sender<Result<(), WriteError>>),
+    Follow(Asker),
 }
 
-impl Asked {
-    /// A rollback is by itself, because what it goes back from must be on disk; a change of keys, because it makes no
-    /// revision.
-    fn is_alone(&self) -> bool {
-        match self {
-            Self::Write(job) => matches!(job.write.command, Command::Rollback { .. }),
-            Self::Key(_) | Self::Follow(_) => true,
-        }
-    }
-}
+/// Who waits until what others wrote is taken over.
+type Asker = oneshot::Sender<Result<(), WriteError>>;
 
 struct KeyJob {
     write: KeyWrite,
@@ -74,6 +69,13 @@ struct Job {
     write: Write,
     span: Span,
     answer: oneshot::Sender<Result<Answer, WriteError>>,
+}
+
+impl Job {
+    /// A rollback is committed by itself, because what it goes back from must be on disk.
+    fn is_alone(&self) -> bool {
+        matches!(self.write.command, Command::Rollback { .. })
+    }
 }
 
 /// Where writes are handed in.
@@ -196,8 +198,12 @@ pub(crate) fn start_here(
 ) -> Result<(RegistryHandle, impl Future<Output = ()>), String> {
     let (handle, mut writer, mut waiting) = prepare(store, metrics, vault)?;
     let writing = async move {
-        while let Some(first) = waiting.recv().await {
-            writer.serve_group(first, &mut waiting);
+        let mut next = waiting.recv().await;
+        while let Some(first) = next {
+            next = match writer.serve_group(first, &mut waiting) {
+                Some(taken) => Some(taken),
+                None => waiting.recv().await,
+            };
         }
     };
     Ok((handle, writing))
@@ -266,69 +272,69 @@ struct Writer<S> {
 
 impl<S: Store> Writer<S> {
     fn run(mut self, mut waiting: mpsc::Receiver<Asked>) {
-        while let Some(first) = waiting.blocking_recv() {
-            self.serve_group(first, &mut waiting);
+        let mut next = waiting.blocking_recv();
+        while let Some(first) = next {
+            let taken = self.serve_group(first, &mut waiting);
+            next = taken.or_else(|| waiting.blocking_recv());
         }
     }
 
-    /// The first and those that wait behind it.
-    fn serve_group(&mut self, first: Asked, waiting: &mut mpsc::Receiver<Asked>) {
-        let mut group = Vec::new();
-        let mut next = Some(first);
-        let mut last = None;
-        while let Some(asked) = next.take() {
-            let (alone, begun) = (asked.is_alone(), !group.is_empty());
-            match asked {
-                Asked::Write(job) if !(alone && begun) => group.push(job),
-                asked => {
-                    last = Some(asked);
-                    break;
+    /// The first and those that wait behind it and go with it. Gives the one after them, if it was taken already.
+    fn serve_group(&mut self, first: Asked, waiting: &mut mpsc::Receiver<Asked>) -> Option<Asked> {
+        match first {
+            Asked::Write(job) => {
+                let mut next = None;
+                let mut group = vec![job];
+                while next.is_none()
+                    && group.len() < GROUP
+                    && !group.iter().any(Job::is_alone)
+                    && let Ok(asked) = waiting.try_recv()
+                {
+                    match asked {
+                        Asked::Write(job) if !job.is_alone() => group.push(job),
+                        other => next = Some(other),
+                    }
                 }
+                self.serve(group);
+                next
             }
-            if alone || group.len() >= GROUP {
-                break;
-            }
-            next = waiting.try_recv().ok();
-        }
-        if !group.is_empty() {
-            self.serve(group);
-        }
-        match last {
-            Some(Asked::Write(job)) => self.serve(vec![job]),
-            Some(Asked::Key(job)) => {
+            // It makes no revision, so it is by itself.
+            Asked::Key(job) => {
                 let answer = self.serve_key(&job.write);
                 drop(job.answer.send(answer));
+                None
             }
-            Some(Asked::Follow(answer)) => {
-                let followed = self.up_to_date();
-                drop(answer.send(followed.map_err(WriteError::from)));
-            }
-            None => {}
+            Asked::Follow(asker) => self.serve_follows(asker, waiting),
         }
     }
 
-    fn serve(&mut self, group: Vec<Job>) {
-        let mut planned = Err(StoreError::Conflict.into());
-        for attempt in 0..PLANS {
-            planned = self.plan_and_commit(&group, attempt > 0);
-            if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
-                break;
+    /// In as many commits as their size takes; mostly one.
+    fn serve(&mut self, mut group: Vec<Job>) {
+        while !group.is_empty() {
+            let mut planned = Err(StoreError::Conflict.into());
+            for attempt in 0..PLANS {
+                planned = self.plan_and_commit(&group, attempt > 0);
+                if !matches!(planned, Err(WriteError::Store(StoreError::Conflict))) {
+                    break;
+                }
+                self.metrics.replicas.conflicts.inc();
             }
-            self.metrics.replicas.conflicts.inc();
-        }
-        match planned {
-            Err(error) => refuse_all(group, &error),
-            Ok(results) => {
-                for (job, result) in group.into_iter().zip(results) {
-                    // A client that went away meanwhile finds its write made.
-                    drop(job.answer.send(result));
+            match planned {
+                Err(error) => return refuse_all(group, &error),
+                Ok(results) => {
+                    let served = group.drain(..results.len());
+                    for (job, result) in served.zip(results) {
+                        // A client that went away meanwhile finds its write made.
+                        drop(job.answer.send(result));
+                    }
                 }
             }
         }
     }
 
-    /// Plans a group and commits it as one: the answers to each, or why there are none. A commit proves by itself that
-    /// what it was planned on was the newest; what is answered without one is planned again on what is looked up.
+    /// Plans a group and commits it as one: the answers to each, or why there are none. Answers only the first of them if
+    /// all are more than one commit may take. A commit proves by itself that what it was planned on was the newest; what
+    /// is answered without one is planned again on what is looked up.
     fn plan_and_commit(
         &mut self,
         group: &[Job],
@@ -345,13 +351,20 @@ impl<S: Store> Writer<S> {
         let mut spans = Vec::new();
         let mut answers = Vec::with_capacity(group.len());
         let mut term = None;
+        let (mut edits, mut bytes) = (0, 0);
         for job in group {
+            if edits >= GROUP_EDITS || bytes >= GROUP_BYTES {
+                break;
+            }
             let planned = job.span.in_scope(|| next.plan(&job.write, now, &*history));
             let answer = planned.map(|planned| {
                 if let Some(change) = planned.change {
                     let revision = change.revision;
                     spans.push(tracing::info_span!(parent: &job.span, "commit", %revision));
                     next.apply(change.clone());
+                    let entry = change.entry.as_ref();
+                    edits += entry.map_or(0, |entry| entry.edits.len());
+                    bytes += entry.map_or(0, |entry| entry.log.bytes);
                     changes.push(change);
                     term = term.or(job.write.term);
                 }
@@ -359,7 +372,7 @@ impl<S: Store> Writer<S> {
             });
             answers.push(answer);
         }
-        if !look && self.store.is_shared() && changes.len() < group.len() {
+        if !look && self.store.is_shared() && changes.len() < answers.len() {
             return self.plan_and_commit(group, true);
         }
         self.commit(Arc::new(next), changes, &spans, term)?;

@@ -29,8 +29,10 @@ use super::{
 };
 use crate::etcd::{Etcd, EtcdAccess, EtcdError};
 
-/// Most changes in one commit.
+/// Most changes in one commit, and how many edits they have, and bytes, before no further one is added to it.
 const GROUP: usize = 256;
+const GROUP_EDITS: usize = 4_096;
+const GROUP_BYTES: u64 = 8 << 20;
 /// Most entries that are read of a history; no store keeps as many.
 const ENTRIES: usize = 1_000_000;
 
@@ -54,7 +56,8 @@ pub enum MigrateError {
     NotEmpty(String),
     /// Control planes are at work on it.
     #[error(
-        "{0} is in use by {1} control planes; stop them first, so that nothing is written meanwhile"
+        "{0} is in use by {1} control planes, or was written to meanwhile; stop them first, so that nothing is written \
+         meanwhile"
     )]
     InUse(String, usize),
     /// It failed half-way.
@@ -142,7 +145,11 @@ pub fn migrate(
                 some => return Err(MigrateError::InUse(at, some)),
             }
             let contents = read(&mut store)?;
-            let epoch = into_directory(to, &contents)?;
+            let unchanged = || match (store.replicas()?, store.is_as_loaded()?) {
+                (0, true) => Ok(()),
+                (some, _) => Err(MigrateError::InUse(at.clone(), some)),
+            };
+            let epoch = into_directory(to, &contents, unchanged)?;
             Ok(report(&contents, epoch))
         }
         (StoreLocation::Sled(_), StoreLocation::Sled(_)) => Err(MigrateError::SameKind("sled")),
@@ -332,7 +339,7 @@ fn fill(store: &mut impl Store, contents: &Contents) -> Result<(), MigrateError>
         forget_idem: Vec::new(),
     });
     let changes: Vec<_> = entries.chain(answers).collect();
-    for group in changes.chunks(GROUP) {
+    for group in groups(&changes) {
         store.commit(group)?;
     }
     let keys = &contents.stored.keys;
@@ -346,6 +353,22 @@ fn fill(store: &mut impl Store, contents: &Contents) -> Result<(), MigrateError>
         store.commit_keys(group)?;
     }
     Ok(())
+}
+
+/// Changes in groups of which any store takes each as one commit: one change may have a thousand models.
+fn groups(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
+    let (mut edits, mut bytes, mut count) = (0, 0, 0);
+    changes.chunk_by(move |change, _| {
+        let entry = change.entry.as_ref();
+        edits += entry.map_or(0, |entry| entry.edits.len());
+        bytes += entry.map_or(0, |entry| entry.log.bytes);
+        count += 1;
+        let goes_on = count < GROUP && edits < GROUP_EDITS && bytes < GROUP_BYTES;
+        if !goes_on {
+            (edits, bytes, count) = (0, 0, 0);
+        }
+        goes_on
+    })
 }
 
 /// Reads it back; gives its epoch.
@@ -378,7 +401,12 @@ fn compare(store: &mut impl Store, contents: &Contents, at: &str) -> Result<Stri
     Ok(epoch.to_string())
 }
 
-fn into_directory(dir: &Path, contents: &Contents) -> Result<String, MigrateError> {
+/// Builds it aside; puts it in its place if the source is unchanged then.
+fn into_directory(
+    dir: &Path,
+    contents: &Contents,
+    unchanged: impl FnOnce() -> Result<(), MigrateError>,
+) -> Result<String, MigrateError> {
     let io_error = |error: io::Error| OfflineError::from(OpenError::from_io(dir, error));
     let _lock = offline::take_empty(dir)?;
     let built: PathBuf = dir.join(offline::IMPORTING);
@@ -401,6 +429,8 @@ fn into_directory(dir: &Path, contents: &Contents) -> Result<String, MigrateErro
     if let Some(error) = failed {
         return Err(error);
     }
+    // What was acknowledged since it was read would be lost without a word.
+    unchanged()?;
     // First the export: from here on a start makes good what a crash leaves half-done.
     let mut stored = contents.stored.clone();
     stored.epoch = forebay_proto::Epoch::new(epoch.clone())

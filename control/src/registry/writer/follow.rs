@@ -4,10 +4,36 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{KeyBook, Published, State, Writer, publish};
+use tokio::sync::mpsc;
+
+use super::{Asked, Asker, KeyBook, Published, State, WriteError, Writer, publish};
 use crate::store::{Change, News, Store, StoreError, Stored, history::Past, keys::StoredKeys};
 
 impl<S: Store> Writer<S> {
+    /// Answers everybody who waits to have what is new, and is next, with one look: it is later than what each asked. Who
+    /// went away is not looked for. After a look that failed, those who came meanwhile hear so, too, and what waits behind
+    /// them does not wait for one deadline after another. Gives what is to be served next, if it was taken.
+    pub(super) fn serve_follows(
+        &mut self,
+        first: Asker,
+        waiting: &mut mpsc::Receiver<Asked>,
+    ) -> Option<Asked> {
+        let mut askers = vec![first];
+        let mut next = take_askers(&mut askers, waiting);
+        askers.retain(|asker| !asker.is_closed());
+        if askers.is_empty() {
+            return next;
+        }
+        let followed = self.up_to_date().map_err(WriteError::from);
+        if followed.is_err() && next.is_none() {
+            next = take_askers(&mut askers, waiting);
+        }
+        for asker in askers {
+            drop(asker.send(followed.clone()));
+        }
+        next
+    }
+
     /// Makes sure that this is what the store holds, as far as is known; or as it is, if it is to be looked up.
     pub(super) fn ready(&mut self, look: bool) -> Result<(), StoreError> {
         match look || self.must_reload {
@@ -115,4 +141,15 @@ impl<S: Store> Writer<S> {
         self.state = state;
         self.past = past;
     }
+}
+
+/// Takes those who are next and want to have what is new. Gives the first who wants something else.
+fn take_askers(askers: &mut Vec<Asker>, waiting: &mut mpsc::Receiver<Asked>) -> Option<Asked> {
+    while let Ok(asked) = waiting.try_recv() {
+        match asked {
+            Asked::Follow(asker) => askers.push(asker),
+            other => return Some(other),
+        }
+    }
+    None
 }

@@ -8,14 +8,15 @@ use uuid::Uuid;
 use super::{
     At, EtcdStore, away,
     layout::{
-        Folded, Head, KeysHead, LogValue, MOST_PARTS, Op, Part, Witness, fits, fold_keys, parts,
+        Folded, Head, KeysHead, LogValue, MOST_OPS, MOST_PARTS, Op, Part, Witness, fits, fold_keys,
+        parts,
     },
     not_read,
 };
 use crate::{
     etcd::{
         Budget, CallError,
-        api::{Compare, KeyValue, RequestOp, TxnRequest, TxnResponse},
+        api::{Compare, KeyValue, RangeRequest, RequestOp, TxnRequest, TxnResponse},
         ops,
     },
     store::{
@@ -135,12 +136,8 @@ impl EtcdStore {
     async fn answered(&self, txn: TxnRequest) -> Result<TxnResponse, StoreError> {
         let answer = self.etcd.txn(txn, self.budget()).await;
         answer.map_err(|error| match error {
-            CallError::Refused(status) => StoreError::NotCommitted(format!(
-                "etcd refused it ({}); see its alarms and its user's permissions",
-                status.message()
-            )),
-            error @ CallError::NotReached(_) => StoreError::NotCommitted(away(&error)),
-            error @ CallError::Unknown(_) => StoreError::Unknown(away(&error)),
+            CallError::Unknown(_) => StoreError::Unknown(away(&error)),
+            CallError::Refused(_) | CallError::NotReached(_) => not_read(&error),
         })
     }
 
@@ -156,29 +153,76 @@ impl EtcdStore {
         let parts = parts(ops);
         if parts.len() > MOST_PARTS {
             return Err(StoreError::NotCommitted(format!(
-                "it takes {} transactions of etcd, at most {MOST_PARTS} are allowed; change fewer models at once",
+                "it takes {} values of etcd, at most {MOST_PARTS} are allowed; change fewer models at once",
                 parts.len()
             )));
         }
+        self.sweep_passed(at.head_mod).await;
+        let staged = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        let staging = Head { staged, ..head };
+        let made = match self.stage(at, &staging.commit, &parts, term).await {
+            // From here on it is made.
+            Ok(compare) => {
+                self.write_head(&staging, compare, Vec::new(), witness, term)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &made
+            && !matches!(error, StoreError::Unknown(_))
+        {
+            self.unstage(&staging.commit).await;
+        }
+        self.put_in_place(staging, made?).await
+    }
+
+    /// Writes the parts of a commit where nobody reads; gives what its head then compares. Each of them compares what the
+    /// head will: a part that would be of no use is refused, also one that a member executes late.
+    async fn stage(
+        &self,
+        at: &At,
+        commit: &str,
+        parts: &[Part],
+        term: Option<u64>,
+    ) -> Result<Vec<Compare>, StoreError> {
+        let keys = (0..parts.len()).map(|n| self.layout.part(commit, n));
         let mut compare = self.planned_on(at, term);
+        compare.extend(keys.map(ops::exists));
         for (n, part) in parts.iter().enumerate() {
-            let key = self.layout.part(&head.commit, n);
-            compare.push(ops::exists(key.clone()));
+            let key = self.layout.part(commit, n);
             let txn = TxnRequest {
-                compare: Vec::new(),
+                compare: self.planned_on(at, term),
                 success: vec![ops::put(key, part.encode_to_vec(), 0)],
                 failure: Vec::new(),
             };
             // Not there yet, whatever becomes of the part.
             let staged = self.etcd.txn(txn, self.budget()).await;
-            staged.map_err(|error| not_read(&error))?;
+            if !staged.map_err(|error| not_read(&error))?.succeeded {
+                // The head's transaction is refused for the same reason, and tells which.
+                break;
+            }
         }
-        let staged = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        let staging = Head { staged, ..head };
-        // From here on it is made.
-        let made = self
-            .write_head(&staging, compare, Vec::new(), witness, term)
-            .await?;
+        Ok(compare)
+    }
+
+    /// Removes the parts of a commit that was not made and never will be. Should it fail, they are swept later.
+    async fn unstage(&self, commit: &str) {
+        let staged = self.layout.staged(commit);
+        let txn = TxnRequest {
+            compare: Vec::new(),
+            success: vec![ops::delete_range(
+                staged.clone(),
+                ops::after_prefix(&staged),
+            )],
+            failure: Vec::new(),
+        };
+        if let Err(error) = self.etcd.txn(txn, Budget::SHORT).await {
+            tracing::debug!(%error, commit, "staged parts are left for a later sweep");
+        }
+    }
+
+    /// What was made with its head goes to its place.
+    async fn put_in_place(&self, staging: Head, made: i64) -> Result<(Head, i64), StoreError> {
         for _ in 0..FINISHES {
             match self.finish(&staging, made).await {
                 Ok(Some(finished)) => return Ok(finished),
@@ -224,13 +268,16 @@ impl EtcdStore {
             let part = part.and_then(|part| Part::decode(part.value.as_slice()).ok());
             let part =
                 part.ok_or_else(|| CallError::Unknown("a staged part is gone".to_owned()))?;
-            let write = TxnRequest {
-                compare: unmoved(),
-                success: part.ops.into_iter().map(Op::request).collect(),
-                failure: Vec::new(),
-            };
-            if !self.etcd.txn(write, Budget::WRITE).await?.succeeded {
-                return Ok(None);
+            // All of them are under the same head, which is moved only when all are there; done twice they are the same.
+            for ops in part.ops.chunks(MOST_OPS) {
+                let write = TxnRequest {
+                    compare: unmoved(),
+                    success: ops.iter().cloned().map(Op::request).collect(),
+                    failure: Vec::new(),
+                };
+                if !self.etcd.txn(write, Budget::WRITE).await?.succeeded {
+                    return Ok(None);
+                }
             }
         }
         let staged = self.layout.staged(&head.commit);
@@ -304,6 +351,42 @@ impl EtcdStore {
             (now.keys_mod, now.keys) = (revision, after);
         }
         Ok(())
+    }
+
+    /// Removes parts of commits that were never made, left by who ended before it could. Those that were staged before
+    /// the head was last written were staged for a head before it, so no commit will ever find them of use; the others
+    /// may be of one that is about to be made.
+    async fn sweep_passed(&self, head_mod: i64) {
+        let staged = self.layout.key("staged/");
+        let range = RangeRequest {
+            range_end: ops::after_prefix(&staged),
+            key: staged,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        let Ok(found) = self.etcd.range(range, Budget::SHORT).await else {
+            return;
+        };
+        let passed = found
+            .kvs
+            .into_iter()
+            .filter(|kv| kv.mod_revision < head_mod);
+        let passed: Vec<_> = passed
+            .take(MOST_OPS)
+            .map(|kv| ops::delete(kv.key))
+            .collect();
+        if passed.is_empty() {
+            return;
+        }
+        // That head has nothing staged, or it would have been finished first.
+        let txn = TxnRequest {
+            compare: vec![ops::unchanged_since(self.layout.head(), head_mod)],
+            success: passed,
+            failure: Vec::new(),
+        };
+        if let Err(error) = self.etcd.txn(txn, Budget::SHORT).await {
+            tracing::debug!(%error, "staged parts were not swept");
+        }
     }
 
     /// Removes parts of commits that were never made. One that is about to be made compares that its parts are there.

@@ -186,8 +186,8 @@ impl EtcdStore {
         Ok(true)
     }
 
-    /// Makes the registry, unless it is there.
-    async fn create(&self, fresh: &PoolSettings, unfinished: bool) -> Result<(), EtcdError> {
+    /// Makes the registry, unless it is there. Gives the commit that its head then names, if it is this one.
+    async fn create(&self, fresh: &PoolSettings, unfinished: bool) -> Result<String, EtcdError> {
         let (revision, now) = (Revision::ZERO.next(), SystemTime::now());
         let settings = SettingsRecord {
             settings: fresh.clone(),
@@ -217,7 +217,7 @@ impl EtcdStore {
             revision: revision.get(),
             earliest: revision.get(),
             models: 0,
-            commit,
+            commit: commit.clone(),
             staged: 0,
             unfinished,
             answered: 0,
@@ -231,7 +231,7 @@ impl EtcdStore {
             failure: Vec::new(),
         };
         let made = self.etcd.txn(txn, Budget::WRITE).await;
-        made.map(drop).map_err(|error| self.failed(error))
+        made.map(|_| commit).map_err(|error| self.failed(error))
     }
 
     /// How long a call may take: one that failed just now is not waited for long.
@@ -262,11 +262,30 @@ impl EtcdStore {
     }
 }
 
-/// A write that was not made because etcd does not answer, with the way out.
+/// Why a call was of no use, with the way out: what etcd refuses it refuses again, what nobody answers may be tried again.
 fn away(error: &CallError) -> String {
-    format!(
-        "etcd does not answer ({error}); what is registered stays in force, try again when it does"
-    )
+    match error {
+        CallError::Refused(status) => format!(
+            "etcd refused it ({}); {}",
+            status.message(),
+            way_out(status)
+        ),
+        CallError::NotReached(_) | CallError::Unknown(_) => format!(
+            "etcd does not answer ({error}); what is registered stays in force, try again when it does"
+        ),
+    }
+}
+
+fn way_out(status: &tonic::Status) -> &'static str {
+    match status.code() {
+        tonic::Code::ResourceExhausted => {
+            "make room: compact and defragment it, then disarm its alarm (`etcdctl alarm disarm`)"
+        }
+        tonic::Code::PermissionDenied => {
+            "give the user of --etcd-user a role that may read and write all below the prefix"
+        }
+        _ => "see its alarms and its user's permissions",
+    }
 }
 
 fn not_read(error: &CallError) -> StoreError {

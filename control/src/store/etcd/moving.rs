@@ -16,6 +16,29 @@ use crate::{
     store::{Store as _, Stored},
 };
 
+/// What a registry has at its prefix: these keys, and all below these.
+const OWN: [&str; 6] = [
+    "head/config",
+    "head/keys",
+    "head/rollout",
+    "settings",
+    "secrets",
+    "leader",
+];
+const BELOW: [&str; 11] = [
+    "model/",
+    "log/",
+    "edit/",
+    "answer/",
+    "answered/",
+    "key/",
+    "staged/",
+    "leases/",
+    "workers/",
+    "drain/",
+    "replica/",
+];
+
 impl EtcdStore {
     /// A fresh registry, marked as unfinished, in the place of nothing or of one that was left unfinished. Nothing if there
     /// is another.
@@ -26,33 +49,64 @@ impl EtcdStore {
     ) -> Result<Option<Self>, EtcdError> {
         let mut store = Self::attach(etcd, runtime);
         let runtime = store.runtime.clone();
-        let made = runtime.block_on(async {
+        let own = runtime.block_on(async {
             let empty = match store.first_look().await {
-                Ok(empty) => empty,
                 Err(EtcdError::Unfinished(_)) => {
                     store.wipe().await?;
-                    true
+                    // Unless the head moved meanwhile: then somebody else is at work on it.
+                    match store.first_look().await {
+                        Err(EtcdError::Unfinished(_)) => false,
+                        looked => looked?,
+                    }
                 }
-                Err(error) => return Err(error),
+                looked => looked?,
             };
-            if empty {
-                store.create(&stored.settings.settings, true).await?;
+            match empty {
+                true => store
+                    .create(&stored.settings.settings, true)
+                    .await
+                    .map(Some),
+                false => Ok(None),
             }
-            Ok(empty)
         })?;
-        if !made {
+        let Some(own) = own else {
             return Ok(None);
-        }
+        };
         let loaded = store.load();
         loaded.map_err(|error| store.damaged(error.to_string()))?;
-        Ok(Some(store))
+        // Somebody else may have been faster: a registry of theirs is not to be filled.
+        let is_own = |at: &At| at.head.commit == own && at.head.unfinished;
+        Ok(store.at.as_ref().is_some_and(is_own).then_some(store))
     }
 
     /// All of it is here.
     pub(in crate::store) fn end_migration(&mut self) -> Result<(), StoreError> {
         let mut at = self.loaded()?.clone();
         at.head.unfinished = false;
-        self.put_head(at)
+        match self.put_head(at.clone()) {
+            Err(StoreError::Unknown(why)) => {
+                let heads = self.runtime.block_on(self.heads(Budget::READ));
+                match heads.map(|heads| heads.head) {
+                    // Its answer was lost.
+                    Ok(Some((Ok(head), _))) if head == at.head => Ok(()),
+                    // Not made yet, and from now on it may only be by a member that sleeps.
+                    Ok(_) => Err(StoreError::Unknown(why)),
+                    Err(_) => Err(StoreError::Unknown(format!(
+                        "all is written, and only whether it is marked as complete is not known: {why}; \
+                         `forebay control check` tells"
+                    ))),
+                }
+            }
+            ended => ended,
+        }
+    }
+
+    /// It is as it was read: nobody wrote since, and nobody is at work on it.
+    pub(in crate::store) fn is_as_loaded(&self) -> Result<bool, StoreError> {
+        let at = self.loaded()?;
+        let heads = self.runtime.block_on(self.heads(Budget::WRITE));
+        let heads = heads.map_err(|error| not_read(&error))?;
+        Ok(heads.mods() == (at.head_mod, at.keys_mod))
     }
 
     /// From now on it is another lineage. Gives the one before and this one.
@@ -105,12 +159,23 @@ impl EtcdStore {
         Ok(())
     }
 
-    /// Removes what an earlier attempt left.
+    /// Removes what an earlier attempt left: of all that a registry has here and of nothing else, such as a registry at a
+    /// longer prefix; and only under the head that marks it as unfinished, also if a member executes it late.
     async fn wipe(&self) -> Result<(), EtcdError> {
-        let all = self.layout.key("");
+        let heads = self.heads(Budget::WRITE).await;
+        let heads = heads.map_err(|error| self.failed(error))?;
+        let head_mod = match heads.head {
+            Some((Ok(head), head_mod)) if head.unfinished => head_mod,
+            _ => return Ok(()),
+        };
+        let one = OWN.iter().map(|name| ops::delete(self.layout.key(name)));
+        let below = BELOW.iter().map(|name| {
+            let key = self.layout.key(name);
+            ops::delete_range(key.clone(), ops::after_prefix(&key))
+        });
         let txn = TxnRequest {
-            compare: Vec::new(),
-            success: vec![ops::delete_range(all.clone(), ops::after_prefix(&all))],
+            compare: vec![ops::unchanged_since(self.layout.head(), head_mod)],
+            success: one.chain(below).collect(),
             failure: Vec::new(),
         };
         let wiped = self.etcd.txn(txn, Budget::WRITE).await;

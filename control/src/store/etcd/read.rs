@@ -39,6 +39,17 @@ pub(super) struct Heads {
     pub(super) revision: i64,
 }
 
+impl Heads {
+    /// When each was written last; 0: it is not there.
+    pub(super) fn mods(&self) -> (i64, i64) {
+        let head = self.head.as_ref().map_or(0, |(_, head_mod)| *head_mod);
+        (
+            head,
+            self.keys.as_ref().map_or(0, |(_, keys_mod)| *keys_mod),
+        )
+    }
+}
+
 /// Why reading failed.
 enum Failed {
     Call(CallError),
