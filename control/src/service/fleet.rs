@@ -203,7 +203,7 @@ impl Fleet for FleetService {
                 Some(only) if pools.is_empty() => {
                     let only: String = only.chars().take(limits::MODEL_ID_CHARS).collect();
                     let message = format!(
-                        "model `{only}` has no fleet-wide limit; `pool.scope: FLEET` gives it one"
+                        "model `{only}` has no fleet-wide limit; `pool.scope: POOL_SCOPE_FLEET` gives it one"
                     );
                     Err(status::with_reason(
                         Code::NotFound,
