@@ -94,7 +94,7 @@ pub(super) struct State {
     used: BTreeMap<String, Used>,
     waiting: BTreeMap<String, Waits>,
     left: BTreeMap<String, Left>,
-    /// What the last answer had.
+    /// What the last answer had that had any.
     answered: BTreeSet<String>,
     empty_since: Option<Duration>,
 }
@@ -127,7 +127,6 @@ impl State {
         }
         if named.is_empty() {
             self.waiting.clear();
-            self.answered.clear();
             self.empty_since.get_or_insert(now);
             return self.advance(now);
         }

@@ -274,3 +274,13 @@ proptest! {
         prop_assert!(changes <= 36, "{changes}");
     }
 }
+
+#[test]
+fn an_answer_without_any_is_no_news_for_the_next_one_that_only_lacks_some() {
+    let mut state = State::new(RECORDS, vec![]);
+    state.answer(secs(0), list(&[1, 2]));
+    state.answer(secs(1), vec![]);
+    assert_eq!(used(&state), [1, 2]);
+    state.answer(secs(2), list(&[2]));
+    assert_eq!(used(&state), [2]);
+}
