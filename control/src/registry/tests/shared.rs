@@ -24,6 +24,12 @@ struct Common {
     key_versions: u64,
     /// So many commits meet somebody else's that is not there.
     conflicts: u32,
+    /// How often somebody looked what is new.
+    looks: u32,
+    /// Nobody answers who looks.
+    away: bool,
+    /// How many edits each commit had.
+    sizes: Vec<usize>,
 }
 
 /// One's way to it: how much of it is known.
@@ -40,6 +46,9 @@ impl Way {
             log: Vec::new(),
             key_versions: 0,
             conflicts: 0,
+            looks: 0,
+            away: false,
+            sizes: Vec::new(),
         }));
         let way = || Self {
             common: common.clone(),
@@ -74,6 +83,9 @@ impl Store for Way {
         if self.known != common.log.len() {
             return Err(StoreError::Conflict);
         }
+        let entries = changes.iter().flat_map(|change| &change.entry);
+        let edits = entries.map(|entry| entry.edits.len()).sum();
+        common.sizes.push(edits);
         let result = common.store.commit(changes);
         if common.store.load().unwrap().revision >= changes.last().unwrap().revision {
             common.log.extend_from_slice(changes);
@@ -101,6 +113,10 @@ impl Store for Way {
 
     fn news(&mut self) -> Result<News, StoreError> {
         let mut common = self.common.lock();
+        common.looks += 1;
+        if common.away {
+            return Err(StoreError::NotCommitted("away".to_owned()));
+        }
         let changes = common.log[self.known..].to_vec();
         let keys = match self.keys == common.key_versions {
             true => None,
@@ -206,4 +222,73 @@ async fn after_an_answer_that_was_lost_the_store_says_what_is_there() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_what_is_new_share_one_look() {
+    let (one, two) = Way::two(MemoryStore::fresh());
+    let common = one.common.clone();
+    let (one, _two) = (running(one).0, running(two).0);
+    for away in [false, true] {
+        let mut asked = tokio::task::JoinSet::new();
+        let before = {
+            let mut common = common.lock();
+            common.away = away;
+            let ask = |registry: RegistryHandle| async move { registry.follow().await };
+            let mut asking: Vec<_> = (0..100).map(|_| Box::pin(ask(one.clone()))).collect();
+            // They wait in the order in which they ask, while the store is held.
+            for asking in &mut asking {
+                assert!(at_once(asking.as_mut()).is_none());
+            }
+            // Half of them go away.
+            for asking in asking.into_iter().step_by(2) {
+                asked.spawn(asking);
+            }
+            common.looks
+        };
+        for answer in asked.join_all().await {
+            assert_eq!(answer.is_err(), away);
+        }
+        let looks = common.lock().looks - before;
+        assert!(looks <= 2, "{looks} looks, for 100 who asked");
+    }
+}
+
+/// What is ready at once.
+fn at_once<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    let waker = std::task::Waker::noop();
+    match future.poll(&mut std::task::Context::from_waker(waker)) {
+        std::task::Poll::Ready(ready) => Some(ready),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_that_wait_together_are_committed_in_several() {
+    let (one, two) = Way::two(MemoryStore::fresh());
+    let common = one.common.clone();
+    let (one, _two) = (running(one).0, running(two).0);
+    let mut writes: Vec<_> = (0..8)
+        .map(|n| {
+            let models = (0..1_000).map(|m| Command::Create(model(&format!("m{n}-{m}"))));
+            let batch = write(Command::Batch {
+                items: models.collect(),
+                allow_missing_fallbacks: false,
+            });
+            let registry = one.clone();
+            Box::pin(async move { registry.write(batch).await })
+        })
+        .collect();
+    {
+        let _held = common.lock();
+        for write in &mut writes {
+            assert!(at_once(write.as_mut()).is_none());
+        }
+    }
+    for write in writes {
+        write.await.unwrap();
+    }
+    let sizes = common.lock().sizes.clone();
+    assert!(sizes.iter().all(|edits| *edits <= 5_000), "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<usize>(), 8_000);
 }

@@ -161,7 +161,7 @@ impl EtcdStore {
 
     /// Removes what an earlier attempt left: of all that a registry has here and of nothing else, such as a registry at a
     /// longer prefix; and only under the head that marks it as unfinished, also if a member executes it late.
-    async fn wipe(&self) -> Result<(), EtcdError> {
+    pub(super) async fn wipe(&self) -> Result<(), EtcdError> {
         let heads = self.heads(Budget::WRITE).await;
         let heads = heads.map_err(|error| self.failed(error))?;
         let head_mod = match heads.head {

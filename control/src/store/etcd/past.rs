@@ -28,7 +28,7 @@ pub(super) struct EtcdHistory {
 }
 
 fn unreadable(error: CallError) -> Unreadable {
-    Unreadable(format!("etcd does not answer: {error}"))
+    Unreadable(super::away(&error))
 }
 
 impl EtcdHistory {

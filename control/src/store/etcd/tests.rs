@@ -63,11 +63,15 @@ fn on_three_real_members() {
     what_is_too_much_to_tell_is_told_as_a_whole(&world);
     answers_and_keys_of_others_are_told(&world);
     a_large_commit_is_whole_for_everybody(&world);
+    a_commit_may_change_the_whole_registry(&world);
+    parts_of_a_commit_that_was_not_made_are_removed(&world);
     a_large_commit_that_was_left_half_way_is_finished_by_who_finds_it(&world);
     a_commit_whose_answer_was_lost_is_known_again(&world);
     a_decision_of_an_older_term_is_refused(&world);
     what_is_not_ours_is_refused_untouched(&world);
     moves::a_registry_moves_there_and_back(&world);
+    moves::a_large_registry_moves_there_and_back(&world);
+    moves::a_migration_touches_no_other_registry(&world);
     compaction_costs_nothing(&world);
     without_a_quorum_nothing_is_written_and_it_says_so(world);
 }
@@ -314,6 +318,65 @@ fn a_large_commit_is_whole_for_everybody(world: &World) {
     assert_eq!(revisions, (1..=67).rev().collect::<Vec<_>>());
     let rest = world.runtime.block_on(one.heads(Budget::READ)).unwrap();
     assert_eq!(rest.head.unwrap().0.unwrap().staged, 0);
+}
+
+/// Models that are small, and many.
+pub(super) fn many(revision: u64, models: std::ops::Range<usize>) -> Change {
+    let at = Revision::new(revision);
+    let edits = models.map(|n| model(record_of(&format!("model-{n:05}"), at)));
+    let edits: Vec<_> = edits.collect();
+    let mut many = change(gone("x"), at);
+    let entry = many.entry.as_mut().unwrap();
+    entry.log = LogRecord::of(&edits, at, time(1));
+    entry.edits = edits;
+    many
+}
+
+fn record_of(id: &str, revision: Revision) -> ModelRecord {
+    ModelRecord {
+        spec: spec(id, 1),
+        revision,
+        created: time(1),
+        updated: time(revision.get()),
+    }
+}
+
+fn staged_keys(world: &World, store: &EtcdStore) -> usize {
+    let staged = store.layout.key("staged/");
+    let range = RangeRequest {
+        range_end: ops::after_prefix(&staged),
+        key: staged,
+        ..RangeRequest::default()
+    };
+    world.runtime.block_on(store.etcd.all(range)).unwrap().len()
+}
+
+fn a_commit_may_change_the_whole_registry(world: &World) {
+    let (mut one, mut two) = world.two("all");
+    // A model, and its edit in the history: over 20,000 operations.
+    one.commit(&[many(2, 0..10_000)]).unwrap();
+    assert_eq!(changes_of(two.news().unwrap()), [many(2, 0..10_000)]);
+    assert_eq!(two.load().unwrap().models.len(), 10_000);
+    assert_eq!(staged_keys(world, &one), 0);
+}
+
+fn parts_of_a_commit_that_was_not_made_are_removed(world: &World) {
+    let (mut one, mut two) = world.two("not-made");
+    one.commit(&[put("a", 1, 2)]).unwrap();
+    let error = two.commit(&[many(2, 0..300)]).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    let error = one.commit_as(&[many(3, 0..300)], 7).unwrap_err();
+    assert!(error.to_string().contains("does not decide"), "{error}");
+    assert_eq!(staged_keys(world, &one), 0);
+    // What one leaves that ends between is removed as somebody stages after the head went on.
+    leave_half_way(&one, &world.runtime, large(3, 300), false);
+    let left = staged_keys(world, &one);
+    assert!(left > 0);
+    one.commit(&[put("b", 1, 3)]).unwrap();
+    assert_eq!(staged_keys(world, &one), left);
+    one.commit(&[many(4, 0..300)]).unwrap();
+    assert_eq!(staged_keys(world, &one), 0);
+    assert_eq!(one.load().unwrap().models.len(), 302);
 }
 
 /// What a process leaves that ends with the head written and nothing in its place.

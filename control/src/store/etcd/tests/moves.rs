@@ -116,6 +116,53 @@ pub(super) fn a_registry_moves_there_and_back(world: &World) {
     );
 }
 
+pub(super) fn a_large_registry_moves_there_and_back(world: &World) {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| StoreLocation::Sled(dir.path().join(name));
+    let mut store = SledStore::open(&dir.path().join("source"), &PoolSettings::default()).unwrap();
+    for n in 0..10 {
+        let models = n * 1_000..(n + 1) * 1_000;
+        store.commit(&[many(2 + n as u64, models)]).unwrap();
+    }
+    drop(store);
+    let to: StoreLocation = world.etcd.store("many").parse().unwrap();
+    for (from, to) in [(&at("source"), &to), (&to, &at("home"))] {
+        let moved = move_it(world, from, to).unwrap();
+        assert_eq!((moved.revision, moved.models), (11, 10_000));
+    }
+}
+
+pub(super) fn a_migration_touches_no_other_registry(world: &World) {
+    let runtime = || world.runtime.handle().clone();
+    let begin = |stored: &Stored| {
+        let begun = EtcdStore::begin_migration(world.connect("guarded"), runtime(), stored);
+        begun.unwrap()
+    };
+    let mut below = world.open("guarded/blue");
+    let stored = below.load().unwrap();
+    below.commit(&[put("a", 1, 2)]).unwrap();
+    // What was left unfinished is removed, and nothing of the registry below it.
+    let cut = begin(&stored).unwrap();
+    let mut store = begin(&stored).unwrap();
+    assert_eq!(ids(&below.load().unwrap()), ["a"]);
+    // Who was overtaken writes no more.
+    let mut cut = cut;
+    let error = cut.commit(&[put("b", 1, 2)]).unwrap_err();
+    assert!(matches!(error, StoreError::Conflict), "{error}");
+    // A wipe that is late finds another head.
+    store.commit(&[put("c", 1, 2)]).unwrap();
+    store.end_migration().unwrap();
+    world.runtime.block_on(cut.wipe()).unwrap();
+    assert_eq!(ids(&world.open("guarded").load().unwrap()), ["c"]);
+    assert!(begin(&stored).is_none(), "it is in force");
+    // Written to, or in use, it is not what was read.
+    assert!(store.is_as_loaded().unwrap());
+    let mut other = world.open("guarded");
+    other.load().unwrap();
+    other.commit(&[put("d", 1, 3)]).unwrap();
+    assert!(!store.is_as_loaded().unwrap());
+}
+
 /// It is what it was, and goes on; gives what it is then.
 fn moved_well(world: &World, there: &(Stored, Past)) -> (Stored, Past) {
     let mut store = world.open("moved");
