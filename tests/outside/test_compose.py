@@ -115,7 +115,7 @@ def test_prometheus_scrapes_everything_and_answers_the_dashboard(fleet):
     there = {"forebay-worker": set(WORKERS), "forebay-control": 1, "balancer": {"balancer"}, "prometheus": 1}
     eventually("all targets are up", lambda: scraped() == there, 90, every=0.5)
     loaded = asked_of_prometheus("rules")["groups"]
-    assert {group["name"] for group in loaded} == {"forebay-recorded", "forebay-worker", "forebay-control"}
+    assert {group["name"] for group in loaded} == {"forebay-recorded", "forebay-worker", "forebay-control", "forebay-fleet"}
     assert all(rule["health"] != "err" for group in loaded for rule in group["rules"])
     for where, expression in test_monitoring.expressions():
         if expression.startswith("label_values"):
