@@ -70,7 +70,8 @@ def test_the_grace_fits_in_the_stop(root):
     text = (UNITS / "forebay-worker@.service").read_text()
     default = lambda flag: int(re.search(rf"{flag} .*?\[default: (\d+)s\]", helped("worker"), re.S).group(1))
     stop = int(re.search(r"^TimeoutStopSec=(\d+)$", text, re.M).group(1))
-    assert stop >= default("--grace") + default("--drain-delay") + 5
+    delay = int(re.search(r"^Environment=.*\bFOREBAY_DRAIN_DELAY=(\d+)s$", text, re.M).group(1))
+    assert stop >= default("--grace") + delay + 5
 
 
 class Manager:

@@ -9,6 +9,21 @@ use tokio::task::JoinSet;
 
 use crate::{handover::Scene, roles::Worker};
 
+/// Of the model, all workers together.
+const LIMIT: u32 = 8;
+
+/// With an engine that counts what is above the limit.
+async fn limited() -> (Scene, MockServer) {
+    let scene = Scene::new().await;
+    let engine = MockServer::start(MockConfig {
+        max_in_flight: Some(LIMIT as usize),
+        ..MockConfig::serving("f")
+    });
+    let engine = engine.await.unwrap();
+    scene.control.create(fleet_wide(&engine, LIMIT)).await;
+    (scene, engine)
+}
+
 /// A model whose limit is that of all workers together.
 fn fleet_wide(engine: &MockServer, limit: u32) -> wire::Model {
     wire::Model {
@@ -27,14 +42,7 @@ fn fleet_wide(engine: &MockServer, limit: u32) -> wire::Model {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_processes_together_keep_to_what_the_worker_is_lent() {
-    const LIMIT: u32 = 8;
-    let scene = Scene::new().await;
-    let engine = MockServer::start(MockConfig {
-        max_in_flight: Some(LIMIT as usize),
-        ..MockConfig::serving("f")
-    });
-    let engine = engine.await.unwrap();
-    scene.control.create(fleet_wide(&engine, LIMIT)).await;
+    let (scene, engine) = limited().await;
     let mut worker = scene.worker(&[]).await;
     let crowd = Crowd::new("f", 24, 20..=60);
     crowd.ask(vec![worker.gateway]);
@@ -66,14 +74,7 @@ async fn both_processes_together_keep_to_what_the_worker_is_lent() {
 /// Of a limit, each of three processes has its part, and all of them together no more than all.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_processes_together_keep_to_what_the_worker_is_lent() {
-    const LIMIT: u32 = 8;
-    let scene = Scene::new().await;
-    let engine = MockServer::start(MockConfig {
-        max_in_flight: Some(LIMIT as usize),
-        ..MockConfig::serving("f")
-    });
-    let engine = engine.await.unwrap();
-    scene.control.create(fleet_wide(&engine, LIMIT)).await;
+    let (scene, engine) = limited().await;
     let mut workers = vec![scene.worker(&[]).await];
     let gateway = workers[0].gateway;
     let mut long = JoinSet::new();

@@ -180,3 +180,25 @@ impl Cluster {
         tasks.spawn(workers::follow(shared, fleet, stopping));
     }
 }
+
+/// Makes this one the one in charge, whoever was before. Gives the term.
+#[cfg(test)]
+pub(crate) async fn take_charge(shared: &Shared, lease: i64) -> u64 {
+    use crate::etcd::{Budget, api::TxnRequest, ops};
+    let leader = shared.layout.leader();
+    let mut answers = Vec::new();
+    for op in [
+        ops::delete(leader.clone()),
+        ops::put(leader.clone(), vec![1], lease),
+        ops::get(leader.clone()),
+    ] {
+        let txn = TxnRequest {
+            success: vec![op],
+            ..TxnRequest::default()
+        };
+        answers.push(shared.etcd.txn(txn, Budget::WRITE).await.unwrap());
+    }
+    let found = answers.pop().unwrap();
+    let made = ops::found(found.responses.first()).unwrap().create_revision;
+    u64::try_from(made).unwrap()
+}

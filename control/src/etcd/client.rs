@@ -198,7 +198,7 @@ impl Etcd {
     /// Tells of changes of all keys that begin so, from now on.
     pub(crate) async fn watch(&self, prefix: &[u8]) -> Result<Watching, CallError> {
         let member = self.current.load(Ordering::Relaxed);
-        let mut again = self.entrance.is_guarded();
+        let mut again = self.entrance.has_old_token();
         loop {
             let used = self.entrance.token_now();
             let opened = timeout(WATCH_OPEN, self.open_watch(member, prefix)).await;

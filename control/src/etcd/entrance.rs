@@ -2,7 +2,10 @@
 //! for each connection and each token, so that they can be replaced while this runs; what cannot be read or used is as it
 //! was, and is told. It decides nothing about which member is used.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::Instant};
@@ -24,6 +27,8 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// etcd ends connections on which pings come more often than every 5 s.
 const PING: Duration = Duration::from_secs(6);
 const PING_ANSWER: Duration = Duration::from_secs(3);
+/// A token that is no older was not forgotten.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// One member.
 pub(super) struct Member {
@@ -34,6 +39,8 @@ pub(super) struct Member {
     endpoint: Mutex<Endpoint>,
     channel: Mutex<Option<Channel>>,
     failed: Mutex<Option<Instant>>,
+    /// It was told that the files cannot be used: not for each connection anew.
+    told: AtomicBool,
 }
 
 impl Member {
@@ -45,6 +52,7 @@ impl Member {
             endpoint: Mutex::new(endpoint(name, is_tls, access)?),
             channel: Mutex::new(None),
             failed: Mutex::new(None),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -79,7 +87,11 @@ impl Member {
             let (name, access) = (self.name.clone(), self.access.clone());
             let made = spawn_blocking(move || endpoint(&name, true, &access)).await;
             match made {
-                Ok(Ok(made)) => *self.endpoint.lock() = made,
+                Ok(Ok(made)) => {
+                    *self.endpoint.lock() = made;
+                    self.told.store(false, Ordering::Relaxed);
+                }
+                Ok(Err(_)) if self.told.swap(true, Ordering::Relaxed) => {}
                 Ok(Err(error)) => tracing::warn!(
                     %error,
                     "etcd is connected to with the certificates that were read before"
@@ -115,7 +127,7 @@ pub(super) struct Entrance {
     access: EtcdAccess,
     /// As the file was when it could be read last.
     credentials: Mutex<Option<Credentials>>,
-    token: Mutex<Option<MetadataValue<Ascii>>>,
+    token: Mutex<Option<(Instant, MetadataValue<Ascii>)>>,
 }
 
 impl Entrance {
@@ -134,13 +146,21 @@ impl Entrance {
 
     /// The token that the next call has, if there is one.
     pub(super) fn token_now(&self) -> Option<MetadataValue<Ascii>> {
-        self.token.lock().clone()
+        self.token.lock().as_ref().map(|(_, token)| token.clone())
+    }
+
+    /// True if it may be that a member does not know the token any more. Each new one costs etcd a hash that is meant to be
+    /// slow, so who has just been given one and is refused is not let in by another.
+    pub(super) fn has_old_token(&self) -> bool {
+        let token = self.token.lock();
+        let old = |(had, _): &(Instant, _)| had.elapsed() >= YOUNG;
+        self.is_guarded() && token.as_ref().is_none_or(old)
     }
 
     /// The token that was used is none any more. One that somebody else was given since stays.
     pub(super) fn forget(&self, used: Option<&MetadataValue<Ascii>>) {
         let mut token = self.token.lock();
-        if used.is_none() || token.as_ref() == used {
+        if used.is_none() || token.as_ref().map(|(_, token)| token) == used {
             *token = None;
         }
     }
@@ -182,7 +202,7 @@ impl Entrance {
         let token: Result<MetadataValue<Ascii>, _> = answer.into_inner().token.parse();
         let mut token = token.map_err(|_| Status::internal("the token is malformed"))?;
         token.set_sensitive(true);
-        *self.token.lock() = Some(token.clone());
+        *self.token.lock() = Some((Instant::now(), token.clone()));
         Ok(Some(token))
     }
 

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ExportError, ExportHeader, MigrateError, OpenError, Store as _, Stored, export, migrate,
-    recover::{self, DirLock, LOCK, PROBE},
+    recover::{self, DirLock, LOCK, MAKING, PROBE},
 };
 
 use crate::etcd::{EtcdAccess, EtcdLocation};
@@ -157,7 +157,7 @@ pub(super) fn take_empty(dir: &Path) -> Result<DirLock, OfflineError> {
     fs::create_dir_all(dir).map_err(io_error)?;
     let lock = recover::lock(dir)?;
     // What an import that was cut short leaves behind.
-    let unfinished = |name: &str| name == LOCK || name == PROBE || name == IMPORTING;
+    let unfinished = |name: &str| [LOCK, PROBE, MAKING, IMPORTING].contains(&name);
     for entry in fs::read_dir(dir).map_err(io_error)? {
         let name = entry.map_err(io_error)?.file_name();
         if !unfinished(&name.to_string_lossy()) {

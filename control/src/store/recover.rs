@@ -11,7 +11,8 @@
 //! 3. The damaged files go to `damaged-TIME/`, the database first: from here on it counts as gone.
 //! 4. The new files take their places, the database last.
 //!
-//! Nothing is deleted but what was never finished: `recovering/` and snapshots that sled was still writing.
+//! Nothing is deleted but what was never finished: `recovering/`, snapshots that sled was still writing, and a database
+//! that was killed while it was made (`making.rs`).
 
 use std::{
     cell::Cell,
@@ -28,10 +29,15 @@ use forebay_proto::{PoolSettings, Revision};
 use super::{
     Change, ExportError, ExportHeader, OpenError, SledStore, Store, StoreError, Stored, crash,
     export,
-    history::{Edit, Entry, EntryKind, History, LogRecord, Past},
+    history::{History, Past},
     keys::KeyChange,
     sled::{MARKER, read_marker, sleep, write_marker},
 };
+
+mod build;
+mod making;
+
+pub(super) use self::{build::build, making::MAKING};
 
 #[cfg(test)]
 #[path = "recover_tests.rs"]
@@ -52,8 +58,6 @@ pub(super) const PROBE: &str = "forebay-probe";
 const ROOM: usize = 64 << 10;
 /// What sled may ask for at once: a segment, and what it writes beside.
 const MUCH_ROOM: usize = 10 << 20;
-/// Most records in one commit of a rebuilt store.
-const GROUP: usize = 256;
 
 /// Whether a damaged store may be built again from its export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -139,6 +143,12 @@ pub(crate) fn open(
     room(dir, ROOM).map_err(io_error)?;
     let cause = match attempt(dir, fresh) {
         Ok(store) => return Ok((LockedStore { store, lock }, None)),
+        Err(OpenError::Damaged { what, .. }) if making::is_half_made(dir).map_err(io_error)? => {
+            tracing::warn!(dir = %dir.display(), cause = what, "the store was killed while it was made, it is made anew");
+            making::undo(dir).map_err(io_error)?;
+            let store = attempt(dir, fresh)?;
+            return Ok((LockedStore { store, lock }, None));
+        }
         Err(OpenError::Damaged { what, .. }) if recovery == Recovery::Automatic => what,
         Err(error) => return Err(error),
     };
@@ -247,7 +257,11 @@ fn checked(dir: &Path, fresh: &PoolSettings) -> Result<SledStore, OpenError> {
         // Without the marker a database that lost everything would pass for a fresh one.
         write_marker(dir, &newest.epoch).map_err(io_error)?;
     }
+    if gone {
+        making::begins(dir).map_err(io_error)?;
+    }
     let mut store = SledStore::open(dir, fresh)?;
+    making::ended(dir).map_err(io_error)?;
     let stored = store.load().map_err(|error| match error {
         StoreError::NotCommitted(what) | StoreError::Unknown(what) => damaged(what),
         StoreError::Conflict => damaged(error.to_string()),
@@ -355,66 +369,6 @@ fn newest_export(dir: &Path) -> Result<(ExportHeader, Stored), String> {
         });
     };
     Ok((header, stored))
-}
-
-/// Builds a store in an empty directory: what is stored, under a new epoch, one revision later.
-pub(super) fn build(dir: &Path, stored: &Stored) -> Result<(), OpenError> {
-    let mut store = SledStore::open(dir, &stored.settings.settings)?;
-    let mut log = LogRecord::of_store("Recover", stored.revision.next(), SystemTime::now());
-    log.origin.reason = format!(
-        "built from revision {} of {}",
-        stored.revision, stored.epoch
-    );
-    let change = |edit: Option<Edit>, idem| Change {
-        revision: log.revision,
-        entry: edit.map(|edit| Entry {
-            log: log.clone(),
-            edits: vec![edit],
-            kind: EntryKind::Beginning,
-            forget: Vec::new(),
-        }),
-        idem,
-        forget_idem: Vec::new(),
-    };
-    let settings = Edit::Settings {
-        before: None,
-        after: Arc::new(stored.settings.clone()),
-    };
-    let models = stored.models.iter().map(|record| Edit::Model {
-        id: record.spec.id().clone(),
-        before: None,
-        after: Some(Arc::new(record.clone())),
-    });
-    let answers = stored.idem.iter().cloned();
-    let edits = std::iter::once(settings).chain(models);
-    let changes: Vec<_> = (edits.map(|edit| change(Some(edit), None)))
-        .chain(answers.map(|answer| change(None, Some(answer))))
-        .collect();
-    for group in changes.chunks(GROUP) {
-        store.commit(group).map_err(|error| OpenError::Damaged {
-            dir: dir.to_owned(),
-            what: error.to_string(),
-        })?;
-        crash::at("recovery-half");
-    }
-    let keys = &stored.keys;
-    // The same versions, under the new epoch. What is revoked stays so.
-    let changes = keys.records.iter().map(|record| KeyChange {
-        version: keys.version,
-        floor: keys.floor,
-        put: Arc::new(record.clone()),
-        forget: Vec::new(),
-    });
-    let changes: Vec<_> = changes.collect();
-    for group in changes.chunks(GROUP) {
-        store
-            .commit_keys(group)
-            .map_err(|error| OpenError::Damaged {
-                dir: dir.to_owned(),
-                what: error.to_string(),
-            })?;
-    }
-    Ok(())
 }
 
 fn new_aside(dir: &Path) -> io::Result<PathBuf> {

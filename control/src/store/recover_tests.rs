@@ -14,7 +14,7 @@ use std::{
 use forebay_proto::{PoolSettings, Revision};
 use tokio::time::Instant;
 
-use super::{LockedStore, OpenError, Recovered, Recovery, crash, export, open};
+use super::{LockedStore, MAKING, OpenError, Recovered, Recovery, crash, export, open};
 use crate::store::{Change, IdemRecord, Store as _, Stored, offline, suite::put};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -371,5 +371,42 @@ fn a_recovery_that_is_killed_at_any_step_is_made_good_by_the_next_start() {
             asides.iter().any(|aside| aside.join("db").exists()),
             "{point}"
         );
+    }
+}
+
+#[test]
+fn a_database_that_was_killed_while_it_was_made_is_made_anew_and_no_other_one() {
+    // sled does not open with a part of its settings.
+    let broken = |with: &[(&str, &str)]| {
+        let dir = tempfile::tempdir().unwrap();
+        drop(start(dir.path()).unwrap());
+        let conf = dir.path().join("conf");
+        let half = fs::read(&conf).unwrap();
+        fs::write(&conf, &half[..half.len() / 2]).unwrap();
+        fs::remove_file(dir.path().join("forebay-epoch")).unwrap();
+        for (name, content) in with {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        dir
+    };
+    let half = broken(&[(MAKING, "")]);
+    let (mut store, recovered) = start(half.path()).unwrap();
+    assert_eq!(recovered, None, "nothing is lost");
+    store.commit(&[put("a", 1, 2)]).unwrap();
+    assert!(!half.path().join(MAKING).exists());
+    drop(store);
+    let (mut store, _) = start(half.path()).unwrap();
+    assert_eq!(store.load().unwrap().models.len(), 1);
+    // Of one that was opened before, or of somebody else, nothing is touched.
+    for with in [
+        &[][..],
+        &[(MAKING, ""), ("forebay-epoch", "aa")],
+        &[(MAKING, ""), ("registry.export", "x")],
+    ] {
+        let dir = broken(with);
+        let before = fs::read(dir.path().join("db")).unwrap();
+        let error = start(dir.path()).map(drop).unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+        assert_eq!(fs::read(dir.path().join("db")).unwrap(), before);
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{letters::Letter, *};
 use crate::{
-    cluster::{Cluster, Replica},
+    cluster::{Cluster, Replica, take_charge},
     etcd::{
         Etcd, EtcdAccess, EtcdLocation,
         api::{Event, KeyValue, WatchResponse},
@@ -49,24 +49,7 @@ impl Plane {
 
     /// It decides, whoever did before.
     async fn take_charge(&self) -> u64 {
-        let leader = self.board.shared.layout.leader();
-        for op in [
-            ops::delete(leader.clone()),
-            ops::put(leader.clone(), vec![1], self.lease),
-        ] {
-            let txn = TxnRequest {
-                success: vec![op],
-                ..TxnRequest::default()
-            };
-            self.etcd.txn(txn, Budget::WRITE).await.unwrap();
-        }
-        let txn = TxnRequest {
-            success: vec![ops::get(leader)],
-            ..TxnRequest::default()
-        };
-        let found = self.etcd.txn(txn, Budget::WRITE).await.unwrap();
-        let made = ops::found(found.responses.first()).unwrap().create_revision;
-        u64::try_from(made).unwrap()
+        take_charge(&self.board.shared, self.lease).await
     }
 
     /// Waits until a worker stands so.

@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::{
-    cluster::{Cluster, Replica},
+    cluster::{Cluster, Replica, take_charge},
     etcd::{Etcd, EtcdAccess, EtcdLocation},
     fleet::Fleet,
 };
@@ -101,34 +101,13 @@ async fn one_that_starts_offers_nothing_that_is_proven_nowhere() {
     assert_eq!(first(11, Some((9, 9)), moved, false).await, Some(9));
 }
 
-async fn take_charge(shared: &Shared) -> u64 {
-    let leader = shared.layout.leader();
-    for op in [
-        ops::delete(leader.clone()),
-        ops::put(leader.clone(), vec![1], 0),
-    ] {
-        let txn = TxnRequest {
-            success: vec![op],
-            ..TxnRequest::default()
-        };
-        shared.etcd.txn(txn, Budget::WRITE).await.unwrap();
-    }
-    let txn = TxnRequest {
-        success: vec![ops::get(leader)],
-        ..TxnRequest::default()
-    };
-    let found = shared.etcd.txn(txn, Budget::WRITE).await.unwrap();
-    let made = ops::found(found.responses.first()).unwrap().create_revision;
-    u64::try_from(made).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_late_undoes_nothing_that_was_written_since() {
     let members = forebay_etcd::Etcd::start().await;
     let at: EtcdLocation = members.store("rollout").parse().unwrap();
     let etcd = Arc::new(Etcd::new(&at, &EtcdAccess::default()).unwrap());
     let shared = Cluster::new(etcd, Replica::new(Some("a".to_owned()))).shared;
-    let term = take_charge(&shared).await;
+    let term = take_charge(&shared, 0).await;
     let record = |stable| {
         let record = Record {
             stable: Some((&position(stable)).into()),
@@ -148,30 +127,16 @@ async fn what_comes_late_undoes_nothing_that_was_written_since() {
     assert!(!late.succeeded);
     assert_eq!(stable().await, Some(6));
     // One whose answer was lost is known again, and written over.
-    let lost = put_over(&shared, term, over, record(7));
-    assert!(
-        shared
-            .etcd
-            .txn(lost, Budget::WRITE)
-            .await
-            .unwrap()
-            .succeeded
-    );
-    put(&shared, term, &mut over, record(7)).await.unwrap();
-    assert_eq!(read(&shared).await.unwrap().1, over);
-    let lost = put_over(&shared, term, over, record(8));
-    assert!(
-        shared
-            .etcd
-            .txn(lost, Budget::WRITE)
-            .await
-            .unwrap()
-            .succeeded
-    );
-    put(&shared, term, &mut over, record(9)).await.unwrap();
+    for next in [7, 9] {
+        let lost = put_over(&shared, term, over, record(7));
+        let lost = shared.etcd.txn(lost, Budget::WRITE).await.unwrap();
+        assert!(lost.succeeded);
+        put(&shared, term, &mut over, record(next)).await.unwrap();
+        assert_eq!(read(&shared).await.unwrap().1, over);
+    }
     assert_eq!(stable().await, Some(9));
     // In a term that is over nothing is written or taken away.
-    let next = take_charge(&shared).await;
+    let next = take_charge(&shared, 0).await;
     let error = put(&shared, term, &mut over, record(10)).await.unwrap_err();
     assert!(error.contains("another control plane"), "{error}");
     assert!(forget_in(&shared, term).await);

@@ -122,7 +122,7 @@ pub(super) fn a_large_registry_moves_there_and_back(world: &World) {
     let mut store = SledStore::open(&dir.path().join("source"), &PoolSettings::default()).unwrap();
     for n in 0..10 {
         let models = n * 1_000..(n + 1) * 1_000;
-        store.commit(&[many(2 + n as u64, models)]).unwrap();
+        store.commit(&[large::many(2 + n as u64, models)]).unwrap();
     }
     drop(store);
     let to: StoreLocation = world.etcd.store("many").parse().unwrap();
