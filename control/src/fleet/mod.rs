@@ -249,6 +249,16 @@ impl Fleet {
         Ok(())
     }
 
+    /// True if it is connected, here or to another control plane.
+    pub(crate) fn is_connected(&self, id: &str) -> bool {
+        let inner = self.inner.lock();
+        let here = inner
+            .workers
+            .get(id)
+            .is_some_and(|known| known.session.is_some());
+        here || inner.elsewhere(id).is_some()
+    }
+
     /// Forgets a worker that is not connected.
     pub(crate) fn forget(&self, id: &str) -> Result<(), StillThere> {
         let mut inner = self.inner.lock();

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::time::{Instant, timeout};
 
-use super::{Leases, board::Fenced};
+use super::{Forgot, Leases, board::Fenced};
 
 /// Largest answer that goes from one control plane to another.
 const ANSWER_BYTES: usize = 1 << 20;
@@ -108,6 +108,9 @@ struct Answer {
     /// It is too large to be told elsewhere.
     #[prost(bool, tag = "4")]
     too_large: bool,
+    /// The worker is not forgotten because it is there.
+    #[prost(bool, tag = "5")]
+    connected: bool,
 }
 
 impl Leases {
@@ -134,10 +137,14 @@ impl Leases {
         }
     }
 
-    /// Forgets a worker. False if it is connected, or nobody knows it; or why it is not known whether it was done.
-    pub(crate) async fn forget(&self, worker: &str) -> Result<bool, String> {
+    /// Forgets a worker; or why it is not known whether it was done.
+    pub(crate) async fn forget(&self, worker: &str) -> Result<Forgot, String> {
         let answer = self.ask(Kind::Forget, vec![worker.to_owned()]).await?;
-        Ok(answer.done)
+        Ok(match (answer.done, answer.connected) {
+            (true, _) => Forgot::Done,
+            (false, true) => Forgot::Connected,
+            (false, false) => Forgot::Unknown,
+        })
     }
 
     async fn ask(&self, kind: Kind, of: Vec<String>) -> Result<Answer, String> {
@@ -188,7 +195,11 @@ impl Leases {
                 });
                 answer.workers = workers.collect();
             }
-            Kind::Forget => answer.done = first.is_some_and(|worker| machine.forget(worker)),
+            Kind::Forget => {
+                let forgot = first.map(|worker| machine.forget(worker));
+                answer.done = forgot == Some(Forgot::Done);
+                answer.connected = forgot == Some(Forgot::Connected);
+            }
         })
         .map(|()| answer)
     }

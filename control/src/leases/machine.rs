@@ -92,6 +92,17 @@ pub struct MachineFaults {
     pub takes_any_table: bool,
 }
 
+/// What came of forgetting a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgot {
+    /// Nothing is kept for it any more.
+    Done,
+    /// As far as is known it is there.
+    Connected,
+    /// Nothing was kept for it.
+    Unknown,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -231,13 +242,17 @@ impl Machine {
         }
     }
 
-    /// Forgets a worker: it is known that its process is no more. False if it is connected, or not known.
-    pub fn forget(&mut self, worker: &str) -> bool {
-        let gone = self
-            .workers
-            .get(worker)
-            .is_some_and(|holder| !holder.connected);
-        gone && self.workers.remove(worker).is_some()
+    /// Forgets a worker: it is known that its process is no more.
+    pub fn forget(&mut self, worker: &str) -> Forgot {
+        match self.workers.get(worker) {
+            None => Forgot::Unknown,
+            // Or its end was not heard yet.
+            Some(holder) if holder.connected => Forgot::Connected,
+            Some(_) => {
+                self.workers.remove(worker);
+                Forgot::Done
+            }
+        }
     }
 
     /// Divides every limit anew.

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::machine::LeaseSettings;
 pub(crate) use self::{
     board::{Board, LocalBoard},
+    machine::Forgot,
     shared::EtcdBoard,
 };
 pub use self::{

@@ -5,6 +5,7 @@ use forebay_proto::{
     wire::{self, fleet_server::Fleet},
 };
 use futures_util::{StreamExt as _, stream::BoxStream};
+use tokio::time::{Duration, Instant, sleep};
 use tonic::{Code, Request, Response, Status};
 
 use super::{
@@ -16,7 +17,12 @@ use super::{
 use crate::{
     cluster::Uncarried,
     fleet::{CannotDrain, StillThere},
+    leases::Forgot,
 };
+
+/// How long the end of a stream may take to who decides on leases, and how often that one is asked.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+const HEAR_AGAIN: Duration = Duration::from_millis(100);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -26,6 +32,21 @@ pub(crate) struct FleetService {
 }
 
 impl FleetService {
+    /// Who decides on leases hears of a stream's end a moment later than others.
+    async fn forget_leases(&self, id: &str) -> Result<Forgot, Status> {
+        let until = Instant::now() + HEARD_WITHIN;
+        loop {
+            let forgot = self.context.leases.forget(id).await;
+            let forgot = forgot.map_err(|why| {
+                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, why)
+            })?;
+            if forgot != Forgot::Connected || Instant::now() >= until {
+                return Ok(forgot);
+            }
+            sleep(HEAR_AGAIN).await;
+        }
+    }
+
     /// The newest configuration, and the revision asked for, which must exist.
     fn asked(&self, revision: Option<u64>) -> Result<(Position, Option<Revision>), Status> {
         let newest = self.context.registry.published().position.clone();
@@ -120,6 +141,13 @@ fn unknown(id: &str) -> Status {
     let id: String = id.chars().take(63).collect();
     let message = format!("worker `{id}` is not known; ListWorkers shows those that are");
     status::with_reason(Code::NotFound, Reason::WorkerNotFound, message)
+}
+
+fn still_connected(id: &str) -> Status {
+    let message = format!(
+        "worker `{id}` is connected; `forebay fleet drain {id}` has it end and be forgotten"
+    );
+    status::with_reason(Code::FailedPrecondition, Reason::WorkerConnected, message)
 }
 
 #[tonic::async_trait]
@@ -223,22 +251,19 @@ impl Fleet for FleetService {
     ) -> Result<Response<wire::ForgetWorkerResponse>, Status> {
         let serve = async |request: wire::ForgetWorkerRequest| {
             let id: String = request.id.chars().take(63).collect();
-            let leased = self.context.leases.forget(&id).await;
-            let leased = leased.map_err(|why| {
-                status::with_reason(Code::Unavailable, Reason::LeasesElsewhere, why)
-            })?;
+            if self.context.fleet.is_connected(&id) {
+                return Err(still_connected(&id));
+            }
+            let leased = match self.forget_leases(&id).await? {
+                Forgot::Connected => return Err(still_connected(&id)),
+                forgot => forgot == Forgot::Done,
+            };
             match self.context.fleet.forget(&id) {
                 Ok(()) => {}
-                // On record since before this control plane started.
+                // On record since before this control plane started, or of another one.
                 Err(StillThere::Unknown) if leased => {}
                 Err(StillThere::Unknown) => return Err(unknown(&id)),
-                Err(StillThere::Connected) => {
-                    let message = format!(
-                        "worker `{id}` is connected; `forebay fleet drain {id}` has it end and be forgotten"
-                    );
-                    let (code, reason) = (Code::FailedPrecondition, Reason::WorkerConnected);
-                    return Err(status::with_reason(code, reason, message));
-                }
+                Err(StillThere::Connected) => return Err(still_connected(&id)),
             }
             tracing::info!(worker = id, "worker is forgotten");
             Ok(wire::ForgetWorkerResponse {})

@@ -58,8 +58,9 @@ fn one_that_vanished_is_counted_until_its_time_is_over_and_its_floor_until_it_is
     assert_eq!(play.sizes(), [19]);
     let shown = play.machine.leases_of(play.now, "w2");
     assert_eq!(shown[0].state(), forebay_proto::wire::LeaseState::Floor);
-    assert!(!play.machine.forget("w1"), "it is there");
-    assert!(play.machine.forget("w2"));
+    assert_eq!(play.machine.forget("w1"), Forgot::Connected);
+    assert_eq!(play.machine.forget("w2"), Forgot::Done);
+    assert_eq!(play.machine.forget("w2"), Forgot::Unknown);
     play.settle(2);
     assert_eq!(play.sizes(), [20]);
     assert!(!play.table.workers.contains_key(&id(2)));
